@@ -1,0 +1,184 @@
+"""One way to turn a frozen dataclass into a command line, a YAML file and back (on jsonargparse).
+
+A command describes what it can do as a frozen dataclass, with a docstring under each field. ``parse`` makes
+the command line of it: ``--config file.yaml`` first, then ``--group.name value`` overrides. A key that does
+not exist is an error that names the nearest one that does.
+"""
+
+import dataclasses
+import difflib
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import yaml
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+
+Options = TypeVar("Options")
+
+set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+
+class _OptionParser(ArgumentParser):
+    """Errors in one line, with the nearest valid key."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        raise ValueError(message)
+
+
+def _parser(cls: type, prog: str | None = None, description: str | None = None) -> _OptionParser:
+    parser = _OptionParser(prog=prog, description=description, exit_on_error=True)
+    parser.add_argument(
+        "--config",
+        action="config",
+        help="YAML file of options; later options on the command line override it.",
+    )
+    parser.add_class_arguments(cls, as_group=False)
+    return parser
+
+
+def _keys(cls: type, prefix: str = "") -> list[str]:
+    """Every option of ``cls`` as a dotted name, groups included."""
+    names = []
+    for field in dataclasses.fields(cls):
+        name = prefix + field.name
+        names.append(name)
+        nested = _nested_dataclass(cls, field.name)
+        if nested is not None:
+            names += _keys(nested, name + ".")
+    return names
+
+
+def _nested_dataclass(cls: type, name: str) -> type | None:
+    import typing
+
+    hint = typing.get_type_hints(cls)[name]
+    candidates = [hint, *typing.get_args(hint)]
+    return next((c for c in candidates if isinstance(c, type) and dataclasses.is_dataclass(c)), None)
+
+
+def _check_keys(cls: type, names: list[str], where: str) -> None:
+    known = _keys(cls)
+    for name in names:
+        if name.rstrip("+") in known or name in ("config", "help", "print_config"):
+            continue
+        close = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+        leaf = [k for k in known if k.split(".")[-1] == name.split(".")[-1]]
+        nearest = (leaf or close or ["--help lists them"])[0]
+        raise ValueError(f"unknown option '{name}' in {where}; the nearest known option is '{nearest}'.")
+
+
+def _dotted(values: dict[str, Any], cls: type, prefix: str = "") -> list[str]:
+    names = []
+    for name, value in values.items():
+        names.append(prefix + str(name))
+        nested = _nested_dataclass(cls, name) if name in {f.name for f in dataclasses.fields(cls)} else None
+        if isinstance(value, dict) and nested is not None:
+            names += _dotted(value, nested, f"{prefix}{name}.")
+    return names
+
+
+def _read_yaml(path: str | os.PathLike) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ValueError(f"configuration file {path} does not exist.") from error
+    except yaml.YAMLError as error:
+        raise ValueError(f"configuration file {path} is not valid YAML: {error}") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ValueError(
+            f"configuration file {path} must hold 'name: value' lines, got {type(values).__name__}."
+        )
+    return values
+
+
+def _normalise(argv: list[str]) -> list[str]:
+    """Dashes and underscores in option names mean the same: --batch-seconds is --batch_seconds."""
+    return [
+        re.sub(r"^--([^=]+)", lambda m: "--" + m.group(1).replace("-", "_"), a) if a.startswith("--") else a
+        for a in argv
+    ]
+
+
+def parse(
+    cls: type[Options], argv: list[str] | None = None, prog: str | None = None, description: str | None = None
+) -> Options:
+    """Options of a command from its command line.
+
+    Args:
+      cls: frozen dataclass; nested dataclasses become groups (``--group.name``).
+      argv: arguments without the program's name; the process's own by default.
+      prog: how the command is called, shown by ``--help``.
+      description: one paragraph shown by ``--help``.
+
+    Raises:
+      SystemExit: status 0 for ``--help``; status 2 with one line on standard error for anything wrong.
+    """
+    argv = _normalise(list(sys.argv[1:] if argv is None else argv))
+    try:
+        parser = _parser(cls, prog, description)
+        given = [re.match(r"--([^=]+)", a).group(1) for a in argv if re.match(r"--[^=]", a)]
+        _check_keys(cls, given, "the command line")
+        for position, argument in enumerate(argv):
+            if argument == "--config" and position + 1 < len(argv):
+                _check_keys(cls, _dotted(_read_yaml(argv[position + 1]), cls), argv[position + 1])
+            elif argument.startswith("--config="):
+                path = argument.split("=", 1)[1]
+                _check_keys(cls, _dotted(_read_yaml(path), cls), path)
+        namespace = parser.parse_args(argv)
+        return _instantiate(parser, namespace, cls)
+    except ValueError as error:
+        message = " ".join(str(error).split())
+        print(f"error: {message}\n       `{prog or sys.argv[0]} --help` lists every option.", file=sys.stderr)
+        raise SystemExit(2) from error
+
+
+def load(cls: type[Options], source: str | os.PathLike | dict[str, Any]) -> Options:
+    """Options from a YAML file or a (nested) dict. Raises ValueError for unknown keys and wrong types."""
+    values = dict(source) if isinstance(source, dict) else _read_yaml(source)
+    where = "the given values" if isinstance(source, dict) else str(source)
+    _check_keys(cls, _dotted(values, cls), where)
+    parser = _parser(cls)
+    return _instantiate(parser, parser.parse_object(values), cls)
+
+
+def _instantiate(parser: _OptionParser, namespace: Namespace, cls: type[Options]) -> Options:
+    namespace.pop("config", None)
+    instantiated = parser.instantiate(namespace)
+    values = {field.name: instantiated[field.name] for field in dataclasses.fields(cls)}
+    return cls(**{name: _build(cls, name, value) for name, value in values.items()})
+
+
+def _build(cls: type, name: str, value: Any) -> Any:
+    nested = _nested_dataclass(cls, name)
+    if nested is not None and isinstance(value, Namespace | dict):
+        value = value.as_dict() if isinstance(value, Namespace) else value
+        return nested(**{key: _build(nested, key, item) for key, item in value.items()})
+    return value
+
+
+def to_dict(options: Any) -> dict[str, Any]:
+    """Plain nested dict (lists, strings, numbers), ready for YAML, JSON or a checkpoint."""
+
+    def plain(value: Any) -> Any:
+        if dataclasses.is_dataclass(value):
+            return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        if isinstance(value, dict):
+            return {str(key): plain(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(item) for item in value]
+        return str(value) if isinstance(value, Path) else value
+
+    return plain(options)
+
+
+def save(options: Any, path: str | os.PathLike) -> None:
+    """Write ``options`` as YAML, aside and renamed."""
+    path = Path(path)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(yaml.safe_dump(to_dict(options), sort_keys=False), encoding="utf-8")
+    os.replace(temporary, path)
