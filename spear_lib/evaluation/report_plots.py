@@ -1,0 +1,186 @@
+"""Pictures of the report, as PNG bytes (matplotlib without a display). Axes carry names and units."""
+
+import io
+import math
+from collections.abc import Sequence
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+LN_256 = math.log(256.0)
+"""Cross-entropy of guessing among 256 codes, in nats: what a model that knows nothing scores."""
+
+# A palette that stays apart in grey print and for colour-blind readers (Okabe & Ito).
+COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
+_ERROR_COLOURS = {"substitutions": "#0072B2", "insertions": "#E69F00", "deletions": "#D55E00"}
+
+Curve = tuple[Sequence[float], Sequence[float]]
+"""Steps and values of one line."""
+
+
+def _figure(num_panels: int = 1, height: float = 3.2) -> tuple[Figure, list[Axes]]:
+    figure, axes = plt.subplots(
+        1, num_panels, figsize=(9.0 if num_panels > 1 else 6.4, height), squeeze=False
+    )
+    for axis in axes[0]:
+        axis.grid(True, color="#dddddd", linewidth=0.6)
+        axis.set_axisbelow(True)
+        for side in ("top", "right"):
+            axis.spines[side].set_visible(False)
+    return figure, list(axes[0])
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.tight_layout()
+    # No date or version in the file: the same numbers give the same bytes.
+    figure.savefig(buffer, format="png", dpi=120, metadata={"Software": None})
+    plt.close(figure)
+    return buffer.getvalue()
+
+
+def _plot(axis: Axes, curves: dict[str, Curve], marker: bool = False) -> None:
+    for position, (name, (steps, values)) in enumerate(curves.items()):
+        colour = COLOURS[position % len(COLOURS)]
+        # A single point has no line: show it as a dot.
+        style = "o-" if marker or len(steps) == 1 else "-"
+        axis.plot(steps, values, style, color=colour, label=name, markersize=3.5, linewidth=1.4)
+
+
+def pretraining_loss(
+    train: dict[str, Curve], valid: dict[str, Curve], unigram_entropy: float | None, codebook_size: int = 256
+) -> bytes:
+    """Token cross-entropy against the two baselines, one panel for training and one for validation.
+
+    Args:
+      train, valid: line name (e.g. "masked frames") -> (steps, nats per codebook and frame).
+      unigram_entropy: cross-entropy of the best constant guess, in nats; None when unknown.
+      codebook_size: codes per codebook; its logarithm is the chance level.
+    """
+    panels = [(name, curves) for name, curves in (("training", train), ("validation", valid)) if curves]
+    figure, axes = _figure(max(len(panels), 1))
+    for axis, (name, curves) in zip(axes, panels):
+        _plot(axis, curves, marker=name == "validation")
+        axis.axhline(math.log(codebook_size), color="#555555", linestyle="--", linewidth=1)
+        axis.annotate(
+            f"chance, ln {codebook_size} = {math.log(codebook_size):.2f}",
+            (0.98, math.log(codebook_size)),
+            xycoords=("axes fraction", "data"),
+            xytext=(0, 3),
+            textcoords="offset points",
+            ha="right",
+            fontsize=8,
+            color="#555555",
+        )
+        if unigram_entropy is not None:
+            axis.axhline(unigram_entropy, color="#555555", linestyle=":", linewidth=1.2)
+            axis.annotate(
+                f"token frequencies alone = {unigram_entropy:.2f}",
+                (0.98, unigram_entropy),
+                xycoords=("axes fraction", "data"),
+                xytext=(0, -10),
+                textcoords="offset points",
+                ha="right",
+                fontsize=8,
+                color="#555555",
+            )
+        low, high = axis.get_ylim()
+        axis.set_ylim(low, max(high, math.log(codebook_size) * 1.06))
+        axis.set(title=name, xlabel="optimiser step", ylabel="loss (nats per codebook and frame)")
+        axis.legend(frameon=False, fontsize=8, loc="lower left")
+    return _png(figure)
+
+
+def lines(
+    panels: Sequence[tuple[str, str, dict[str, Curve]]], x_label: str = "optimiser step", marker: bool = False
+) -> bytes:
+    """Panels side by side: (title, name and unit of the vertical axis, curves)."""
+    figure, axes = _figure(len(panels))
+    for axis, (title, y_label, curves) in zip(axes, panels):
+        _plot(axis, curves, marker)
+        axis.set(title=title, xlabel=x_label, ylabel=y_label)
+        if len(curves) > 1:
+            axis.legend(frameon=False, fontsize=8)
+    return _png(figure)
+
+
+def code_usage(entropies: dict[str, Sequence[float]], codebook_size: int) -> bytes:
+    """Perplexity of each codebook's codes (how many codes are in effective use), per token field."""
+    figure, (axis,) = _figure()
+    width = 0.8 / max(len(entropies), 1)
+    for position, (name, values) in enumerate(entropies.items()):
+        places = [index + (position - (len(entropies) - 1) / 2) * width for index in range(len(values))]
+        axis.bar(places, [math.exp(v) for v in values], width, color=COLOURS[position % 7], label=name)
+        axis.set_xticks(range(len(values)))
+    axis.axhline(codebook_size, color="#555555", linestyle="--", linewidth=1)
+    axis.set(
+        xlabel="codebook (number)",
+        ylabel=f"codes in effective use (of {codebook_size})",
+        ylim=(0, codebook_size * 1.08),
+    )
+    if len(entropies) > 1:
+        axis.legend(frameon=False, fontsize=8)
+    return _png(figure)
+
+
+def word_error_rates(results: Sequence[dict]) -> bytes:
+    """Stacked substitutions, insertions and deletions per (test set, arm), with the 95 % interval.
+
+    Args:
+      results: {"set", "arm", "wer", "interval_95", "substitutions", ..., "num_words"} each.
+    """
+    figure, (axis,) = _figure(height=1.1 + 0.42 * len(results))
+    figure.set_size_inches(7.6, 1.1 + 0.42 * len(results))
+    names = [f"{item['set']}, {item['arm']}" for item in results]
+    for row, item in enumerate(results):
+        left = 0.0
+        for kind, colour in _ERROR_COLOURS.items():
+            share = 100.0 * item[kind] / max(item["num_words"], 1)
+            axis.barh(row, share, left=left, color=colour, height=0.62, label=kind if row == 0 else None)
+            left += share
+        low, high = item["interval_95"]
+        axis.plot([low, high], [row, row], color="black", linewidth=1.2, marker="|", markersize=8)
+        axis.annotate(
+            f"{item['wer']:.2f}",
+            (high, row),
+            xytext=(5, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=9,
+        )
+    axis.set_yticks(range(len(names)), names)
+    axis.invert_yaxis()
+    axis.set_xlim(0, max(item["interval_95"][1] for item in results) * 1.12 + 1)
+    axis.set(xlabel="word error rate (% of reference words; whisker: 95 % interval)")
+    axis.grid(False, axis="y")
+    axis.legend(frameon=False, fontsize=8, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    return _png(figure)
+
+
+def probes(results: dict[str, dict[str, dict]]) -> bytes:
+    """Bars per probe: task -> features -> {"mean", "std", "metric"} (percent, higher is better)."""
+    figure, axes = _figure(len(results), height=3.0)
+    for axis, (task, features) in zip(axes, results.items()):
+        names = list(features)
+        for position, name in enumerate(names):
+            item = features[name]
+            colour = COLOURS[position % len(COLOURS)]
+            axis.bar(position, item["mean"], 0.65, yerr=item["std"], capsize=3, color=colour)
+            axis.annotate(
+                f"{item['mean']:.1f}",
+                (position, item["mean"] + item["std"]),
+                xytext=(0, 3),
+                textcoords="offset points",
+                ha="center",
+                fontsize=9,
+            )
+        axis.set_xticks(range(len(names)), [name.replace(" ", "\n", 1) for name in names], fontsize=8)
+        metric = next(iter(features.values()))["metric"] if features else ""
+        axis.set(title=task, ylabel=f"{metric} (%)")
+        axis.set_ylim(0, max([item["mean"] + item["std"] for item in features.values()] + [1.0]) * 1.15)
+        axis.grid(False, axis="x")
+    return _png(figure)
