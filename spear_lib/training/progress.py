@@ -54,7 +54,9 @@ def progress(
             last_line = now
             logger.info(_line(description, done, total, unit, now - start))
     if last_line > start:  # something was shown, so say also that it ended
-        logger.info("%s: done, %d %s in %s", description, done, unit, format_seconds(time.monotonic() - start))
+        logger.info(
+            "%s: done, %d %s in %s", description, done, unit, format_seconds(time.monotonic() - start)
+        )
 
 
 def _line(description: str, done: int, total: int | None, unit: str, seconds: float) -> str:
@@ -62,4 +64,6 @@ def _line(description: str, done: int, total: int | None, unit: str, seconds: fl
     if not total:
         return f"{description}: {done} {unit}, {rate:.3g} {unit}/s"
     left = format_seconds((total - done) / max(rate, 1e-9))
-    return f"{description}: {done}/{total} {unit} ({100 * done / total:.0f} %), {rate:.3g} {unit}/s, {left} left"
+    return (
+        f"{description}: {done}/{total} {unit} ({100 * done / total:.0f} %), {rate:.3g} {unit}/s, {left} left"
+    )

@@ -1,0 +1,120 @@
+"""One process or many: everything the product knows about ranks (ours).
+
+Start one process, or ``torchrun --nproc-per-node=N -m spear_lib.bin.<verb> ...``; nothing else changes. On
+CPU the processes talk through gloo, on GPUs through nccl with a second, small gloo group for control
+messages, so that agreeing on "stop now" never makes the host wait for a device.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all processes of the run."""
+
+    rank: int = 0
+    world_size: int = 1
+    device: torch.device = torch.device("cpu")
+    control: Any = None
+    """gloo group for values that live on the host; None in a single process."""
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def any(self, flag: bool) -> bool:
+        """Whether ``flag`` is set on any rank; the same answer on every rank."""
+        if self.world_size == 1:
+            return flag
+        value = torch.tensor([float(flag)])
+        dist.all_reduce(value, op=dist.ReduceOp.MAX, group=self.control)
+        return bool(value.item())
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum of a host tensor over ranks."""
+        if self.world_size > 1:
+            values = values.clone()
+            dist.all_reduce(values, group=self.control)
+        return values
+
+    def barrier(self) -> None:
+        if self.world_size > 1:
+            dist.barrier(group=self.control)
+
+
+def choose_device(name: str, local_rank: int = 0) -> torch.device:
+    """Turns ``auto``, ``cpu`` or ``cuda`` into this process's device.
+
+    Raises:
+      ValueError: for another name, or for cuda where no GPU is visible.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cpu":
+        return torch.device("cpu")
+    if name != "cuda":
+        raise ValueError(f"device must be auto, cpu or cuda, it is {name!r}")
+    if not torch.cuda.is_available():
+        raise ValueError(
+            "device is cuda but torch sees no GPU: use --training.device cpu, or install a CUDA torch"
+        )
+    return torch.device("cuda", local_rank % torch.cuda.device_count())
+
+
+@contextmanager
+def world(device: str = "auto") -> Iterator[World]:
+    """The processes of this run, as torchrun's environment describes them; one process without it."""
+    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    chosen = choose_device(device, int(os.environ.get("LOCAL_RANK", "0")))
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    if world_size == 1:
+        yield World(device=chosen)
+        return
+    timeout = timedelta(minutes=30)
+    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=timeout)
+    control = dist.new_group(backend="gloo", timeout=timeout)
+    try:
+        yield World(rank, world_size, chosen, control)
+    finally:
+        dist.destroy_process_group()
+
+
+class _Compute(nn.Module):
+    """The task as a module, so that DDP sees one forward per backward."""
+
+    def __init__(self, task: Any) -> None:
+        super().__init__()
+        self.model = task.model
+        self._task = [task]  # in a list: the task is no submodule
+
+    def forward(self, batch: Any) -> Any:
+        return self._task[0].compute(batch)
+
+
+def wrap(task: Any, world: World) -> nn.Module:
+    """Module whose forward is ``task.compute``; its gradients are averaged over ranks where there are
+    several.
+
+    Parameters that are frozen now are left out, so wrap again when they thaw.
+    """
+    module = _Compute(task)
+    if world.world_size == 1 or not any(p.requires_grad for p in module.parameters()):
+        return module
+    return nn.parallel.DistributedDataParallel(module, gradient_as_bucket_view=True)
+
+
+def no_gradient_sync(module: nn.Module, wanted: bool) -> Any:
+    """Context in which backward does not talk to the other ranks (all but the last micro-batch of a step)."""
+    if wanted and isinstance(module, nn.parallel.DistributedDataParallel):
+        return module.no_sync()
+    return nullcontext()

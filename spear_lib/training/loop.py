@@ -1,0 +1,378 @@
+"""The one training loop of the product: pre-training and fine-tuning differ in their task alone (DESIGN §4;
+ours).
+
+Order within a step, as in the reference (spec optim §2.2): the step counter goes up; every micro-batch sets
+the schedule clock, runs forward and backward; the learning rate is set from (step, hours); the optimiser
+moves; the model average, the log, the validation and the checkpoint follow. Nothing waits for the device
+except when logging.
+
+The gradient is that of the SUM of the loss over the global batch: DDP averages over ranks, so each rank's
+loss is multiplied by the number of ranks.
+"""
+
+import logging
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from spear_lib import keyed_random
+from spear_lib.config import save as save_options
+from spear_lib.config import to_dict
+from spear_lib.optim import Eden, ScaledAdam, parameter_groups
+from spear_lib.training import distributed
+from spear_lib.training.averaging import ModelAverage
+from spear_lib.training.checkpoint import CheckpointFolder, check_same_options, load
+from spear_lib.training.distributed import World
+from spear_lib.training.freezing import freeze, thaw
+from spear_lib.training.health import STATUS_INTERRUPTED, LossGuard, SkippedSteps, stop_on_signal
+from spear_lib.training.metrics import MetricsLog, Totals
+from spear_lib.training.options import RESUME_MAY_CHANGE, TrainingConfig
+from spear_lib.training.precision import Precision
+from spear_lib.training.progress import format_seconds
+from spear_lib.training.task import StepClock, Task
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Position:
+    """Where the run is; saved in every checkpoint."""
+
+    step: int = 0
+    epoch: int = 0
+    batch: int = 0
+    """Global batches of the epoch that are used up."""
+    seconds: float = 0.0
+    """Time spent training, resumes included."""
+    audio_hours: float = 0.0
+    """Audio seen, as measured (the schedules use nominal hours)."""
+
+
+def train(
+    task: Task,
+    train_data: Any,
+    valid_data: dict[str, Any],
+    config: TrainingConfig,
+    experiment_dir: str | Path,
+    *,
+    batch_seconds: float,
+    world: World | None = None,
+    options: Any = None,
+) -> dict[str, dict[str, float]]:
+    """Trains until a limit of ``config`` is reached; goes on by itself from
+    ``experiment_dir/checkpoints/last.pt``.
+
+    Args:
+      task: model and objective.
+      train_data: has ``epoch_batches(epoch, start_batch) -> iterator of batches``, this rank's share of each
+        global batch. A batch has ``.to(device)``, ``.keys`` (B,) and ``.audio_seconds``.
+      valid_data: set name -> data of the same kind; epoch 0 of it is used every time.
+      batch_seconds: audio of one global batch in seconds (all ranks), the unit of the schedules.
+      options: the options dataclass of the command; saved, and compared when resuming.
+
+    Returns:
+      Set name -> values of the last validation.
+
+    Raises:
+      RuntimeError: non-finite loss (before the optimiser step), or gradients that stay non-finite.
+      SystemExit: status 75 after SIGTERM or SIGUSR1, with everything saved.
+    """
+    trainer = Trainer(
+        task, train_data, valid_data, config, Path(experiment_dir), batch_seconds, world, options
+    )
+    with stop_on_signal() as stop:
+        return trainer.run(stop)
+
+
+class Trainer:
+    """State of one run; use ``train``."""
+
+    def __init__(
+        self,
+        task: Task,
+        train_data: Any,
+        valid_data: dict[str, Any],
+        config: TrainingConfig,
+        experiment_dir: Path,
+        batch_seconds: float,
+        world: World | None,
+        options: Any,
+    ) -> None:
+        self.task, self.config, self.experiment_dir = task, config, experiment_dir
+        self.train_data, self.valid_data = train_data, valid_data
+        self.world = world or World(device=distributed.choose_device(config.device))
+        self.options = to_dict(options if options is not None else config)
+        self.step_seconds = batch_seconds * config.accumulate_batches
+        self.position = Position()
+        self.totals, self.valid_values = Totals(), {}
+        self.last_log_step, self.stopped_by_time = 0, False
+
+        experiment_dir.mkdir(parents=True, exist_ok=True)
+        self.checkpoints = CheckpointFolder(experiment_dir / "checkpoints", config.keep_checkpoints)
+        self.precision = Precision(config.precision, self.world.device)
+        self.guard = LossGuard(experiment_dir, self.world.rank)
+        self.skipped = SkippedSteps(config.max_skipped_steps)
+
+        task.model.to(self.world.device)
+        self.frozen = freeze(task.model, config.freeze) if config.freeze_steps else []
+        self.optimizer = ScaledAdam(
+            parameter_groups(task.model, config.learning_rate, config.lr_scales),
+            lr=config.learning_rate,
+            clipping_scale=config.clipping_scale or None,
+            variant=config.optimizer_variant,
+        )
+        self.scheduler = self._new_scheduler()
+        keeps_average = config.average_period and self.world.is_main
+        self.average = ModelAverage(task.model, config.average_period) if keeps_average else None
+        self._resume()
+        self.module = distributed.wrap(task, self.world)
+        self.metrics = MetricsLog(experiment_dir, self.position.step, self.world.is_main)
+
+    # ------------------------------------------------------------------ the loop
+
+    def run(self, stop: Any) -> dict[str, dict[str, float]]:
+        config, position = self.config, self.position
+        if self._finished():
+            logger.info("nothing left to do: step %d of %d is already saved", position.step, config.max_steps)
+            return {}
+        batches = self._batches()
+        self.mark = time.monotonic()
+        while not self._finished():
+            if not self._step(batches):
+                break  # the last epoch ended
+            step = position.step
+            if step == 1 or step % config.log_interval == 0:
+                self._log()
+            if config.valid_interval and step % config.valid_interval == 0 and not self._finished():
+                self._validate()
+            if step % config.save_interval == 0 and not self._finished():
+                self._save(keep_step=True)
+            if self.world.any(bool(stop)):
+                self._save(keep_step=False)
+                logger.info("%s: saved step %d, exit status %d", stop.signal_name, step, STATUS_INTERRUPTED)
+                raise SystemExit(STATUS_INTERRUPTED)
+        if position.step > self.last_log_step:
+            self._log()
+        self._validate()
+        self._save(keep_step=True)
+        self.metrics.close()
+        return self.valid_values
+
+    def _step(self, batches: Iterator[Any]) -> bool:
+        """One optimiser step; False if the data ended before it."""
+        config, position, world = self.config, self.position, self.world
+        if self.frozen and position.step == config.freeze_steps:
+            self._thaw()
+        hours = position.step * self.step_seconds / 3600
+        clock = position.step * self.step_seconds / config.schedule_reference_seconds
+        self.task.model.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        for micro in range(config.accumulate_batches):
+            batch = next(batches, None)
+            if batch is None:
+                return False
+            batch = batch.to(world.device)
+            key = keyed_random.key("step", config.seed, position.step + 1, micro)
+            self.task.begin_step(
+                batch, StepClock(position.step + 1, clock + config.schedule_offset_batches, hours, key)
+            )
+            with distributed.no_gradient_sync(self.module, micro + 1 < config.accumulate_batches):
+                with self.precision.autocast():
+                    result = self.module(batch)
+                self.guard.watch(result.loss_sum, batch)
+                self.precision.backward(result.loss_sum * world.world_size)
+            self.totals.add(result.stats)
+            self.totals.add({"audio_seconds": (batch.audio_seconds, 1.0)})
+        self.guard.check(position.step + 1)
+
+        position.step += 1
+        self.scheduler.step_batch(position.step)
+        self.scheduler.step_epoch(position.step * self.step_seconds / 3600)
+        self.precision.step(self.optimizer)
+        self.precision.after_step(position.step)
+        if self.average is not None:
+            self.average.update(self.task.model, position.step)
+        return True
+
+    def _batches(self) -> Iterator[Any]:
+        """Batches from the saved position on, epoch after epoch; the position is that after the batch."""
+        position = self.position
+        while not (self.config.max_epochs and position.epoch >= self.config.max_epochs):
+            first = position.batch
+            for batch in self.train_data.epoch_batches(position.epoch, position.batch):
+                position.batch += 1
+                yield batch
+            if first == 0 and position.batch == 0:
+                raise ValueError(
+                    "the training data gave no batch: see the cuts and the duration limits in the options"
+                )
+            position.epoch, position.batch = position.epoch + 1, 0
+
+    def _finished(self) -> bool:
+        config, position = self.config, self.position
+        if config.max_minutes and not self.stopped_by_time:
+            late = position.seconds + self._seconds_since_mark() > 60 * config.max_minutes
+            self.stopped_by_time = self.world.any(late)  # the clocks of ranks differ: agree
+        return self.stopped_by_time or bool(config.max_steps and position.step >= config.max_steps)
+
+    # ------------------------------------------------------------------ reports
+
+    def _log(self) -> None:
+        position = self.position
+        totals = self.totals.collect(self.world)
+        self.totals.clear()
+        audio_seconds = float(totals.pop("audio_seconds")[0])
+        position.audio_hours += audio_seconds / 3600
+        elapsed, steps = self._take_seconds(), position.step - self.last_log_step
+        self.skipped.update(int(getattr(self.optimizer, "num_skipped", 0)), steps, position.step)
+        values = self.task.summarise(totals)
+        rate = self.optimizer.param_groups[0]["lr"]
+        report = {
+            **values,
+            "learning_rate": rate,
+            "audio_seconds_per_second": audio_seconds / max(elapsed, 1e-9),
+            "audio_hours": position.audio_hours,
+            "seconds": position.seconds,
+        }
+        self.metrics.write(position.step, position.epoch, "train", report)
+        if self.world.is_main:
+            limit = f"/{self.config.max_steps}" if self.config.max_steps else ""
+            logger.info(
+                "step %d%s, epoch %d: %s, lr %.3g, %.3g audio-s/s%s",
+                position.step,
+                limit,
+                position.epoch,
+                self.task.describe(values),
+                rate,
+                report["audio_seconds_per_second"],
+                self._time_left(elapsed / max(steps, 1)),
+            )
+        self.last_log_step = position.step
+
+    @torch.no_grad()
+    def _validate(self) -> None:
+        """Every validation set once, without autocast; the numbers do not depend on the number of ranks."""
+        self._take_seconds()
+        self.task.model.eval()
+        for name, data in self.valid_data.items():
+            totals = Totals()
+            for batch in data.epoch_batches(0, 0):
+                totals.add(self.task.compute(batch.to(self.world.device)).stats)
+            collected = totals.collect(self.world)
+            if not collected:
+                raise ValueError(
+                    f"validation set {name!r} gave no batch: see its cuts and the duration limits"
+                )
+            values = self.task.summarise(collected)
+            self.valid_values[name] = values
+            self.metrics.write(self.position.step, self.position.epoch, f"valid/{name}", values)
+            if self.world.is_main:
+                logger.info("step %d, valid %s: %s", self.position.step, name, self.task.describe(values))
+        self.mark = time.monotonic()
+
+    def _seconds_since_mark(self) -> float:
+        return time.monotonic() - getattr(self, "mark", time.monotonic())
+
+    def _take_seconds(self) -> float:
+        """Adds the training time since the last call to the position; returns time since the last log line."""
+        elapsed = self._seconds_since_mark()
+        self.position.seconds += elapsed
+        self.mark = time.monotonic()
+        return elapsed
+
+    def _time_left(self, seconds_per_step: float) -> str:
+        config, position = self.config, self.position
+        limits = []
+        if config.max_steps:
+            limits.append((config.max_steps - position.step) * seconds_per_step)
+        if config.max_minutes:
+            limits.append(60 * config.max_minutes - position.seconds)
+        if config.max_epochs and hasattr(self.train_data, "num_batches"):
+            done = position.epoch + position.batch / max(self.train_data.num_batches(position.epoch), 1)
+            if done > 0:
+                limits.append((config.max_epochs / done - 1) * position.step * seconds_per_step)
+        return f", {format_seconds(min(limits))} left" if limits and math.isfinite(min(limits)) else ""
+
+    # ------------------------------------------------------------------ state
+
+    def _new_scheduler(self) -> Eden:
+        config = self.config
+        return Eden(
+            self.optimizer, config.lr_batches, config.lr_hours, config.warmup_batches, config.warmup_start
+        )
+
+    def _thaw(self) -> None:
+        """Gives the frozen parameters to the optimiser with a fresh state (spec optim §5, "ours")."""
+        thaw(self.frozen, self.task.model, self.optimizer, self.config)
+        self.frozen = []
+        self.scheduler = self._new_scheduler()
+        if hasattr(self, "module"):  # DDP looks at requires_grad when it is built
+            self.module = distributed.wrap(self.task, self.world)
+        logger.info("step %d: %s now trains too", self.position.step, ", ".join(self.config.freeze))
+
+    def _save(self, keep_step: bool) -> None:
+        self._take_seconds()
+        totals = self.totals.collect(self.world)
+        if self.world.is_main:
+            position = self.position
+            path = self.checkpoints.save(
+                {
+                    "kind": self.task.kind,
+                    "config": self.options,
+                    "model": self.task.model.state_dict(),
+                    "model_average": self.average.state_dict() if self.average is not None else None,
+                    "optimizer": self.optimizer.state_dict(),
+                    "scheduler": self.scheduler.state_dict(),
+                    "precision": self.precision.state_dict(),
+                    "sampler": {"epoch": position.epoch, "batch": position.batch},
+                    "step": position.step,
+                    "hours": position.step * self.step_seconds / 3600,
+                    "seconds": position.seconds,
+                    "audio_hours": position.audio_hours,
+                    "last_log_step": self.last_log_step,
+                    "totals": {name: list(pair) for name, pair in totals.items()},
+                    **self.task.identity(),
+                },
+                keep_step,
+            )
+            logger.info("step %d: saved %s", position.step, path)
+        self.world.barrier()
+        self.mark = time.monotonic()
+
+    def _resume(self) -> None:
+        path = self.checkpoints.last
+        if not path.exists():
+            if self.world.is_main:
+                save_options(self.options, self.experiment_dir / "config.yaml")
+            return
+        state = load(path, self.task.kind)
+        check_same_options(state["config"], self.options, RESUME_MAY_CHANGE, path)
+        for name, value in self.task.identity().items():
+            if state.get(name) != value:
+                raise ValueError(
+                    f"{path} was made with {name} {state.get(name)} and this run has {value}: the data or the "
+                    "model changed since. Go back to the old ones, or start a new experiment_dir"
+                )
+        self.task.model.load_state_dict(state["model"])
+        self.position = Position(
+            state["step"],
+            state["sampler"]["epoch"],
+            state["sampler"]["batch"],
+            state["seconds"],
+            state["audio_hours"],
+        )
+        if self.frozen and self.position.step > self.config.freeze_steps:
+            self._thaw()
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.precision.load_state_dict(state["precision"])
+        if self.average is not None:
+            self.average.load_state_dict(state["model_average"])
+        self.totals.load(state["totals"], self.world)
+        self.last_log_step = state["last_log_step"]
+        logger.info("going on from %s: step %d, epoch %d", path, self.position.step, self.position.epoch)

@@ -1,0 +1,126 @@
+"""Numbers of a run: summed without waiting for the device, reduced over ranks when they are shown (ours)."""
+
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spear_lib.training.distributed import World
+from spear_lib.training.task import Stats
+
+logger = logging.getLogger(__name__)
+
+
+class Totals:
+    """Running (sum, count) pairs of this rank, in float64 on whatever device the values live."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, list[Tensor]] = {}
+
+    def add(self, stats: Stats) -> None:
+        for name, pair in stats.items():
+            new = [torch.as_tensor(value).detach().to(torch.float64) for value in pair]
+            old = self._values.get(name)
+            self._values[name] = new if old is None else [a.to(b.device) + b for a, b in zip(old, new)]
+
+    def __bool__(self) -> bool:
+        return bool(self._values)
+
+    def collect(self, world: World) -> Stats:
+        """Totals over all ranks, on the host. All ranks must have seen the same names.
+
+        The main rank goes on from these totals and the others from zero, so that a run that saves them and
+        one that restarts from them add the same numbers in the same order.
+        """
+        names = sorted(self._values)
+        host = {name: [value.cpu() for value in self._values[name]] for name in names}
+        if world.world_size > 1:
+            flat = torch.cat(
+                [value.reshape(-1) for name in names for value in host[name]] or [torch.zeros(1)]
+            )
+            flat = world.sum(flat)
+            position = 0
+            for name in names:
+                for index, value in enumerate(host[name]):
+                    host[name][index] = flat[position : position + value.numel()].reshape(value.shape)
+                    position += value.numel()
+        zero = 0 if not world.is_main else 1
+        self._values = {name: [value * zero for value in pair] for name, pair in host.items()}
+        return {name: (pair[0], pair[1]) for name, pair in host.items()}
+
+    def clear(self) -> None:
+        self._values = {}
+
+    def load(self, stats: dict[str, Any], world: World) -> None:
+        """Continue from saved totals (the main rank; the others start from zero)."""
+        scale = 1.0 if world.is_main else 0.0
+        self._values = {name: [value * scale for value in pair] for name, pair in stats.items()}
+
+
+class MetricsLog:
+    """metrics.jsonl and TensorBoard of an experiment; written by the main rank only.
+
+    Lines after the step from which a killed run resumes are taken away first: the file then reads like that
+    of an unbroken run.
+
+    Args:
+      experiment_dir: gets metrics.jsonl and tensorboard/.
+      step: the step from which training goes on, 0 for a new run.
+      active: False on ranks other than the main one.
+    """
+
+    def __init__(self, experiment_dir: Path, step: int, active: bool = True) -> None:
+        self._file = self._board = None
+        if not active:
+            return
+        path = experiment_dir / "metrics.jsonl"
+        kept = [json.dumps(line) + "\n" for line in read_metrics(path) if line["step"] <= step]
+        partial = path.with_suffix(".jsonl.tmp")
+        partial.write_text("".join(kept), encoding="utf-8")
+        os.replace(partial, path)
+        self._file = path.open("a", encoding="utf-8")
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            logger.warning("no TensorBoard curves (pip install tensorboard); all numbers are in %s", path)
+        else:
+            self._board = SummaryWriter(str(experiment_dir / "tensorboard"), purge_step=step + 1)
+
+    def write(self, step: int, epoch: int, kind: str, values: dict[str, float]) -> None:
+        """One line: ``kind`` is ``train`` or ``valid/<set>``."""
+        if self._file is None:
+            return
+        self._file.write(json.dumps({"step": step, "epoch": epoch, "kind": kind, **values}) + "\n")
+        self._file.flush()
+        if self._board is not None:
+            for name, value in values.items():
+                if isinstance(value, (int, float)):
+                    self._board.add_scalar(f"{kind}/{name}", value, step)
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+
+def read_metrics(path: str | Path) -> list[dict[str, Any]]:
+    """Lines of a metrics.jsonl; a last line that was torn by a kill is left out. Empty if there is no file."""
+    path = Path(path)
+    lines: list[dict[str, Any]] = []
+    if not path.exists():
+        return lines
+    texts = path.read_text(encoding="utf-8").splitlines()
+    for number, text in enumerate(texts, start=1):
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError as error:
+            if number < len(texts):
+                raise ValueError(
+                    f"{path} line {number} is not JSON ({error}): delete or mend that line"
+                ) from error
+    return lines

@@ -1,0 +1,92 @@
+"""Options of the training loop, shared by every command that trains."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Optimiser, schedules, lengths and intervals."""
+
+    max_steps: int = 400_000
+    """Stop after this many optimiser steps (paper Table 8; 0: no limit). The only limit that is
+    deterministic."""
+    max_epochs: int = 0
+    """Stop after this many passes over the training data (ours; 0: no limit)."""
+    max_minutes: float = 0.0
+    """Stop after this many minutes of training, resumes included (ours; 0: no limit; not deterministic)."""
+    accumulate_batches: int = 1
+    """Global batches whose gradients are summed before one optimiser step (ours)."""
+    precision: str = "auto"
+    """fp32 | bf16 | fp16 | auto: bf16 where the GPU has it, fp32 on CPU (reference: fp16; spec optim §4)."""
+    device: str = "auto"
+    """cpu | cuda | auto: cuda where a GPU is visible."""
+    seed: int = 0
+    """Seed of initialisation and of every keyed draw of the model (ours)."""
+
+    learning_rate: float = 0.045
+    """Peak learning rate of ScaledAdam, relative to the size of each tensor (paper Table 8)."""
+    lr_batches: float = 7500.0
+    """Decay constant in optimiser steps (reference; spec optim §2)."""
+    lr_hours: float = 25_000.0
+    """Decay constant in nominal hours of audio over all ranks (reference: 25000 for Base; spec optim §2.2).
+    """
+    warmup_batches: float = 500.0
+    """Steps of linear warm-up of the learning rate (reference)."""
+    warmup_start: float = 0.5
+    """Learning-rate factor at the first step (reference)."""
+    clipping_scale: float = 2.0
+    """Gradients above this many times the median norm are scaled down (reference; 0: off)."""
+    optimizer_variant: str = "spear"
+    """spear | master: which ScaledAdam (spec optim §1.6)."""
+    lr_scales: dict[str, float] = field(default_factory=dict)
+    """Module path -> factor on the learning rate of its parameters, e.g. {encoder: 0.1} (spec optim §2.3)."""
+    freeze: list[str] = field(default_factory=list)
+    """Module paths without updates during the first freeze_steps steps, e.g. [encoder] (spec optim §5)."""
+    freeze_steps: int = 0
+    """Optimiser steps for which ``freeze`` holds (reference: 2000 in fine-tuning; 0: never frozen)."""
+
+    schedule_reference_seconds: float = 600.0
+    """Batch of audio in seconds for which one step advances the model's schedules by 1 (reference)."""
+    schedule_offset_batches: float = 0.0
+    """Added to the schedule clock; fine-tuning uses 100000, which makes every schedule final (reference)."""
+
+    average_period: int = 200
+    """Steps between two snapshots of the running model average (reference; spec optim §3; 0: no average)."""
+    log_interval: int = 50
+    """Steps between two lines of the log and of metrics.jsonl (ours)."""
+    valid_interval: int = 3000
+    """Steps between two validations (ours; 0: only at the end)."""
+    save_interval: int = 4000
+    """Steps between two kept checkpoints (reference: 4000); also how much a killed run loses at most."""
+    keep_checkpoints: int = 10
+    """How many step-*.pt to keep; older ones are deleted (ours; 0: all)."""
+    max_skipped_steps: int = 20
+    """Stop when this many steps in a row were skipped for non-finite gradients (ours)."""
+
+    def __post_init__(self) -> None:
+        for name in ("accumulate_batches", "log_interval", "save_interval"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, it is {getattr(self, name)}")
+        if not (self.max_steps or self.max_epochs or self.max_minutes):
+            raise ValueError("nothing ends this run: set max_steps (or max_epochs or max_minutes) above 0")
+        if self.precision not in ("auto", "fp32", "bf16", "fp16"):
+            raise ValueError(f"precision must be auto, fp32, bf16 or fp16, it is {self.precision!r}")
+        if self.freeze and not self.freeze_steps:
+            raise ValueError(
+                f"freeze names {self.freeze} but freeze_steps is 0: set how many steps, or drop freeze"
+            )
+
+
+RESUME_MAY_CHANGE = (
+    "max_steps",
+    "max_epochs",
+    "max_minutes",
+    "device",
+    "log_interval",
+    "valid_interval",
+    "save_interval",
+    "keep_checkpoints",
+    "max_skipped_steps",
+    "num_workers",
+)
+"""Last parts of option names that a resumed run may give another value: none of them changes a weight."""

@@ -1,0 +1,88 @@
+"""What a training run is about, seen from the one loop (DESIGN §4 "Task"; ours).
+
+A task owns the model and says what is summed up over a batch. It never calls ``backward``, never looks at
+ranks and never draws a random number that is not keyed; that is what makes one loop enough for pre-training,
+fine-tuning and probes.
+
+    class MyTask(Task):
+        kind = "my_task"                              # written into checkpoints; a resume of another kind
+        stops
+
+        def __init__(self, model):
+            self.model = model                        # the nn.Module that is trained and saved
+
+        def begin_step(self, batch, clock):           # before every training forward
+            self.model.encoder.begin_step(clock.batch_count, clock.step_key, batch.keys)
+
+        def compute(self, batch):                     # training and validation: look at self.model.training
+            ...
+            return StepResult(loss_sum, num_frames, {"loss": (loss_sum.detach(), num_frames)})
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+Stats = dict[str, tuple[Tensor | float, Tensor | float]]
+"""Name -> (sum, count). The loop adds both up over batches and ranks and reports sum / count."""
+
+
+@dataclass(frozen=True)
+class StepClock:
+    """Where training is when a batch is computed; the same on every rank."""
+
+    step: int
+    """Optimiser step, 1 for the first."""
+    batch_count: float
+    """Clock of the schedules of the model in batches of the reference duration (spec zipformer §12.1)."""
+    hours: float
+    """Nominal hours of audio seen before this step, over all ranks."""
+    step_key: int
+    """Key of the draws that belong to the step and not to an utterance; differs between micro-batches."""
+
+
+@dataclass
+class StepResult:
+    """What one batch of one rank adds to the step."""
+
+    loss_sum: Tensor
+    """Scalar, differentiable: the SUM over frames and utterances of this rank's share. The gradient of a step
+    is that of the sum over the global batch, as in the reference."""
+    num_frames: Tensor | float
+    """Frames (or tokens) that the sum is over; what makes the reported loss comparable."""
+    stats: Stats = field(default_factory=dict)
+    """Everything to report, including ``"loss"``. Detached; tensors may have any shape if ``summarise`` knows
+    them."""
+
+
+class Task(ABC):
+    """A model with its objective."""
+
+    model: nn.Module
+    kind: str = "task"
+
+    def begin_step(self, batch: Any, clock: StepClock) -> None:  # noqa: B027  (optional by design)
+        """Called before every training forward (never in validation): set schedules and keyed randomness."""
+
+    @abstractmethod
+    def compute(self, batch: Any) -> StepResult:
+        """Forward and loss of one batch that is already on the device. Runs under autocast in training."""
+
+    def summarise(self, totals: Stats) -> dict[str, float]:
+        """Numbers to report from the totals over batches and ranks; plain sum / count by default."""
+        return {name: float(total) / max(float(count), 1e-20) for name, (total, count) in totals.items()}
+
+    def describe(self, values: dict[str, float]) -> str:
+        """The part of a log line that is about this task, from the values of ``summarise``."""
+        return ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+
+    def facts(self) -> dict[str, object]:
+        """Lines for the first screen of the log: what a reader must know about this run."""
+        return {}
+
+    def identity(self) -> dict[str, Any]:
+        """What a checkpoint must record beside weights, and what must be equal to resume from it: plain
+        values, for example ``{"encoder_config": {...}, "quantizer_ids": {...}}``."""
+        return {}
