@@ -1,0 +1,214 @@
+"""Attention weights shared by three consumers, relative positions, self- and non-linear attention.
+
+Shapes: B utterances, T frames, D channels, H heads, P width of the positional encoding. Offsets are source
+minus target frame.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from spear_lib.zipformer.modules import scaled_linear
+from spear_lib.zipformer.regularisers import Balancer, Whiten, score_penalty
+from spear_lib.zipformer.schedule import Schedule, StepContext
+
+MASKED_SCORE = -1000.0  # finite, so that a row without any source stays finite
+_PENALTY_PROBABILITY = 0.1
+
+
+def positional_table(
+    num_frames: int, dim: int, device: torch.device | str = "cpu", left_context: int = 0
+) -> Tensor:
+    """Encodings (2 T - 1 + left_context, P) of the offsets -(T + left_context - 1) ... T - 1; float32."""
+    offsets = torch.arange(-(num_frames + left_context - 1), num_frames, device=device, dtype=torch.float32)
+    root = math.sqrt(dim)
+    compressed = root * offsets.sign() * ((offsets.abs() + root).log() - math.log(root))
+    angles = (compressed * (2.0 * math.pi / dim)).atan()
+    angles = angles.unsqueeze(1) * torch.arange(1, dim // 2 + 1, device=device, dtype=torch.float32)
+    table = torch.stack([angles.cos(), angles.sin()], dim=-1).flatten(1)
+    table[:, -1] = 1.0
+    return table
+
+
+class PositionalEncoding(nn.Module):
+    """The positional table of one stack call, with dropout keyed by (step, offset)."""
+
+    def __init__(self, context: StepContext, dim: int, stochastic: bool = True, dropout: float = 0.15):
+        super().__init__()
+        self.context = context
+        self.dim = dim
+        self.dropout = dropout
+        self.stochastic = stochastic
+        self.site = context.new_shared()
+
+    def forward(self, num_frames: int, device: torch.device) -> Tensor:
+        """Table (2 T - 1, P) float32."""
+        table = positional_table(num_frames, self.dim, device)
+        if self.training and self.stochastic:
+            offsets = torch.arange(-(num_frames - 1), num_frames, device=device)
+            kept = self.context.shared(self.site, offsets, self.dim) >= self.dropout
+            table = table * kept.to(table.dtype).div_(1.0 - self.dropout)
+        return table
+
+
+def _relative_view(buffer: Tensor, num_frames: int) -> Tensor:
+    """View (B, H, T, T) of a contiguous buffer (B, H, T, 2 T - 1): element (i, j) is column T - 1 - i + j."""
+    batch, heads, _, width = buffer.shape
+    strides = (heads * num_frames * width, num_frames * width, width - 1, 1)
+    offset = buffer.storage_offset() + num_frames - 1
+    return buffer.as_strided((batch, heads, num_frames, num_frames), strides, offset)
+
+
+class _AttentionWeightsFunction(torch.autograd.Function):
+    """softmax(q k' + relative positional term) with only the weights kept for the backward pass."""
+
+    @staticmethod
+    def forward(ctx, query, key, position_query, position_key, mask, use_position, penalise):
+        num_frames = query.shape[2]
+        with torch.autocast(query.device.type, enabled=False):
+            scores = torch.matmul(query, key.transpose(2, 3))
+            if use_position:
+                relative = torch.matmul(position_query, position_key.to(position_query.dtype).transpose(1, 2))
+                scores.add_(_relative_view(relative, num_frames))
+                del relative
+            penalty = score_penalty(scores) if penalise else None
+            if mask is not None:
+                scores.masked_fill_(mask, MASKED_SCORE)
+            weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+        ctx.use_position = use_position
+        ctx.has_mask = mask is not None
+        ctx.save_for_backward(query, key, position_query, position_key, weights, mask, penalty)
+        return weights
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        query, key, position_query, position_key, weights, mask, penalty = ctx.saved_tensors
+        num_frames = query.shape[2]
+        grad = torch.ops.aten._softmax_backward_data(grad.float(), weights.float(), -1, torch.float32)
+        if mask is not None:
+            grad.masked_fill_(mask, 0.0)  # matters only for rows without any source
+        if penalty is not None:
+            grad.add_(penalty)
+        grad = grad.to(query.dtype)
+        grad_query = torch.matmul(grad, key)
+        grad_key = torch.matmul(grad.transpose(2, 3), query)
+        if ctx.use_position:
+            buffer = grad.new_zeros(*grad.shape[:3], 2 * num_frames - 1)
+            _relative_view(buffer, num_frames).copy_(grad)
+            grad_position_query = torch.matmul(buffer, position_key.to(buffer.dtype))
+            grad_position_key = torch.einsum("bhir,bhid->hrd", buffer, position_query).to(position_key.dtype)
+        else:
+            # A zero, not None: every parameter gets a gradient in every step, as DDP needs.
+            grad_position_query = torch.zeros_like(position_query)
+            grad_position_key = torch.zeros_like(position_key)
+        return grad_query, grad_key, grad_position_query, grad_position_key, None, None, None
+
+
+class RelPositionMultiheadAttentionWeights(nn.Module):
+    """Attention weights of one layer (Zipformer)."""
+
+    def __init__(
+        self,
+        context: StepContext,
+        dim: int,
+        pos_dim: int,
+        num_heads: int,
+        query_head_dim: int,
+        pos_head_dim: int,
+        balancer: bool,
+        whiten: bool,
+        limit_gradients: bool,
+        stochastic: bool,
+    ):
+        super().__init__()
+        self.context = context
+        self.num_heads = num_heads
+        self.query_head_dim = query_head_dim
+        self.pos_head_dim = pos_head_dim
+        self.limit_gradients = limit_gradients
+        self.stochastic = stochastic
+        outputs = num_heads * (2 * query_head_dim + pos_head_dim)
+        self.in_proj = scaled_linear(dim, outputs, query_head_dim**-0.25)
+        self.linear_pos = scaled_linear(pos_dim, num_heads * pos_head_dim, 0.05, bias=False)
+        self.balance_keys = Balancer(context, -1, 0.4, 0.6, 0.0, 100.0, prob=0.025, enabled=balancer)
+        limit = Schedule((0, 3.0), (20000, 6.0), default=3.0)
+        self.whiten_keys = Whiten(context, limit, 0.025, num_groups=num_heads, enabled=whiten)
+        self.pos_emb_skip_rate = Schedule((0, 0.5), (4000, 0.0))
+        self.skip_coin = context.new_coin()
+        self.penalty_coin = context.new_coin()
+
+    def forward(self, x: Tensor, table: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Weights (B, H, T, T); rows are targets.
+
+        Args:
+          x: (B, T, D).
+          table: positional encodings (2 T - 1, P).
+          mask: bool, broadcastable to (B, H, T, T), True = source not seen by the target.
+        """
+        batch, num_frames, _ = x.shape
+        heads = self.num_heads
+        projected = self.in_proj(x)
+        width = heads * self.query_head_dim
+        query, key, position_query = projected.split([width, width, heads * self.pos_head_dim], dim=-1)
+        key = self.whiten_keys(self.balance_keys(key))
+        position_key = self.linear_pos(table).view(-1, heads, self.pos_head_dim).transpose(0, 1)
+        use_position, penalise = True, False
+        if self.training and self.stochastic:
+            skip_rate = self.pos_emb_skip_rate(self.context.batch_count)
+            use_position = self.context.coin(self.skip_coin) >= skip_rate
+        if self.training and self.limit_gradients and projected.requires_grad:
+            penalise = self.context.coin(self.penalty_coin) < _PENALTY_PROBABILITY
+        query = query.reshape(batch, num_frames, heads, -1).transpose(1, 2)
+        key = key.reshape(batch, num_frames, heads, -1).transpose(1, 2)
+        position_query = position_query.reshape(batch, num_frames, heads, -1).transpose(1, 2)
+        return _AttentionWeightsFunction.apply(
+            query, key, position_query, position_key, mask, use_position, penalise
+        )
+
+
+class SelfAttention(nn.Module):
+    """Values averaged with given attention weights (Zipformer)."""
+
+    def __init__(self, context: StepContext, dim: int, num_heads: int, value_head_dim: int, whiten: bool):
+        super().__init__()
+        self.num_heads = num_heads
+        self.in_proj = nn.Linear(dim, num_heads * value_head_dim)
+        self.out_proj = scaled_linear(num_heads * value_head_dim, dim, 0.05)
+        limit = Schedule((0, 7.5), (20000, 22.5), default=7.5)
+        self.whiten = Whiten(context, limit, 0.01, enabled=whiten)
+
+    def forward(self, x: Tensor, weights: Tensor) -> Tensor:
+        """x (B, T, D), weights (B, H, T, T) -> (B, T, D)."""
+        batch, num_frames, _ = x.shape
+        values = self.in_proj(x).view(batch, num_frames, self.num_heads, -1).transpose(1, 2)
+        averaged = torch.matmul(weights, values).transpose(1, 2).reshape(batch, num_frames, -1)
+        return self.whiten(self.out_proj(averaged))
+
+
+class NonlinAttention(nn.Module):
+    """Gated average over frames with the weights of the first head (Zipformer)."""
+
+    def __init__(self, context: StepContext, dim: int, hidden: int, balancer: bool, whiten: bool):
+        super().__init__()
+        self.in_proj = nn.Linear(dim, 3 * hidden)
+        self.out_proj = scaled_linear(hidden, dim, 0.05)
+        self.balancer = Balancer(
+            context,
+            -1,
+            Schedule((0, 0.25), (20000, 0.05)),
+            Schedule((0, 0.75), (20000, 0.95)),
+            0.5,
+            5.0,
+            enabled=balancer,
+        )
+        self.whiten1 = Whiten(context, Schedule((0, 5.0), (20000, 10.0), default=5.0), 0.01, enabled=whiten)
+        self.whiten2 = Whiten(context, Schedule((0, 5.0), (20000, 15.0), default=5.0), 0.01, enabled=whiten)
+
+    def forward(self, x: Tensor, weights: Tensor) -> Tensor:
+        """x (B, T, D), weights of one head (B, T, T) -> (B, T, D)."""
+        gate, values, output_gate = self.in_proj(x).chunk(3, dim=-1)
+        values = self.whiten1(values) * self.balancer(gate).tanh()
+        return self.whiten2(self.out_proj(torch.matmul(weights, values) * output_gate))

@@ -1,0 +1,95 @@
+"""Convolution module of a layer: gated linear unit, depthwise convolution, SwooshR, projection.
+
+Shapes: B utterances, T frames, D channels, K kernel (odd).
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from spear_lib.zipformer.modules import scaled_linear, swoosh
+from spear_lib.zipformer.regularisers import Balancer, Whiten
+from spear_lib.zipformer.schedule import Schedule, StepContext
+
+
+class ChunkCausalDepthwiseConv1d(nn.Module):
+    """Causal depthwise convolution plus a symmetric one inside each chunk (Zipformer)."""
+
+    def __init__(self, dim: int, kernel: int):
+        super().__init__()
+        self.kernel = kernel
+        half = (kernel + 1) // 2
+        self.causal_conv = nn.Conv1d(dim, dim, half, groups=dim)
+        nn.init.uniform_(self.causal_conv.bias, -0.1, 0.1)
+        self.chunkwise_conv = nn.Conv1d(dim, dim, kernel, groups=dim, padding=kernel // 2)
+        self.chunkwise_conv_scale = nn.Parameter(torch.zeros(2, dim, kernel))
+
+    def _edge_scale(self, chunk: int) -> Tensor:
+        """(D, chunk): 1 plus learned corrections near the two ends of a chunk."""
+        left, right = self.chunkwise_conv_scale[0], self.chunkwise_conv_scale[1]
+        if chunk < self.kernel:
+            return 1.0 + left[:, :chunk] + right[:, self.kernel - chunk :]
+        missing = chunk - self.kernel
+        return 1.0 + F.pad(left, (0, missing)) + F.pad(right, (missing, 0))
+
+    def forward(self, x: Tensor, chunk_size: int = -1) -> Tensor:
+        """x (B, D, T) -> (B, D, T); chunk_size in frames of the stack, -1 = one chunk."""
+        batch, dim, num_frames = x.shape
+        if chunk_size < 0 or chunk_size > num_frames:
+            chunk_size = num_frames
+        causal = self.causal_conv(F.pad(x, (self.kernel // 2, 0)))
+        missing = -num_frames % chunk_size
+        chunks = F.pad(x, (0, missing)).view(batch, dim, -1, chunk_size)
+        chunks = chunks.transpose(1, 2).reshape(-1, dim, chunk_size)
+        chunks = self.chunkwise_conv(chunks) * self._edge_scale(chunk_size)
+        chunks = chunks.view(batch, -1, dim, chunk_size).transpose(1, 2).reshape(batch, dim, -1)
+        return causal + chunks[..., :num_frames]
+
+
+class ConvolutionModule(nn.Module):
+    """Convolution module (Zipformer)."""
+
+    def __init__(
+        self, context: StepContext, dim: int, kernel: int, causal: bool, balancer: bool, whiten: bool
+    ):
+        super().__init__()
+        self.causal = causal
+        self.in_proj = nn.Linear(dim, 2 * dim)
+        self.balancer1 = Balancer(
+            context,
+            -1,
+            Schedule((0, 0.05), (8000, 0.025)),
+            1.0,
+            1.5,
+            Schedule((0, 5.0), (8000, 10.0), default=1.0),
+            enabled=balancer,
+        )
+        if causal:
+            self.depthwise_conv = ChunkCausalDepthwiseConv1d(dim, kernel)
+        else:
+            self.depthwise_conv = nn.Conv1d(dim, dim, kernel, groups=dim, padding=kernel // 2)
+        self.balancer2 = Balancer(
+            context,
+            1,
+            Schedule((0, 0.1), (8000, 0.05)),
+            1.0,
+            Schedule((0, 0.2), (20000, 0.5)),
+            10.0,
+            enabled=balancer,
+        )
+        self.whiten = Whiten(context, Schedule((0, 7.5), (20000, 15.0), default=7.5), 0.01, enabled=whiten)
+        self.out_proj = scaled_linear(dim, dim, 0.05)
+
+    def forward(self, x: Tensor, valid: Tensor | None = None, chunk_size: int = -1) -> Tensor:
+        """x (B, T, D), valid (B, T, 1) bool or None -> (B, T, D)."""
+        values, gate = self.in_proj(x).chunk(2, dim=-1)
+        values = values * self.balancer1(gate).sigmoid()
+        if valid is not None:
+            values = values * valid.to(values.dtype)
+        values = values.transpose(1, 2)
+        if self.causal:
+            values = self.depthwise_conv(values, chunk_size)
+        else:
+            values = self.depthwise_conv(values)
+        values = self.balancer2(values).transpose(1, 2)
+        return self.out_proj(swoosh(self.whiten(values), "R"))

@@ -1,0 +1,180 @@
+"""The SPEAR encoder: masking, convolutional front end and Zipformer stacks behind one interface.
+
+Shapes: B utterances, F fbank frames (100 Hz), T frames at 50 Hz, T' output frames, D output channels.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from spear_lib.zipformer.config import ZipformerConfig
+from spear_lib.zipformer.front_end import MIN_FBANK_FRAMES, ConvolutionalFrontEnd, embedding_frames
+from spear_lib.zipformer.schedule import StepContext
+from spear_lib.zipformer.stack import Zipformer
+
+_HOP_SAMPLES = 160
+MIN_SAMPLES = 1360  # 9 fbank frames at 16 kHz
+
+
+@dataclass
+class EncoderOutput:
+    """What an encoder returns; frames at and beyond an utterance's length are undefined."""
+
+    encoder_out: Tensor
+    """(B, T', D) at ``frame_rate``."""
+    lengths: Tensor
+    """(B,) int64, valid frames of encoder_out."""
+    hidden_states: Sequence[Tensor]
+    """One (B, T, D) tensor per layer in order of computation, always at 50 Hz."""
+
+
+class SpearEncoder(nn.Module):
+    """SPEAR's Zipformer encoder.
+
+    In training mode call ``begin_step`` before every forward: it sets the schedule clock and the keys of all
+    random draws, so that a step is reproducible and independent of the number of processes. In evaluation
+    mode the encoder is deterministic and needs nothing.
+
+    Attributes:
+      output_dim: channels of encoder_out.
+      input_kind: "fbank".
+      frame_rate: of encoder_out in Hz, 50 or 25.
+      first_frame_center_ms: centre of the first frame of encoder_out in ms, 45 or 55.
+    """
+
+    input_kind = "fbank"
+    sample_rate = 16000
+
+    def __init__(self, config: ZipformerConfig):
+        super().__init__()
+        self.config = config
+        self.context = StepContext()
+        self._step_ready = False
+        self.encoder_embed = ConvolutionalFrontEnd(self.context, config)
+        self.encoder = Zipformer(self.context, config)
+        self.mask_emb = nn.Parameter(torch.empty(config.num_mel_bins).normal_())
+        self.output_dim = max(config.per_stack("encoder_dim"))
+        self.frame_rate = 50 // config.output_downsampling_factor
+        self.first_frame_center_ms = 45.0 if config.output_downsampling_factor == 1 else 55.0
+        random_parts = (config.balancer, config.whiten, config.limit_gradients, config.stochastic)
+        self._needs_step = any(random_parts) or (config.causal and len(config.chunk_size) > 1)
+
+    def begin_step(self, batch_count: float, step_key: int, utterance_keys: Tensor) -> None:
+        """Prepare the next training forward.
+
+        Args:
+          batch_count: schedule clock, in batches of the reference size (spec: 600 s of audio each).
+          step_key: key of the draws shared by the batch; the same on all processes.
+          utterance_keys: (B,) int64, one key per utterance, see ``spear_lib.keyed_random.keys``.
+        """
+        self.context.begin(batch_count, step_key, utterance_keys)
+        self._step_ready = True
+
+    def forward(
+        self,
+        fbank: Tensor,
+        lengths: Tensor,
+        time_mask: Tensor | None = None,
+        channel_mask: Tensor | None = None,
+    ) -> EncoderOutput:
+        """Encode log-mel features.
+
+        Args:
+          fbank: (B, F, M) float, F >= 9.
+          lengths: (B,) int64, valid fbank frames of each utterance, 9 <= length <= F.
+          time_mask: (B, F) bool, True = the frame is replaced by ``mask_emb``.
+          channel_mask: (B, M) bool, True = the bin is set to 0 in the whole utterance.
+
+        Raises:
+          ValueError: wrong shapes or lengths. Lengths on an accelerator are not read (that would stall it).
+          RuntimeError: training without ``begin_step``.
+        """
+        self._check_input(fbank, lengths, time_mask, channel_mask)
+        if self.training and self._needs_step:
+            self._take_step(fbank)
+        if channel_mask is not None:
+            fbank = fbank.masked_fill(channel_mask.unsqueeze(1), 0.0)
+        if time_mask is not None:
+            fbank = torch.where(time_mask.unsqueeze(2), self.mask_emb.to(fbank.dtype), fbank)
+        x, lengths = self.encoder_embed(fbank, lengths)
+        if self.training and time_mask is None and self.mask_emb.requires_grad:
+            x = x + 0.0 * self.mask_emb.sum()  # every parameter gets a gradient in every step, as DDP needs
+        x, lengths, hidden_states, _ = self.encoder(x, lengths)
+        return EncoderOutput(x, lengths, hidden_states)
+
+    def extract(self, waveforms: Tensor, lengths: Tensor) -> EncoderOutput:
+        """Encode waveforms. Sets neither evaluation mode nor no_grad: both are the caller's choice.
+
+        Args:
+          waveforms: (B, N) float in [-1, 1] at 16 kHz.
+          lengths: (B,) int64, valid samples, at least 1360 (85 ms) each.
+        """
+        from spear_lib.data.features import FbankExtractor
+
+        if waveforms.dim() != 2:
+            raise ValueError(f"waveforms must be (B, N), got shape {tuple(waveforms.shape)}")
+        if lengths.device.type == "cpu":
+            self._check_range(
+                "lengths", lengths, MIN_SAMPLES, waveforms.shape[1], "samples (85 ms at 16 kHz)"
+            )
+        fbank, num_frames = FbankExtractor()(waveforms, lengths)
+        return self.forward(fbank, num_frames)
+
+    def output_length(self, num_samples: int) -> int:
+        """Frames of encoder_out for ``num_samples`` samples at 16 kHz; 0 where the input is too short."""
+        frames = embedding_frames((num_samples + _HOP_SAMPLES // 2) // _HOP_SAMPLES)
+        factor = self.config.output_downsampling_factor
+        return (frames + factor - 1) // factor
+
+    def _take_step(self, fbank: Tensor) -> None:
+        if not self._step_ready:
+            raise RuntimeError(
+                "training forward without begin_step: call encoder.begin_step(batch_count, step_key, "
+                "utterance_keys) before every forward in training mode, or encoder.eval() for features"
+            )
+        num_keys = self.context.utterance_keys.shape[0]
+        if num_keys != fbank.shape[0]:
+            raise ValueError(
+                f"begin_step got {num_keys} utterance keys but the batch has {fbank.shape[0]} utterances; "
+                "give one key per utterance"
+            )
+        self._step_ready = False
+        self.context.prepare(fbank.device)
+
+    def _check_input(
+        self, fbank: Tensor, lengths: Tensor, time_mask: Tensor | None, channel_mask: Tensor | None
+    ) -> None:
+        num_mel_bins = self.config.num_mel_bins
+        if fbank.dim() != 3 or fbank.shape[2] != num_mel_bins:
+            raise ValueError(
+                f"fbank must be (B, F, {num_mel_bins}), got shape {tuple(fbank.shape)}; "
+                f"compute {num_mel_bins} mel bins with spear_lib.data.features"
+            )
+        batch, num_frames, _ = fbank.shape
+        if lengths.shape != (batch,):
+            raise ValueError(
+                f"lengths must be ({batch},), one per utterance, got shape {tuple(lengths.shape)}"
+            )
+        if num_frames < MIN_FBANK_FRAMES:
+            raise ValueError(
+                f"fbank has {num_frames} frames; the encoder needs at least {MIN_FBANK_FRAMES} "
+                f"({MIN_SAMPLES} samples, 85 ms). Drop or pad such utterances"
+            )
+        if lengths.device.type == "cpu":
+            self._check_range("lengths", lengths, MIN_FBANK_FRAMES, num_frames, "fbank frames")
+        if time_mask is not None and time_mask.shape != (batch, num_frames):
+            raise ValueError(f"time_mask must be {(batch, num_frames)}, got {tuple(time_mask.shape)}")
+        if channel_mask is not None and channel_mask.shape != (batch, num_mel_bins):
+            raise ValueError(f"channel_mask must be {(batch, num_mel_bins)}, got {tuple(channel_mask.shape)}")
+
+    @staticmethod
+    def _check_range(name: str, values: Tensor, low: int, high: int, unit: str) -> None:
+        wrong = ((values < low) | (values > high)).nonzero().flatten().tolist()
+        if wrong:
+            raise ValueError(
+                f"{name}[{wrong[0]}] is {int(values[wrong[0]])}, outside {low}..{high} {unit} "
+                f"({len(wrong)} of {values.numel()} utterances); drop utterances that are too short, "
+                "and give lengths within the padded input"
+            )

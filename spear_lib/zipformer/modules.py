@@ -1,0 +1,176 @@
+"""Small building blocks: Swoosh activations, BiasNorm, bypass, down- and up-sampling, scaled initialisation.
+
+Shapes: B utterances, T frames, D channels; everything is batch-major (B, T, D).
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from spear_lib.zipformer.regularisers import Limiter
+from spear_lib.zipformer.schedule import Schedule, StepContext
+
+_LINEAR_TERM = 0.08
+_SHIFT = {"L": 4.0, "R": 1.0}
+_OFFSET = {"L": 0.035, "R": 0.313261687}
+
+
+class _SwooshFunction(torch.autograd.Function):
+    """Keeps only the input (and a small dropout multiplier) for the backward pass."""
+
+    @staticmethod
+    def forward(ctx, x, kind, multiplier):
+        ctx.save_for_backward(x, multiplier)
+        ctx.shift = _SHIFT[kind]
+        x32 = x.float()
+        y = F.softplus(x32 - ctx.shift)
+        y.sub_(x32, alpha=_LINEAR_TERM).sub_(_OFFSET[kind])
+        if multiplier is not None:
+            y.mul_(multiplier)
+        return y.to(x.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        x, multiplier = ctx.saved_tensors
+        slope = (x.float() - ctx.shift).sigmoid_().sub_(_LINEAR_TERM).mul_(grad)
+        if multiplier is not None:
+            slope.mul_(multiplier)
+        return slope.to(grad.dtype), None, None
+
+
+def swoosh(x: Tensor, kind: str, multiplier: Tensor | None = None) -> Tensor:
+    """Swoosh activation of kind "L" or "R" (Zipformer), times an optional dropout multiplier.
+
+    L(x) = ln(1 + exp(x - 4)) - 0.08 x - 0.035; R(x) = ln(1 + exp(x - 1)) - 0.08 x - 0.313261687.
+    """
+    return _SwooshFunction.apply(x, kind, multiplier)
+
+
+class _BiasNormFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, bias, log_scale):
+        with torch.autocast(x.device.type, enabled=False):
+            x32 = x.float()
+            square = torch.linalg.vector_norm(x32 - bias, dim=-1, keepdim=True).square() / x.shape[-1]
+            # Far below float32 noise of any real activation: only keeps an all-zero frame finite.
+            square = square.clamp_(min=1.0e-20)
+            gain = log_scale.exp() * square.rsqrt()
+            ctx.save_for_backward(x, bias, gain, square)
+            return x32 * gain
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        x, bias, gain, square = ctx.saved_tensors
+        x32, grad32 = x.float(), grad.float()
+        product = gain * (grad32 * x32).sum(dim=-1, keepdim=True)
+        weight = product / (square * x.shape[-1])
+        centred = (x32 - bias).mul_(weight)
+        grad_bias = centred.flatten(0, -2).sum(dim=0)
+        grad_x = torch.addcmul(centred.neg_(), grad32, gain)
+        return grad_x.to(x.dtype), grad_bias, product.sum()
+
+
+def bias_norm(x: Tensor, bias: Tensor, log_scale: Tensor) -> Tensor:
+    """x * exp(log_scale) / sqrt(mean((x - bias)^2)) over the last axis; float32 (Zipformer)."""
+    return _BiasNormFunction.apply(x, bias, log_scale)
+
+
+class BiasNorm(nn.Module):
+    """Normalisation by the RMS of the input less a learned bias; the bias is not subtracted (Zipformer)."""
+
+    def __init__(self, context: StepContext, dim: int, limit_gradients: bool = True):
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.tensor(1.0))
+        self.bias = nn.Parameter(torch.empty(dim).normal_(mean=0.0, std=1.0e-4))
+        self.limiter = Limiter(context, -1.5, 1.5, enabled=limit_gradients)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, T, D) -> (B, T, D) float32."""
+        return bias_norm(x, self.bias, self.limiter(self.log_scale))
+
+
+class Bypass(nn.Module):
+    """y = x + (h - x) * scale with one learned scale per channel (Zipformer).
+
+    ``skip_rate``: probability per utterance that y = x instead (layer skipping).
+    """
+
+    def __init__(
+        self,
+        context: StepContext,
+        dim: int,
+        skip_rate: Schedule | None = None,
+        limit_gradients: bool = True,
+        stochastic: bool = True,
+    ):
+        super().__init__()
+        self.bypass_scale = nn.Parameter(torch.full((dim,), 0.5))
+        self.context = context
+        minimum = Schedule((0, 0.9), (20000, 0.2))
+        self.limiter = Limiter(context, minimum, 1.0, enabled=limit_gradients)
+        self.skip_rate = skip_rate
+        self.stochastic = stochastic
+        self.draw = context.new_draws() if skip_rate is not None else None
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        """x, h (B, T, D) -> (B, T, D)."""
+        scale = self.limiter(self.bypass_scale)
+        if self.training and self.stochastic and self.skip_rate is not None:
+            skip_rate = self.skip_rate(self.context.batch_count)
+            if skip_rate > 0.0:
+                scale = scale * self.context.keep(self.draw, skip_rate).unsqueeze(-1)
+        if h.dtype != x.dtype:
+            h = h.to(x.dtype)
+        return torch.lerp(x, h, scale.to(x.dtype).expand(1, 1, -1) if scale.dim() == 1 else scale.to(x.dtype))
+
+
+class Downsample(nn.Module):
+    """Weighted mean over groups of ``factor`` frames; the last frame fills the last group (Zipformer)."""
+
+    def __init__(self, factor: int):
+        super().__init__()
+        self.factor = factor
+        self.bias = nn.Parameter(torch.zeros(factor))
+
+    def forward(self, x: Tensor, valid: Tensor | None = None, last: Tensor | None = None) -> Tensor:
+        """x (B, T, D) -> (B, ceil(T / factor), D).
+
+        With ``valid`` (B, T, 1) bool and ``last`` (B,) int64, padded frames are first replaced by frame
+        ``last`` of their utterance, so that each utterance is down-sampled as if it were alone (ours).
+        """
+        batch, num_frames, dim = x.shape
+        if valid is not None:
+            index = last.clamp(min=0).view(batch, 1, 1).expand(batch, 1, dim)
+            x = torch.where(valid, x, x.gather(1, index))
+        missing = -num_frames % self.factor
+        if missing:
+            x = torch.cat([x, x[:, -1:].expand(batch, missing, dim)], dim=1)
+        weights = self.bias.softmax(dim=0).to(x.dtype)
+        return torch.einsum("btfd,f->btd", x.reshape(batch, -1, self.factor, dim), weights)
+
+
+def upsample(x: Tensor, factor: int, num_frames: int) -> Tensor:
+    """Repeat each frame of x (B, T, D) ``factor`` times and keep ``num_frames`` frames."""
+    if factor == 1:
+        return x[:, :num_frames]
+    batch, short, dim = x.shape
+    repeated = x.unsqueeze(2).expand(batch, short, factor, dim).reshape(batch, short * factor, dim)
+    return repeated[:, :num_frames]
+
+
+def scale_initialisation(module: nn.Linear | nn.Conv1d | nn.Conv2d, scale: float) -> None:
+    """Multiply the default initial weight by ``scale``; bias uniform within 0.1 scale (Zipformer)."""
+    with torch.no_grad():
+        module.weight.mul_(scale)
+        if module.bias is not None:
+            nn.init.uniform_(module.bias, -0.1 * scale, 0.1 * scale)
+
+
+def scaled_linear(inputs: int, outputs: int, scale: float, bias: bool = True) -> nn.Linear:
+    """A linear layer with scaled initialisation."""
+    layer = nn.Linear(inputs, outputs, bias=bias)
+    scale_initialisation(layer, scale)
+    return layer

@@ -1,0 +1,297 @@
+"""Identities whose backward pass shapes the gradient: Balancer, Whiten, limiter, score penalty, scale.
+
+All of them act in training only. The gradients are closed forms of the Zipformer definitions; statistics are
+computed in the forward pass in float32, so that the backward pass is one sweep.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from spear_lib.zipformer.schedule import Schedule, StepContext, as_schedule
+
+_FLOOR = 1.0e-20
+_RMS_OF_ABS = 1.25331413732  # RMS / mean absolute value of a Gaussian: sqrt(pi / 2)
+# Whiten looks at its input in this share of the calls. The reference lowers the share to 0.025 while the
+# metric is below the limit; that only saves time and is state that a resumed run would have to restore.
+WHITEN_PROBABILITY = 0.25
+WHITEN_MIN_PROBABILITY = 0.025
+
+
+def mean_over_std_limit(proportion_positive: float) -> float:
+    """Mean over standard deviation of a channel with this share of positive values (Zipformer's formula)."""
+    p, epsilon = proportion_positive, 1.0e-10
+    return 0.8139535143 * 0.5 * (math.log(2 * p + epsilon) - math.log(2 - 2 * p + epsilon))
+
+
+class _BalancerFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, channel_dim, min_mean, max_mean, min_rms, max_rms, grad_scale):
+        with torch.autocast(x.device.type, enabled=False):
+            shape = [1] * x.dim()
+            shape[channel_dim] = x.shape[channel_dim]
+            others = [dim for dim in range(x.dim()) if dim != channel_dim % x.dim()]
+            x32 = x.float()
+            mean = x32.mean(dim=others)
+            count = x.numel() // x.shape[channel_dim]
+            square = torch.linalg.vector_norm(x32, dim=others).square() / count
+            std2 = (square - mean * mean).clamp_(min=_FLOOR)
+            std = std2.sqrt()
+            square = square.clamp_(min=_FLOOR)
+            rms = square.sqrt()
+            ratio = mean / std
+            alpha = (ratio > max_mean).float() - (ratio < min_mean).float()
+            omega = (rms > max_rms).float() - (rms < min_rms).float()
+            slope = omega / square - alpha * ratio / std2
+            offset = alpha * (1.0 / std + ratio * mean / std2)
+            size = ((offset + slope * mean).square() + slope.square() * std2).sqrt()
+            factor = grad_scale / size.clamp_(min=_FLOOR)
+            ctx.save_for_backward(x, (offset * factor).reshape(shape), (slope * factor).reshape(shape))
+        return x.view_as(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        x, offset, slope = ctx.saved_tensors
+        change = torch.addcmul(offset, slope, x.float())
+        return torch.addcmul(grad.float(), grad.abs(), change).to(grad.dtype), *[None] * 6
+
+
+class Balancer(nn.Module):
+    """Keeps each channel's share of positive values and mean absolute value in a range (Zipformer).
+
+    Args:
+      context: the shared clock and coins.
+      channel_dim: the channel axis of the input.
+      min_positive, max_positive: range of the share of positive values.
+      min_abs, max_abs: range of the mean absolute value.
+      prob: share of the training calls in which it acts.
+      grad_scale: size of the added gradient relative to the gradient itself.
+      enabled: false makes it an identity.
+    """
+
+    def __init__(
+        self,
+        context: StepContext,
+        channel_dim: int,
+        min_positive: Schedule | float,
+        max_positive: Schedule | float,
+        min_abs: Schedule | float,
+        max_abs: Schedule | float,
+        prob: Schedule | float | None = None,
+        grad_scale: float = 0.04,
+        enabled: bool = True,
+    ):
+        super().__init__()
+        self.context = context
+        self.channel_dim = channel_dim
+        self.min_positive = as_schedule(min_positive)
+        self.max_positive = as_schedule(max_positive)
+        self.min_abs = as_schedule(min_abs)
+        self.max_abs = as_schedule(max_abs)
+        self.prob = Schedule((0, 0.5), (8000, 0.125), default=0.4) if prob is None else as_schedule(prob)
+        self.grad_scale = grad_scale
+        self.enabled = enabled
+        self.coin = context.new_coin()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Identity on x (any shape)."""
+        if not (self.training and self.enabled and x.requires_grad):
+            return x
+        count = self.context.batch_count
+        if self.context.coin(self.coin) >= self.prob(count):
+            return x
+        return balance(
+            x,
+            self.channel_dim,
+            (self.min_positive(count), self.max_positive(count)),
+            (self.min_abs(count), self.max_abs(count)),
+            self.grad_scale,
+        )
+
+
+def balance(
+    x: Tensor,
+    channel_dim: int,
+    positive: tuple[float, float],
+    absolute: tuple[float, float],
+    grad_scale: float = 0.04,
+) -> Tensor:
+    """Identity on x; the backward pass applies the Balancer with these limits."""
+    return _BalancerFunction.apply(
+        x,
+        channel_dim,
+        mean_over_std_limit(positive[0]),
+        mean_over_std_limit(positive[1]),
+        _RMS_OF_ABS * absolute[0],
+        _RMS_OF_ABS * absolute[1],
+        grad_scale,
+    )
+
+
+def _centred_covariance(x: Tensor, num_groups: int) -> tuple[Tensor, Tensor]:
+    """Group means (G, 1, d) and unnormalised group covariances (G, d, d) of x (n, C) float32."""
+    mean = x.mean(dim=0)
+    grouped = x.reshape(x.shape[0], num_groups, -1).transpose(0, 1)
+    group_mean = mean.reshape(num_groups, 1, -1)
+    centred = grouped - group_mean
+    return group_mean, torch.matmul(centred.transpose(1, 2), centred)
+
+
+def _whitening_metric(covariance: Tensor) -> tuple[Tensor, Tensor]:
+    """The metric (>= 1, equal for white data) and the mean diagonal entry of (G, d, d) covariances."""
+    num_channels = covariance.shape[0] * covariance.shape[1]
+    mean_diagonal = covariance.diagonal(dim1=1, dim2=2).mean()
+    metric = covariance.square().sum() / num_channels / (mean_diagonal.square() + _FLOOR)
+    return metric, mean_diagonal
+
+
+def whitening_metric(x: Tensor, num_groups: int = 1) -> Tensor:
+    """How far the channels (last axis) of x are from white, per group: 1 is white, larger is less so."""
+    x32 = x.detach().float().reshape(-1, x.shape[-1])
+    return _whitening_metric(_centred_covariance(x32, num_groups)[1])[0]
+
+
+class _WhitenFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, num_groups, limit, grad_scale):
+        with torch.autocast(x.device.type, enabled=False):
+            x32 = x.float().reshape(-1, x.shape[-1])
+            mean, covariance = _centred_covariance(x32, num_groups)
+            metric, mean_diagonal = _whitening_metric(covariance)
+            ctx.active = True
+            if x.device.type == "cpu" and metric.item() < limit:
+                ctx.active = False  # on a CPU the branch is free, on a device the scale below is zero instead
+                return x.view_as(x)
+            direction = covariance - torch.eye(covariance.shape[1], device=x.device) * (
+                metric * mean_diagonal
+            )
+            # |X D|_F^2 = sum_k tr(D_k C_k D_k), without forming the n x C product.
+            norm = (torch.matmul(direction, covariance) * direction).sum().clamp(min=0.0).sqrt()
+            scale = torch.where(metric < limit, 0.0, grad_scale) / (norm + _FLOOR)
+            direction = direction * scale
+            ctx.num_groups = num_groups
+            ctx.save_for_backward(x, direction, torch.matmul(mean, direction))
+        return x.view_as(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        if not ctx.active:
+            return grad, None, None, None
+        x, direction, offset = ctx.saved_tensors
+        grad32 = grad.float()
+        x32 = x.float().reshape(-1, x.shape[-1])
+        if ctx.num_groups == 1:
+            change = torch.addmm(offset[0], x32, direction[0], beta=-1)
+        else:
+            grouped = x32.reshape(x32.shape[0], ctx.num_groups, -1).transpose(0, 1)
+            change = (torch.matmul(grouped, direction) - offset).transpose(0, 1).reshape(x32.shape)
+        change = change.reshape(x.shape).mul_(torch.linalg.vector_norm(grad32)).add_(grad32)
+        return change.to(grad.dtype), None, None, None
+
+
+def whiten(x: Tensor, num_groups: int, limit: float, grad_scale: float) -> Tensor:
+    """Identity on x (..., C); the backward pass applies Whiten with this limit."""
+    return _WhitenFunction.apply(x, num_groups, limit, grad_scale)
+
+
+class Whiten(nn.Module):
+    """Stops the covariance of the channels (last axis) from collapsing onto few directions (Zipformer)."""
+
+    def __init__(
+        self,
+        context: StepContext,
+        limit: Schedule | float,
+        grad_scale: float,
+        num_groups: int = 1,
+        enabled: bool = True,
+    ):
+        super().__init__()
+        self.context = context
+        self.limit = as_schedule(limit)
+        self.grad_scale = grad_scale
+        self.num_groups = num_groups
+        self.enabled = enabled
+        self.coin = context.new_coin()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Identity on x (..., C)."""
+        if not (self.training and self.enabled and x.requires_grad):
+            return x
+        if self.context.coin(self.coin) >= WHITEN_PROBABILITY:
+            return x
+        return whiten(x, self.num_groups, self.limit(self.context.batch_count), self.grad_scale)
+
+
+class _LimitFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, value, minimum, maximum):
+        ctx.save_for_backward(value)
+        ctx.limits = (minimum, maximum)
+        return value.view_as(value)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        (value,) = ctx.saved_tensors
+        minimum, maximum = ctx.limits
+        wrong = ((value < minimum) & (grad > 0)) | ((value > maximum) & (grad < 0))
+        return torch.where(wrong, -grad, grad), None, None
+
+
+def limit_gradient(value: Tensor, minimum: float, maximum: float) -> Tensor:
+    """Identity; negates the gradient where value is out of range and descent would move it further out."""
+    return _LimitFunction.apply(value, minimum, maximum)
+
+
+class Limiter(nn.Module):
+    """Applies ``limit_gradient`` to a parameter in 60 % of the training calls (Zipformer)."""
+
+    def __init__(self, context: StepContext, minimum: Schedule | float, maximum: float, enabled: bool = True):
+        super().__init__()
+        self.context = context
+        self.minimum = as_schedule(minimum)
+        self.maximum = maximum
+        self.probability = 0.6
+        self.enabled = enabled
+        self.coin = context.new_coin()
+
+    def forward(self, value: Tensor) -> Tensor:
+        """Identity on a parameter of any shape."""
+        if not (self.training and self.enabled and value.requires_grad):
+            return value
+        if self.context.coin(self.coin) >= self.probability:
+            return value
+        return limit_gradient(value, self.minimum(self.context.batch_count), self.maximum)
+
+
+def score_penalty(scores: Tensor, limit: float = 25.0, penalty: float = 1.0e-4) -> Tensor:
+    """The gradient of penalty * sum(max(|scores| - limit, 0)) (Zipformer)."""
+    return (scores.abs() > limit) * scores.sign() * penalty
+
+
+class _ScaleGradFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, scale):
+        ctx.scale = scale
+        return x.view_as(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        return grad * ctx.scale, None
+
+
+class ScaleGrad(nn.Module):
+    """Identity whose gradient is multiplied by ``scale`` in training (Zipformer front end)."""
+
+    def __init__(self, scale: float):
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Identity on x (any shape)."""
+        return _ScaleGradFunction.apply(x, self.scale) if self.training and x.requires_grad else x

@@ -1,0 +1,119 @@
+"""Schedules, and the clock and random draws of one training step.
+
+All modules of an encoder share one ``StepContext``. ``SpearEncoder.begin_step`` fills it once per step; the
+forward pass then is a pure function of weights, inputs and the context. Nothing here synchronises with the
+device: coins that concern a whole call are hashed on the host, draws that concern an utterance on the device.
+"""
+
+import torch
+from torch import Tensor
+
+from spear_lib import keyed_random
+
+# Sites of keyed_random.uniform; positional dropout takes _SITE_SHARED + its own number.
+_SITE_COINS = 1
+_SITE_UTTERANCE = 2
+_SITE_SHARED = 1000
+
+
+class Schedule:
+    """A piecewise-linear function of the batch count, constant outside its points (Zipformer).
+
+    Args:
+      *points: (batch count, value) with increasing batch counts; one number makes a constant.
+      default: the value while no batch count is set.
+    """
+
+    def __init__(self, *points: tuple[float, float] | float, default: float | None = None):
+        if len(points) == 1 and not isinstance(points[0], tuple):
+            constant = float(points[0])
+            points = ((0.0, constant),)
+            default = constant if default is None else default
+        self.points = [(float(x), float(y)) for x, y in points]
+        self.default = 0.0 if default is None else float(default)
+        starts = [x for x, _ in self.points]
+        if starts != sorted(set(starts)):
+            raise ValueError(f"schedule points must have increasing batch counts, got {starts}")
+
+    def __call__(self, batch_count: float | None) -> float:
+        """The value at ``batch_count``, or the default for None."""
+        if batch_count is None:
+            return self.default
+        if batch_count <= self.points[0][0]:
+            return self.points[0][1]
+        for (x0, y0), (x1, y1) in zip(self.points, self.points[1:]):
+            if batch_count <= x1:
+                return y0 + (y1 - y0) * (batch_count - x0) / (x1 - x0)
+        return self.points[-1][1]
+
+    def __repr__(self) -> str:
+        return f"Schedule({self.points}, default={self.default})"
+
+
+def as_schedule(value: "Schedule | float") -> Schedule:
+    """``value`` itself, or a constant schedule of it."""
+    return value if isinstance(value, Schedule) else Schedule(value)
+
+
+class StepContext:
+    """Clock and random draws of the current training step, shared by all modules of one encoder.
+
+    Modules reserve their draws when they are built (``new_coin``, ``new_draws``), so each draw has a number
+    that depends on the architecture alone.
+    """
+
+    def __init__(self):
+        self.batch_count: float | None = None
+        self.step_key: int | None = None
+        self.utterance_keys: Tensor | None = None
+        self._num_coins = 0
+        self._num_draws = 0
+        self._num_shared = 0
+        self._coins: list[float] = []
+        self._draws: Tensor | None = None
+
+    def new_coin(self) -> int:
+        """Reserve one uniform number per step."""
+        self._num_coins += 1
+        return self._num_coins - 1
+
+    def new_draws(self, count: int = 1) -> slice:
+        """Reserve ``count`` uniform numbers per utterance and step."""
+        self._num_draws += count
+        return slice(self._num_draws - count, self._num_draws)
+
+    def new_shared(self) -> int:
+        """Reserve a site for numbers shared by the batch, see ``shared``."""
+        self._num_shared += 1
+        return _SITE_SHARED + self._num_shared - 1
+
+    def begin(self, batch_count: float, step_key: int, utterance_keys: Tensor) -> None:
+        """Set the clock and keys of the next training forward."""
+        self.batch_count = float(batch_count)
+        self.step_key = int(step_key)
+        self.utterance_keys = utterance_keys
+        key = torch.tensor(self.step_key, dtype=torch.int64, device="cpu")
+        self._coins = keyed_random.uniform(key, _SITE_COINS, self._num_coins).tolist()
+        self._draws = None
+
+    def prepare(self, device: torch.device) -> None:
+        """Draw all per-utterance numbers of the step at once, on ``device``."""
+        if self._draws is None and self._num_draws:
+            keys = self.utterance_keys.to(device, non_blocking=True)
+            self._draws = keyed_random.uniform(keys, _SITE_UTTERANCE, self._num_draws)
+
+    def coin(self, index: int) -> float:
+        """The reserved number ``index`` of this step, in [0, 1); a host float."""
+        return self._coins[index]
+
+    def draws(self, where: slice) -> Tensor:
+        """The reserved per-utterance numbers, (B, count) in [0, 1)."""
+        return self._draws[:, where]
+
+    def keep(self, where: slice, probability: float) -> Tensor:
+        """0/1 float mask (B, count), 0 with ``probability``."""
+        return (self._draws[:, where] >= probability).to(torch.float32)
+
+    def shared(self, site: int, positions: Tensor, count: int) -> Tensor:
+        """Numbers (len(positions), count) that depend on (step, site, position) alone, not on the batch."""
+        return keyed_random.uniform(positions + self.step_key, site, count)

@@ -1,0 +1,239 @@
+"""Stacks of layers at their own frame rates, and the encoder that chains them.
+
+Shapes: B utterances, T frames at 50 Hz, D channels.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from spear_lib.zipformer.attention import PositionalEncoding
+from spear_lib.zipformer.config import ZipformerConfig
+from spear_lib.zipformer.layer import ZipformerLayer
+from spear_lib.zipformer.modules import Bypass, Downsample, upsample
+from spear_lib.zipformer.schedule import Schedule, StepContext
+
+
+class HiddenStates(Sequence):
+    """Outputs of all layers, (B, T, D) at 50 Hz each; repeated to 50 Hz only when read."""
+
+    def __init__(self, items: list[tuple[Tensor, int]], num_frames: int):
+        self.items = items
+        self.num_frames = num_frames
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return HiddenStates(self.items[index], self.num_frames)
+        x, factor = self.items[index]
+        return upsample(x, factor, self.num_frames)
+
+
+class _FrameMasks:
+    """Padding and attention masks at every rate, built once per forward."""
+
+    def __init__(self, lengths: Tensor, num_frames: int, chunk_size: int, left_context: int, exact: bool):
+        self.lengths = lengths
+        self.num_frames = num_frames
+        self.chunk_size = chunk_size
+        self.exact = exact
+        frames = torch.arange(num_frames, device=lengths.device)
+        # Without padding there is nothing to mask; only knowable without a device synchronisation on a CPU.
+        full = lengths.device.type == "cpu" and int(lengths.min()) == num_frames
+        self.valid = None if full else frames < lengths.unsqueeze(1)
+        self.chunk_mask = None
+        if chunk_size > 0:
+            left_chunks = 1_000_000 if left_context < 0 else max(1, left_context // chunk_size)
+            chunk = torch.div(frames, chunk_size, rounding_mode="floor")
+            ahead = chunk.unsqueeze(0) - chunk.unsqueeze(1)
+            self.chunk_mask = (ahead > 0) | (ahead < -left_chunks)
+
+    def valid_frames(self, factor: int) -> Tensor | None:
+        """(B, T / factor, 1) bool, or None without padding."""
+        return None if self.valid is None else self.valid[:, ::factor].unsqueeze(-1)
+
+    def attention(self, factor: int) -> Tensor | None:
+        """True where a source is not seen, broadcastable to (B, H, T / factor, T / factor)."""
+        padding = None if self.valid is None else ~self.valid[:, None, None, ::factor]
+        if self.chunk_mask is None:
+            return padding
+        chunks = self.chunk_mask[::factor, ::factor]
+        return chunks[None, None] if padding is None else padding | chunks
+
+    def replicate(self) -> dict[str, Tensor]:
+        """Arguments of Downsample that make it independent of padding."""
+        if not self.exact or self.valid is None:
+            return {}
+        return {"valid": self.valid.unsqueeze(-1), "last": self.lengths - 1}
+
+
+class Stack(nn.Module):
+    """Layers of one stack at its own rate."""
+
+    def __init__(self, context: StepContext, config: ZipformerConfig, index: int):
+        super().__init__()
+        self.context = context
+        self.config = config
+        dim = config.per_stack("encoder_dim")[index]
+        factor = config.downsampling_factor[index]
+        num_layers = config.per_stack("num_encoder_layers")[index]
+        self.factor = factor
+        self.unmasked = config.per_stack("encoder_unmasked_dim")[index]
+        self.encoder_pos = PositionalEncoding(context, config.pos_dim, config.stochastic)
+        start = config.warmup_batches * (index + 1) / (config.num_stacks + 1)
+        end = config.warmup_batches * (index + 2) / (config.num_stacks + 1)
+        step = (end - start) / num_layers
+        layers = []
+        for number in range(num_layers):
+            skip_rate = Schedule(
+                (start + number * step, 0.5), (start + (number + 1) * step, 0.035 * factor**0.5)
+            )
+            layer = ZipformerLayer(
+                context,
+                dim,
+                config.per_stack("feedforward_dim")[index],
+                config.per_stack("num_heads")[index],
+                config.per_stack("query_head_dim")[index],
+                config.per_stack("pos_head_dim")[index],
+                config.per_stack("value_head_dim")[index],
+                config.pos_dim,
+                config.per_stack("cnn_module_kernel")[index],
+                causal=config.causal,
+                skip_rate=skip_rate,
+                balancer=config.balancer,
+                whiten=config.whiten,
+                limit_gradients=config.limit_gradients,
+                stochastic=config.stochastic,
+            )
+            if layers:
+                # As published models: all layers of a stack start as copies of the first.
+                layer.load_state_dict(layers[0].state_dict())
+            layers.append(layer)
+        self.layers = nn.ModuleList(layers)
+
+    def _feature_mask(self, draws: Tensor | None, dim: int) -> Tensor | None:
+        """Channels kept for each utterance, (B, 1, D) 0/1 float32, or None. draws: (B, 2) 0/1."""
+        if draws is None or self.unmasked == dim:
+            return None
+        middle = self.unmasked + (dim - self.unmasked) // 2
+        first = draws[:, :1]
+        both = first * draws[:, 1:]
+        ones = torch.ones_like(first)
+        parts = [
+            ones.expand(-1, self.unmasked),
+            first.expand(-1, middle - self.unmasked),
+            both.expand(-1, dim - middle),
+        ]
+        return torch.cat(parts, dim=1).unsqueeze(1)
+
+    def forward(
+        self, x: Tensor, masks: _FrameMasks, draws: Tensor | None, hidden_states: list[tuple[Tensor, int]]
+    ) -> Tensor:
+        """x (B, T', D) -> (B, T', D); appends every layer's output to ``hidden_states``."""
+        table = self.encoder_pos(x.shape[1], x.device)
+        attention_mask = masks.attention(self.factor)
+        valid = masks.valid_frames(self.factor)
+        chunk_size = masks.chunk_size // self.factor if masks.chunk_size > 0 else -1
+        feature_mask = self._feature_mask(draws, x.shape[2])
+        if feature_mask is not None:
+            x = x * feature_mask
+        for layer in self.layers:
+            x = layer(x, table, attention_mask, valid, chunk_size)
+            hidden_states.append((x, self.factor))
+            if feature_mask is not None:
+                x = x * feature_mask
+        return x
+
+
+class DownsampledStack(nn.Module):
+    """A stack at a lower rate, combined with its input (Zipformer)."""
+
+    def __init__(self, context: StepContext, config: ZipformerConfig, index: int):
+        super().__init__()
+        self.factor = config.downsampling_factor[index]
+        self.downsample = Downsample(self.factor)
+        self.encoder = Stack(context, config, index)
+        dim = config.per_stack("encoder_dim")[index]
+        self.out_combiner = Bypass(context, dim, None, config.limit_gradients, config.stochastic)
+
+    def forward(
+        self, x: Tensor, masks: _FrameMasks, draws: Tensor | None, hidden_states: list[tuple[Tensor, int]]
+    ) -> Tensor:
+        """x (B, T, D) -> (B, T, D)."""
+        low = self.downsample(x, **masks.replicate())
+        low = self.encoder(low, masks, draws, hidden_states)
+        return self.out_combiner(x, upsample(low, self.factor, x.shape[1]))
+
+
+def _adapt_width(x: Tensor, dim: int) -> Tensor:
+    """The first ``dim`` channels of x, or x with zero channels appended."""
+    return x[..., :dim] if x.shape[-1] >= dim else F.pad(x, (0, dim - x.shape[-1]))
+
+
+class Zipformer(nn.Module):
+    """All stacks and the optional output down-sampling (``encoder`` of the checkpoints)."""
+
+    def __init__(self, context: StepContext, config: ZipformerConfig):
+        super().__init__()
+        self.context = context
+        self.config = config
+        self.feature_draws = context.new_draws(2)
+        self.chunk_coin = context.new_coin()
+        self.left_coin = context.new_coin()
+        self.encoders = nn.ModuleList(
+            Stack(context, config, index) if factor == 1 else DownsampledStack(context, config, index)
+            for index, factor in enumerate(config.downsampling_factor)
+        )
+        if config.output_downsampling_factor == 2:
+            self.downsample_output = Downsample(2)
+
+    def _chunking(self) -> tuple[int, int]:
+        """Chunk size and left context of this call, in 50 Hz frames."""
+        config = self.config
+        if not (self.training and self.context.step_key is not None):
+            return config.chunk_size[0], config.left_context_frames[0]
+        sizes, lefts = config.chunk_size, config.left_context_frames
+        size = sizes[int(self.context.coin(self.chunk_coin) * len(sizes))]
+        return size, lefts[int(self.context.coin(self.left_coin) * len(lefts))]
+
+    def forward(
+        self,
+        x: Tensor,
+        lengths: Tensor,
+        chunk_size: int | None = None,
+        left_context_frames: int | None = None,
+    ) -> tuple[Tensor, Tensor, HiddenStates, list[Tensor]]:
+        """Run all stacks.
+
+        Args:
+          x: embeddings (B, T, D) at 50 Hz.
+          lengths: (B,) valid frames.
+          chunk_size, left_context_frames: in 50 Hz frames, instead of those of the config (causal).
+
+        Returns:
+          output (B, T', D), its lengths (B,), hidden states of all layers, outputs of all stacks (B, T, D_i).
+        """
+        num_frames = x.shape[1]
+        size, left = self._chunking()
+        size = size if chunk_size is None else chunk_size
+        left = left if left_context_frames is None else left_context_frames
+        masks = _FrameMasks(lengths, num_frames, size, left, self.config.padding == "exact")
+        draws = None
+        if self.training and self.config.stochastic:
+            draws = (self.context.draws(self.feature_draws) < 0.875).to(torch.float32)
+        hidden_states: list[tuple[Tensor, int]] = []
+        outputs: list[Tensor] = []
+        for stack, dim in zip(self.encoders, self.config.per_stack("encoder_dim")):
+            x = stack(_adapt_width(x, dim), masks, draws, hidden_states)
+            outputs.append(x)
+        for output in reversed(outputs[:-1]):
+            if output.shape[-1] > x.shape[-1]:
+                x = torch.cat([x, output[..., x.shape[-1] :]], dim=-1)
+        if self.config.output_downsampling_factor == 2:
+            x = self.downsample_output(x, **masks.replicate())
+            lengths = torch.div(lengths + 1, 2, rounding_mode="floor")
+        return x, lengths, HiddenStates(hidden_states, num_frames), outputs
