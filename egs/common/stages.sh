@@ -1,0 +1,146 @@
+# shellcheck shell=bash
+# The stage runner of the recipe scripts (source it after parse_options.sh).
+#
+# A stage that ends well leaves a marker, <data or exp>/.done/stage-N.json, with the options, configuration and
+# identities that made it (egs/common/marker.py holds the rules). Run again: with the same options it is skipped,
+# with others it stops and names the difference; killed, there is no marker and it runs again.
+#
+#   run_stage 4 "quantiser" stage_4 --after "3" --options "seed" --config "$file" --leaves "data/quantizers/x"
+#
+# It uses these options of the calling script: stage, stop_stage, data_dir, exp_dir.
+# shellcheck disable=SC2154 # they are set by parse_options.sh
+
+common_dir=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+repository=$(cd "$common_dir/../.." && pwd)
+script_command="$0${*:+ $*}"
+
+log() {
+  printf '%s %s\n' "$(date '+%Y-%m-%d %H:%M:%S')" "$*" >&2
+}
+
+die() {
+  printf 'error: %s\n' "$*" >&2
+  exit 1
+}
+
+# The one place that chooses the Python: $PYTHON, else the repository's .venv, else python3 on PATH.
+find_python() {
+  if [[ -n ${PYTHON:-} ]]; then
+    python=$PYTHON
+  elif [[ -x $repository/.venv/bin/python ]]; then
+    python=$repository/.venv/bin/python
+  else
+    python=python3
+  fi
+  command -v "$python" >/dev/null || die "no Python at '$python': run tools/quickstart.sh, or set PYTHON=/path/to/python"
+  "$python" -c 'import importlib.util as u, sys; sys.exit(not all(map(u.find_spec, ("torch", "lhotse", "yaml"))))' ||
+    die "$python lacks the packages of requirements.txt: run tools/quickstart.sh, or set PYTHON to one that has them"
+  export PYTHONPATH=$repository${PYTHONPATH:+:$PYTHONPATH}
+  # PyTorch takes every core for each process by default; share them between the processes of this node.
+  export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((($(nproc 2>/dev/null || echo 1) + ${nproc:-1} - 1) / ${nproc:-1}))}
+}
+
+# check_stage_range FIRST LAST: --stage and --stop-stage must lie inside the script's own stages.
+check_stage_range() {
+  local first=$1 last=$2 value
+  for value in "$stage" "$stop_stage"; do
+    if ((value < first || value > last)); then
+      usage_error "there is no stage $value here: $0 has stages $first to $last (prepare.sh 0 to 7, run.sh 10 to 14)"
+    fi
+  done
+  if ((stage > stop_stage)); then
+    usage_error "--stage $stage is after --stop-stage $stop_stage: nothing would run"
+  fi
+}
+
+# launch MODULE ARGS...: python -m MODULE, through torchrun when --nproc or --num-nodes asks for several processes.
+launch() {
+  if ((nproc > 1 || num_nodes > 1)); then
+    "$python" -m torch.distributed.run --nproc-per-node "$nproc" --nnodes "$num_nodes" \
+      --rdzv-backend c10d --rdzv-endpoint "$rendezvous" -m "$@"
+  else
+    "$python" -m "$@"
+  fi
+}
+
+# run_stage NUMBER DESCRIPTION FUNCTION [--after STAGES] [--options NAMES] [--config FILE] [--leaves PATH]
+#           [--identity NAME=FILE.json:KEY] [--part K/N]
+# STAGES and NAMES are separated by spaces; --config, --leaves and --identity may be given several times.
+# --options are variables of the script that change what the stage makes, and no others. With --part no marker is
+# written: a later run without it closes the stage.
+run_stage() {
+  local number=$1 description=$2 function=$3
+  shift 3
+  if ((number < stage || number > stop_stage)); then return 0; fi
+
+  local part="" name status probe
+  local -a arguments=(--number "$number" --description "$description" --command "$script_command")
+  arguments+=(--data-dir "$data_dir" --exp-dir "$exp_dir" --repository "$repository")
+  while (($# > 0)); do
+    case $1 in
+      --options) for name in $2; do arguments+=(--option "$name=${!name}"); done ;;
+      --after) for name in $2; do arguments+=(--after "$name"); done ;;
+      --config | --leaves | --identity) arguments+=("$1" "$2") ;;
+      --part) part=$2 ;;
+      *) die "run_stage $number: unknown argument $1" ;;
+    esac
+    shift 2
+  done
+
+  # bash ignores 'set -e' inside if, && and ||, for everything called from there: a stage that fails half-way
+  # would go on. Find out before starting.
+  set +e
+  (
+    set -e
+    false
+    true
+  )
+  probe=$?
+  set -e
+  if ((probe == 0)); then die "run_stage $number is called inside if, && or ||, where a failing command would go unseen"; fi
+
+  set +e
+  "$python" "$common_dir/marker.py" check "${arguments[@]}" ${part:+--part "$part"}
+  status=$?
+  set -e
+  case $status in
+    0) return 0 ;;
+    10) ;;
+    *) exit 1 ;;
+  esac
+
+  local done_dir=$data_dir/.done
+  if ((number >= 10)); then done_dir=$exp_dir/.done; fi
+  local metrics=$done_dir/stage-$number.metrics${part:+.${part//\//-of-}}.jsonl
+  # Two runs of one stage would write the same files. The lock dies with its holders, also with kill -9.
+  if command -v flock >/dev/null; then
+    exec 9>"$done_dir/stage-$number.lock${part:+.${part//\//-of-}}"
+    flock -w 20 9 || die "stage $number is already running on $done_dir: wait for it, or end that process"
+  fi
+  log "stage $number: $description${part:+ (part $part)}"
+  local started
+  started=$(date +%s)
+  rm -f "$metrics"
+  set +e
+  (
+    set -euo pipefail
+    export SPEAR_STAGE_METRICS=$metrics
+    "$function"
+  )
+  status=$?
+  set -e
+  if ((status == 75)); then
+    log "stage $number was told to stop and saved its state; the same command goes on from there"
+    exit 75
+  elif ((status != 0)); then
+    log "stage $number ($description) failed with status $status; the lines above say why. Run the same command again after the cure."
+    exit "$status"
+  fi
+  if [[ -n $part ]]; then
+    log "stage $number: part $part is done. When all parts are: run stage $number once without --split to check and close it"
+  else
+    "$python" "$common_dir/marker.py" write "${arguments[@]}" --metrics "$metrics" --started "$started"
+    rm -f "$metrics"
+  fi
+  if command -v flock >/dev/null; then exec 9>&-; fi
+}

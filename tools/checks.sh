@@ -1,0 +1,89 @@
+# shellcheck shell=bash
+# The single checks of check.sh and check_full.sh (sourced after environment.sh).
+# shellcheck disable=SC2154 # repository and python come from environment.sh
+
+passed=0
+failed=0
+results=()
+# The recipes of the checks write here and nowhere else.
+scratch=$(mktemp -d "${TMPDIR:-/tmp}/spear-check.XXXXXX")
+trap 'rm -rf "$scratch"' EXIT
+
+# run_check NAME COMMAND...: runs it, whatever came before, and counts it.
+run_check() {
+  local name=$1 started=$SECONDS status
+  shift
+  say "$name"
+  set +e
+  (
+    set -euo pipefail
+    "$@"
+  )
+  status=$?
+  set -e
+  if ((status == 0)); then
+    passed=$((passed + 1))
+    results+=("ok      $name ($((SECONDS - started)) s)")
+  else
+    failed=$((failed + 1))
+    results+=("FAILED  $name ($((SECONDS - started)) s, status $status)")
+  fi
+}
+
+finish_checks() {
+  say "summary"
+  printf '%s\n' "${results[@]}"
+  if [[ -s $scratch/tests.txt ]]; then printf 'tests: %s\n' "$(<"$scratch/tests.txt")"; fi
+  printf '%s passed, %s failed\n' "$passed" "$failed"
+  ((failed == 0))
+}
+
+check_shell_scripts() {
+  local -a scripts
+  mapfile -t scripts < <(find .ci egs tools tests -type f \( -name '*.sh' -o -path '.ci/run' \) \
+    -not -path '*/data/*' -not -path '*/exp/*' | sort)
+  printf '%s scripts\n' "${#scripts[@]}"
+  shellcheck --external-sources "${scripts[@]}"
+}
+
+# Tests are many and tiny: one thread each is faster than two that wait for each other.
+run_tests() {
+  local status
+  set +e
+  OMP_NUM_THREADS=1 "$python" -m pytest -p no:cacheprovider --durations=10 "$@" | tee "$scratch/pytest.txt"
+  status=${PIPESTATUS[0]}
+  set -e
+  tail -n 1 "$scratch/pytest.txt" >>"$scratch/tests.txt"
+  return "$status"
+}
+
+quick_tests() {
+  run_tests -m "not slow"
+}
+
+slow_tests() {
+  run_tests -m slow
+}
+
+# The shortened recipe: the real scripts and stages, with conf/*/tiny.yaml.
+tiny_recipe() {
+  run_recipe tiny
+}
+
+mini_recipe() {
+  run_recipe mini
+}
+
+run_recipe() {
+  local -a options=(--mini true --conf "$1" --data-dir "$scratch/$1/data" --exp-dir "$scratch/$1/exp")
+  egs/librispeech/prepare.sh "${options[@]}"
+  egs/librispeech/run.sh "${options[@]}"
+  "$python" egs/common/headline.py "$scratch/$1/exp"
+  # Done stages must be recognised as done.
+  egs/librispeech/prepare.sh "${options[@]}" >"$scratch/again.txt"
+  if [[ $(grep -c 'skipped$' "$scratch/again.txt") != 8 ]]; then
+    printf 'error: the second run of prepare.sh did not skip its 8 stages:\n' >&2
+    cat "$scratch/again.txt" >&2
+    return 1
+  fi
+}
