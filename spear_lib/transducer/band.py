@@ -98,7 +98,9 @@ def _solve(
         leaving[utterance, num_frames, final] = 0.0  # the marker of the end is no blank of frame T_b
         gy = leaving[:, :-1]
         gx = torch.zeros_like(gy)
-        by_label = torch.nan_to_num_(torch.exp(alpha[:, :-1, :-1] + px64[:, :-1, :-1] - alpha[:, :-1, 1:]), nan=0.0)
+        by_label = torch.nan_to_num_(
+            torch.exp(alpha[:, :-1, :-1] + px64[:, :-1, :-1] - alpha[:, :-1, 1:]), nan=0.0
+        )
         for r in range(size - 1, 0, -1):
             gx[..., r - 1] = (gy[..., r] + gx[..., r]) * by_label[..., r - 1]
     else:

@@ -55,8 +55,8 @@ def _boundary(boundary: Tensor | None, batch: int, labels: int, frames: int, dev
 def _check_symbols(symbols: Tensor, batch: int, labels: int, blank: int, classes: int) -> None:
     if tuple(symbols.shape) != (batch, labels):
         raise ValueError(
-            f"symbols is {tuple(symbols.shape)}; the other arrays ask for ({batch}, {labels}): one state more "
-            "than labels (S+1)."
+            f"symbols is {tuple(symbols.shape)}; the other arrays ask for ({batch}, {labels}): "
+            "one state more than labels (S+1)."
         )
     if not 0 <= blank < classes:
         raise ValueError(f"termination_symbol is {blank}; it must lie in 0..{classes - 1}.")
@@ -205,7 +205,17 @@ def rnnt_loss_simple(
 ) -> Tensor | tuple[Tensor, tuple[Tensor, Tensor]]:
     """Loss of the additive joiner lm + am: ``rnnt_loss_smoothed`` with both scales 0."""
     return rnnt_loss_smoothed(
-        lm, am, symbols, termination_symbol, 0.0, 0.0, boundary, rnnt_type, delay_penalty, reduction, return_grad
+        lm,
+        am,
+        symbols,
+        termination_symbol,
+        0.0,
+        0.0,
+        boundary,
+        rnnt_type,
+        delay_penalty,
+        reduction,
+        return_grad,
     )
 
 

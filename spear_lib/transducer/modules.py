@@ -29,9 +29,13 @@ class StatelessDecoder(nn.Module):
     def __init__(self, vocab_size: int, decoder_dim: int = 512, context_size: int = 2, blank_id: int = 0):
         super().__init__()
         if context_size < 1:
-            raise ValueError(f"context_size is {context_size}; the decoder needs at least 1 label of context.")
+            raise ValueError(
+                f"context_size is {context_size}; the decoder needs at least 1 label of context."
+            )
         if context_size > 1 and decoder_dim % 4:
-            raise ValueError(f"decoder_dim is {decoder_dim}; it must be a multiple of 4 (channels per group).")
+            raise ValueError(
+                f"decoder_dim is {decoder_dim}; it must be a multiple of 4 (channels per group)."
+            )
         self.context_size = context_size
         self.blank_id = blank_id
         self.vocab_size = vocab_size

@@ -13,9 +13,7 @@ def _suffix_minimum(x: Tensor) -> Tensor:
     return torch.cummin(x.flip(-1), dim=-1).values.flip(-1)
 
 
-def get_rnnt_prune_ranges(
-    px_grad: Tensor, py_grad: Tensor, boundary: Tensor | None, s_range: int
-) -> Tensor:
+def get_rnnt_prune_ranges(px_grad: Tensor, py_grad: Tensor, boundary: Tensor | None, s_range: int) -> Tensor:
     """Choose ``s_range`` successive states per frame that hold most of the occupation (k2's rules).
 
     Args:
@@ -52,7 +50,9 @@ def get_rnnt_prune_ranges(
         needed = int((torch.div(num_labels - 1, num_frames.clamp(min=1), rounding_mode="trunc") + 2).max())
         if needed > s_range:
             logger.warning(
-                "prune range raised from %d to %d: an utterance has that many labels per frame", s_range, needed
+                "prune range raised from %d to %d: an utterance has that many labels per frame",
+                s_range,
+                needed,
             )
             s_range = needed
     s_range = labels + 1 if s_range > labels else s_range

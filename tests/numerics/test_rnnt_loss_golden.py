@@ -78,7 +78,13 @@ def test_simple_and_smoothed(case, rnnt_type, delay, kind, dtype):
     close = _tolerance(dtype)
     if "delay0.1" in delay:
         close["atol"] = max(close["atol"], 1e-5)  # k2 computes the penalty in float32
-    for name, value in {"loss": loss, "px_grad": gx, "py_grad": gy, "grad_am": am.grad, "grad_lm": lm.grad}.items():
+    for name, value in {
+        "loss": loss,
+        "px_grad": gx,
+        "py_grad": gy,
+        "grad_am": am.grad,
+        "grad_lm": lm.grad,
+    }.items():
         expected = DATA[f"{prefix}.{name}"].to(dtype)
         assert value.shape == expected.shape, name
         torch.testing.assert_close(value.detach(), expected, **close, msg=lambda m, name=name: f"{name}: {m}")
@@ -125,4 +131,6 @@ def test_ranges_and_pruning(case, rnnt_type):
     am_pruned, lm_pruned = do_rnnt_pruning(am, lm, ranges)
     if f"{prefix}.lm_pruned" in DATA:
         assert torch.equal(lm_pruned, DATA[f"{prefix}.lm_pruned"])
-        torch.testing.assert_close(am_pruned.sum((2, 3)), DATA[f"{prefix}.am_pruned_checksum"], rtol=1e-5, atol=1e-4)
+        torch.testing.assert_close(
+            am_pruned.sum((2, 3)), DATA[f"{prefix}.am_pruned_checksum"], rtol=1e-5, atol=1e-4
+        )

@@ -1,0 +1,1 @@
+"""Speech recognition: text units, the transducer model with its losses, searches."""

@@ -1,0 +1,213 @@
+"""Searches for the transducer: greedy and modified beam search, batched over utterances (spec rnnt §7).
+
+Legend: B utterances, K beam (hypotheses per utterance), T encoder frames, V units, C context of the decoder.
+Nothing loops over utterances or hypotheses inside a frame. Utterances are sorted by length so that the
+active ones are always the first rows.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from spear_lib.asr.model import AsrModel
+
+
+@dataclass
+class Hypothesis:
+    """One recognised utterance."""
+
+    ids: list[int]
+    """Unit ids, without blank."""
+    timestamps: list[int]
+    """Encoder frame at which each unit was emitted."""
+    score: float
+    """Log-probability in nats (of the path for greedy, of the merged paths for beam search)."""
+    nbest: list[tuple[float, list[int]]] = field(default_factory=list)
+    """All hypotheses of the final beam as (score, ids), by falling score; empty for greedy."""
+
+
+def _prepare(model: AsrModel, encoder_out: Tensor, lengths: Tensor) -> tuple[Tensor, list[int], list[int]]:
+    """Projected frames (B, T, J) sorted by falling length, the order and the active rows per frame."""
+    if encoder_out.dim() != 3 or lengths.shape != encoder_out.shape[:1]:
+        raise ValueError(
+            f"encoder_out is {tuple(encoder_out.shape)} with lengths {tuple(lengths.shape)}; "
+            "expected (B, T, E) and (B,)."
+        )
+    sizes = lengths.tolist()
+    if sizes and not 0 <= min(sizes) <= max(sizes) <= encoder_out.shape[1]:
+        raise ValueError(f"lengths {min(sizes)}..{max(sizes)} do not fit into {encoder_out.shape[1]} frames.")
+    order = sorted(range(len(sizes)), key=lambda row: -sizes[row])
+    projected = model.joiner.encoder_proj(encoder_out[torch.tensor(order, device=encoder_out.device)].float())
+    active = [sum(size > t for size in sizes) for t in range(max(sizes, default=0))]
+    return projected, order, active
+
+
+def _decode_context(model: AsrModel, context: Tensor) -> Tensor:
+    """(N, C) last units -> (N, J) projected decoder output."""
+    return model.joiner.decoder_proj(model.decoder(context, pad=False)[:, 0])
+
+
+def _start_context(model: AsrModel, rows: int, device: torch.device) -> Tensor:
+    context = torch.full((rows, model.decoder.context_size), -1, dtype=torch.int64, device=device)
+    context[:, -1] = model.blank_id
+    return context
+
+
+def _silent(tokens: Tensor, blank_id: int, unk_id: int | None) -> Tensor:
+    """Which tokens emit nothing."""
+    return tokens == blank_id if unk_id is None else (tokens == blank_id) | (tokens == unk_id)
+
+
+@torch.no_grad()
+def greedy_search_batch(
+    model: AsrModel,
+    encoder_out: Tensor,
+    lengths: Tensor,
+    blank_penalty: float = 0.0,
+    max_symbols_per_frame: int = 1,
+    unk_id: int | None = None,
+) -> list[Hypothesis]:
+    """Best unit per frame.
+
+    Args:
+      model: its decoder and joiner are used; put it into eval mode first.
+      encoder_out: (B, T, E) encoder output.
+      lengths: (B,) valid frames.
+      blank_penalty: nats taken from blank's logit (fewer deletions).
+      max_symbols_per_frame: units that one frame may emit.
+      unk_id: unit that is treated as blank, if there is one.
+
+    Returns:
+      One hypothesis per utterance, in the order of the batch.
+    """
+    frames, order, active = _prepare(model, encoder_out, lengths)
+    batch, device = len(order), encoder_out.device
+    context = _start_context(model, batch, device)
+    decoded = _decode_context(model, context)
+    scores = torch.zeros(batch, device=device)
+    emitted: list[Tensor] = []  # per (frame, symbol): (B,) unit or -1
+    times: list[int] = []
+    for t, rows in enumerate(active):
+        going = torch.ones(rows, dtype=torch.bool, device=device)
+        for _ in range(max_symbols_per_frame):
+            logits = model.joiner(frames[:rows, t], decoded[:rows], project_input=False).float()
+            if blank_penalty:
+                logits[:, model.blank_id] -= blank_penalty
+            best = torch.log_softmax(logits, dim=1).max(dim=1)
+            scores[:rows] += torch.where(going, best.values, 0.0)
+            going = going & ~_silent(best.indices, model.blank_id, unk_id)
+            if not bool(going.any()):
+                break
+            step = torch.full((batch,), -1, dtype=torch.int64, device=device)
+            step[:rows] = torch.where(going, best.indices, -1)
+            emitted.append(step)
+            times.append(t)
+            shifted = torch.cat([context[:rows, 1:], best.indices[:, None]], dim=1)
+            context[:rows] = torch.where(going[:, None], shifted, context[:rows])
+            decoded[:rows] = _decode_context(model, context[:rows])
+    table = torch.stack(emitted, dim=1).tolist() if emitted else [[] for _ in order]
+    results: list[Hypothesis | None] = [None] * batch
+    for row, (utterance, score) in enumerate(zip(order, scores.tolist())):
+        pairs = [(unit, time) for unit, time in zip(table[row], times) if unit >= 0]
+        results[utterance] = Hypothesis([u for u, _ in pairs], [t for _, t in pairs], score)
+    return results
+
+
+def _hash_append(state: Tensor, token: Tensor) -> Tensor:
+    """64-bit hash of a unit sequence extended by ``token`` (multiply, add, xor-shift; wraps around)."""
+    mixed = (state ^ (token + 1)) * -7046029254386353131
+    return mixed ^ ((mixed >> 29) & ((1 << 35) - 1))
+
+
+@torch.no_grad()
+def modified_beam_search(
+    model: AsrModel,
+    encoder_out: Tensor,
+    lengths: Tensor,
+    beam: int = 4,
+    blank_penalty: float = 0.0,
+    temperature: float = 1.0,
+    unk_id: int | None = None,
+) -> list[Hypothesis]:
+    """Beam search with at most one unit per frame, merging hypotheses with the same units.
+
+    Args:
+      model, encoder_out, lengths, blank_penalty, unk_id: as ``greedy_search_batch``.
+      beam: hypotheses kept per utterance.
+      temperature: divides the logits.
+
+    Returns:
+      One hypothesis per utterance, in the order of the batch: the best by log-probability divided by
+      (units + context size), as the reference normalises; ``nbest`` is the whole final beam.
+    """
+    if beam < 1 or temperature <= 0:
+        raise ValueError(f"beam is {beam} and temperature {temperature}; both must be positive.")
+    frames, order, active = _prepare(model, encoder_out, lengths)
+    batch, device, num_frames = len(order), encoder_out.device, len(active)
+    context = _start_context(model, batch * beam, device).reshape(batch, beam, -1)
+    decoded = _decode_context(model, context[:, 0])[:, None].expand(-1, beam, -1).contiguous()
+    scores = torch.full((batch, beam), -torch.inf, device=device)  # -inf marks an unused place of the beam
+    scores[:, 0] = 0.0
+    hashes = torch.zeros((batch, beam), dtype=torch.int64, device=device)
+    # Traces instead of copied histories: where each hypothesis came from and what it emitted.
+    parents = torch.arange(beam, device=device).repeat(num_frames, batch, 1)
+    tokens = torch.full((num_frames, batch, beam), -1, dtype=torch.int64, device=device)
+    earlier = torch.ones(beam, beam, dtype=torch.bool, device=device).tril(-1)
+    for t, rows in enumerate(active):
+        logits = model.joiner(frames[:rows, t, None], decoded[:rows], project_input=False).float()
+        if blank_penalty:
+            logits[..., model.blank_id] -= blank_penalty
+        if temperature != 1.0:
+            logits = logits / temperature
+        total = torch.log_softmax(logits, dim=-1) + scores[:rows, :, None]
+        vocab_size = total.shape[-1]
+        best = total.reshape(rows, -1).topk(
+            beam, dim=1
+        )  # falling: of equal hypotheses the first is the better
+        parent = torch.div(best.indices, vocab_size, rounding_mode="floor")
+        token = best.indices % vocab_size
+        silent = _silent(token, model.blank_id, unk_id)
+        old_hash = hashes[:rows].gather(1, parent)
+        new_hash = torch.where(silent, old_hash, _hash_append(old_hash, token))
+        alive = best.values > -torch.inf
+        same = (new_hash[:, :, None] == new_hash[:, None, :]) & alive[:, :, None] & alive[:, None, :]
+        merged = torch.logsumexp(torch.where(same, best.values[:, None, :], -torch.inf), dim=2)
+        duplicate = (same & earlier).any(dim=2)
+        scores[:rows] = merged.masked_fill(duplicate | ~alive, -torch.inf)
+        hashes[:rows] = new_hash
+        parents[t, :rows] = parent
+        tokens[t, :rows] = torch.where(silent, -1, token)
+        old_context = context[:rows].gather(1, parent[..., None].expand(-1, -1, context.shape[2]))
+        shifted = torch.cat([old_context[..., 1:], token[..., None]], dim=2)
+        context[:rows] = torch.where(silent[..., None], old_context, shifted)
+        decoded[:rows] = _decode_context(model, context[:rows].flatten(0, 1)).unflatten(0, (rows, beam))
+    emitted = _trace_back(parents, tokens)
+    results: list[Hypothesis | None] = [None] * batch
+    for row, (utterance, beam_scores) in enumerate(zip(order, scores.tolist())):
+        results[utterance] = _best_of_beam(beam_scores, emitted[row], model.decoder.context_size)
+    return results
+
+
+def _trace_back(parents: Tensor, tokens: Tensor) -> list[list[list[int]]]:
+    """parents, tokens (T, B, K) -> per utterance and place of the final beam the (T,) units, -1 = none."""
+    num_frames, batch, beam = parents.shape
+    place = torch.arange(beam, device=parents.device).repeat(batch, 1)
+    steps = []
+    for t in range(num_frames - 1, -1, -1):
+        steps.append(tokens[t].gather(1, place))
+        place = parents[t].gather(1, place)
+    if not steps:
+        return [[[] for _ in range(beam)] for _ in range(batch)]
+    return torch.stack(steps[::-1], dim=2).tolist()
+
+
+def _best_of_beam(scores: list[float], emitted: list[list[int]], context_size: int) -> Hypothesis:
+    candidates = []
+    for score, units in zip(scores, emitted):
+        if score > float("-inf"):
+            pairs = [(unit, time) for time, unit in enumerate(units) if unit >= 0]
+            candidates.append((score, [u for u, _ in pairs], [t for _, t in pairs]))
+    score, ids, timestamps = max(candidates, key=lambda item: item[0] / (len(item[1]) + context_size))
+    nbest = sorted(((value, units) for value, units, _ in candidates), key=lambda item: -item[0])
+    return Hypothesis(ids, timestamps, score, nbest)

@@ -1,0 +1,238 @@
+"""Text units: what the ASR model writes. BPE pieces (sentencepiece) or characters (paper App. C).
+
+Blank is id 0 everywhere. Text that the units cannot write is an error that names the characters, never a
+silent <unk>: an unknown character in training text means that the units belong to another text.
+"""
+
+import hashlib
+import io
+import logging
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+BLANK, UNKNOWN = "<blk>", "<unk>"
+# Order as in icefall's BPE models: blank 0, <sos/eos> 1, <unk> 2.
+_SPECIAL = [BLANK, "<sos/eos>"]
+_WORD_START = "▁"
+ENGLISH_CHARACTERS = " '" + "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+def _name(characters: Iterable[str]) -> str:
+    return ", ".join(f"{c!r} (U+{ord(c):04X})" for c in sorted(set(characters)))
+
+
+def _unwritable(text: str, unknown: set[str], known: set[str], where: str) -> ValueError:
+    hint = "normalise the text, or train units on text that holds them"
+    swapped = {c for c in unknown if c.upper() in known or c.lower() in known}
+    if swapped == unknown:
+        hint = "the units know the other case: change the case of the text"
+    return ValueError(f"{where} cannot write {_name(unknown)} in the text {text[:200]!r}: {hint}.")
+
+
+def _normalised(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _train(texts: list[str], vocab_size: int, strict: bool) -> bytes:
+    import sentencepiece
+
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts),
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=vocab_size,
+        character_coverage=1.0,
+        # The text decides its own form: no NFKC that decoding could not undo.
+        normalization_rule_name="identity",
+        user_defined_symbols=_SPECIAL,
+        unk_id=len(_SPECIAL),
+        unk_piece=UNKNOWN,
+        bos_id=-1,
+        eos_id=-1,
+        pad_id=-1,
+        hard_vocab_limit=strict,
+        input_sentence_size=0,
+        max_sentence_length=1 << 20,
+        num_threads=1,
+        minloglevel=2,
+    )
+    return model.getvalue()
+
+
+def _pieces(model: bytes) -> int:
+    import sentencepiece
+
+    return sentencepiece.SentencePieceProcessor(model_proto=model).get_piece_size()
+
+
+def train_bpe(texts: Iterable[str], vocab_size: int, output_dir: str | os.PathLike) -> Path:
+    """Train BPE units on ``texts`` and write ``output_dir``/bpe.model (aside, then renamed).
+
+    Args:
+      texts: one transcript each; white space is collapsed, empty ones are left out.
+      vocab_size: number of units, blank, <sos/eos> and <unk> included (paper: 500).
+
+    Returns:
+      The path of bpe.model; the same texts in the same order give the same bytes.
+
+    Raises:
+      ValueError: no text, or a vocabulary that is too small or too large for it (the limit is named).
+    """
+    lines = [line for line in (_normalised(text) for text in texts) if line]
+    if not lines:
+        raise ValueError("train_bpe got no text: the cuts have no transcripts, or all of them are empty.")
+    for special in (*_SPECIAL, UNKNOWN):
+        if any(special in line for line in lines):
+            raise ValueError(
+                f"a transcript contains {special!r}, which is reserved: remove it from the text."
+            )
+    characters = set("".join(lines)) - {" "}
+    smallest = len(_SPECIAL) + 1 + len(characters | {_WORD_START})
+    if vocab_size < smallest:
+        raise ValueError(
+            f"vocab_size is {vocab_size}, but the text has {len(characters)} different characters: with the "
+            f"special units at least {smallest} are needed. Raise vocab_size, or normalise the text."
+        )
+    try:
+        model = _train(lines, vocab_size, strict=True)
+        reached = _pieces(model)
+    except RuntimeError as problem:
+        model, reached = b"", 0
+        logger.debug("sentencepiece: %s", problem)
+        if not re.search("vocab", str(problem), re.IGNORECASE):
+            raise RuntimeError(
+                f"sentencepiece could not train on {len(lines)} transcripts: {problem}"
+            ) from problem
+    if reached < vocab_size:
+        largest = _largest_vocabulary(lines, smallest, vocab_size)
+        raise ValueError(
+            f"vocab_size is {vocab_size}, but {len(lines)} transcripts ({sum(map(len, lines))} characters) "
+            f"give at most {largest} BPE units: set vocab_size to {largest} or less, or use more text."
+        )
+    path = Path(output_dir) / "bpe.model"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_suffix(".model.tmp")
+    aside.write_bytes(model)
+    os.replace(aside, path)
+    return path
+
+
+def _largest_vocabulary(lines: list[str], smallest: int, failed: int) -> int:
+    """The largest vocabulary that trains, by bisection (only on the way to an error message)."""
+    good, bad = smallest, failed
+    while bad - good > 1:
+        middle = (good + bad) // 2
+        try:
+            trained = _pieces(_train(lines, middle, strict=True)) == middle
+        except RuntimeError:
+            trained = False
+        good, bad = (middle, bad) if trained else (good, middle)
+    return good
+
+
+class TextUnits:
+    """BPE units read from a sentencepiece model.
+
+    Args:
+      path: bpe.model, or the folder that holds it.
+    """
+
+    blank_id = 0
+
+    def __init__(self, path: str | os.PathLike):
+        import sentencepiece
+
+        path = Path(path)
+        self.path = path / "bpe.model" if path.is_dir() else path
+        if not self.path.is_file():
+            raise ValueError(f"{self.path} does not exist: train the text units first (prepare.sh stage 7).")
+        content = self.path.read_bytes()
+        try:
+            self._model = sentencepiece.SentencePieceProcessor(model_proto=content)
+        except RuntimeError as problem:
+            raise ValueError(f"{self.path} is no sentencepiece model: {problem}") from problem
+        if self._model.id_to_piece(self.blank_id) != BLANK:
+            raise ValueError(
+                f"{self.path}: unit 0 is {self._model.id_to_piece(0)!r}, but {BLANK} is needed there. "
+                "Train the units with spear_lib.asr.units.train_bpe."
+            )
+        self.vocab_size: int = self._model.get_piece_size()
+        self.unk_id: int = self._model.unk_id()
+        self.id = "bpe-" + hashlib.sha256(content).hexdigest()[:16]
+        self._known = {p for p in map(self._model.id_to_piece, range(self.vocab_size)) if len(p) == 1}
+
+    def __len__(self) -> int:
+        return self.vocab_size
+
+    def encode(self, text: str) -> list[int]:
+        """Unit ids of ``text``, without blank. Raises ValueError on characters that no unit can write."""
+        text = _normalised(text)
+        ids = self._model.encode(text, out_type=int)
+        if self.unk_id in ids or any(unit < self.unk_id for unit in ids):
+            unknown = {c for c in text if c != " " and c not in self._known} or set("<>")
+            raise _unwritable(text, unknown, self._known, f"the BPE units {self.path}")
+        return ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of unit ids (blank and the other special units write nothing)."""
+        ids = [int(unit) for unit in ids]
+        wrong = [unit for unit in ids if not 0 <= unit < self.vocab_size]
+        if wrong:
+            raise ValueError(
+                f"unit id {wrong[0]} is outside 0..{self.vocab_size - 1}: other units than the model's?"
+            )
+        return self._model.decode([unit for unit in ids if unit > self.unk_id])
+
+    def unit(self, unit_id: int) -> str:
+        """How one unit is written."""
+        return self._model.id_to_piece(unit_id)
+
+
+class CharacterUnits:
+    """One unit per character; blank is 0, the space separates words only (none at the ends)."""
+
+    blank_id = 0
+    unk_id = None
+
+    def __init__(self, characters: str = ENGLISH_CHARACTERS):
+        if len(set(characters)) != len(characters) or " " not in characters:
+            raise ValueError("character units must be different characters and hold the space.")
+        self.characters = characters
+        self.vocab_size = len(characters) + 1
+        self.id = "characters-" + hashlib.sha256(characters.encode()).hexdigest()[:16]
+        self._ids = {character: index + 1 for index, character in enumerate(characters)}
+
+    def __len__(self) -> int:
+        return self.vocab_size
+
+    def encode(self, text: str) -> list[int]:
+        """Unit ids of ``text``, without blank. Raises ValueError on unknown characters."""
+        text = _normalised(text)
+        unknown = set(text) - set(self._ids)
+        if unknown:
+            raise _unwritable(text, unknown, set(self._ids), "the character units")
+        return [self._ids[character] for character in text]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of unit ids; blank writes nothing, spaces are collapsed."""
+        ids = [int(unit) for unit in ids]
+        wrong = [unit for unit in ids if not 0 <= unit < self.vocab_size]
+        if wrong:
+            raise ValueError(
+                f"unit id {wrong[0]} is outside 0..{self.vocab_size - 1}: other units than the model's?"
+            )
+        return _normalised("".join(self.characters[unit - 1] for unit in ids if unit > 0))
+
+    def unit(self, unit_id: int) -> str:
+        """How one unit is written."""
+        return BLANK if unit_id == 0 else self.characters[unit_id - 1]
+
+
+def character_units() -> CharacterUnits:
+    """The 29 labels of the paper's CTC models: blank, space, apostrophe, A..Z."""
+    return CharacterUnits()
