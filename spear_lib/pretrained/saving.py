@@ -1,0 +1,42 @@
+"""Writing an encoder as a folder that ``load_encoder`` reads."""
+
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from spear_lib.zipformer import SpearEncoder
+
+CONFIG_NAME = "config.json"
+WEIGHTS_NAME = "model.safetensors"
+FORMAT = "spear_lib"
+
+
+def save_encoder(encoder: SpearEncoder, folder: str | Path, provenance: dict[str, Any]) -> None:
+    """Write ``folder``/config.json and model.safetensors, each aside first and renamed when complete.
+
+    Args:
+      encoder: any mode, any device; float32 weights are stored as they are.
+      folder: made if missing; an encoder that is already there is replaced.
+      provenance: where the weights come from (checkpoint, step, hours, commit, quantiser ids); JSON values.
+    """
+    from safetensors.torch import save_file
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {name: value.detach().cpu().contiguous() for name, value in encoder.state_dict().items()}
+    description = {
+        "format": FORMAT,
+        "encoder": "zipformer",
+        "config": asdict(encoder.config),
+        "provenance": provenance,
+    }
+    text = json.dumps(description, indent=2) + "\n"
+    weights = folder / f"{WEIGHTS_NAME}.tmp"
+    save_file(state, weights)
+    os.replace(weights, folder / WEIGHTS_NAME)
+    partial = folder / f"{CONFIG_NAME}.tmp"
+    partial.write_text(text, encoding="utf-8")
+    # The config last: a folder with a config is complete.
+    os.replace(partial, folder / CONFIG_NAME)
