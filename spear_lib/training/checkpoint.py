@@ -46,7 +46,8 @@ def save(state: dict[str, Any], path: str | Path) -> None:
     except (OSError, RuntimeError) as error:
         partial.unlink(missing_ok=True)
         raise RuntimeError(
-            f"the checkpoint {path} could not be written ({error}). Checkpoints already there are whole: make "
+            f"the checkpoint {path} could not be written ({error}). Checkpoints already there are whole: "
+            "make "
             "room or mend the permissions, then run the same command again; it goes on from the last one"
         ) from error
 

@@ -46,6 +46,14 @@ class World:
             dist.all_reduce(values, group=self.control)
         return values
 
+    def union(self, values: dict[str, Any]) -> dict[str, Any]:
+        """The entries of all ranks' dicts together (plain values; equal names hold equal values)."""
+        if self.world_size == 1:
+            return values
+        gathered: list[Any] = [None] * self.world_size
+        dist.all_gather_object(gathered, values, group=self.control)
+        return {name: value for part in gathered for name, value in part.items()}
+
     def barrier(self) -> None:
         if self.world_size > 1:
             dist.barrier(group=self.control)

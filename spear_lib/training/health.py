@@ -49,9 +49,12 @@ class LossGuard:
                 path = self.folder / f"bad-batch-step-{step:08d}-rank-{self.rank}.pt"
                 torch.save(_plain(batch), path)
                 raise RuntimeError(
-                    f"the loss is {loss.item()} at step {step}, before the optimiser step; no weight was changed. "
-                    f"The batch is saved in {path} (torch.load reads it; 'ids' names its cuts). Look at those cuts "
-                    "for damaged audio; if they are sound, lower the learning rate or use a wider number format, "
+                    f"the loss is {loss.item()} at step {step}, before the optimiser step; no weight was "
+                    "changed. "
+                    f"The batch is saved in {path} (torch.load reads it; 'ids' names its cuts). Look at "
+                    "those cuts "
+                    "for damaged audio; if they are sound, lower the learning rate or use a wider number "
+                    "format, "
                     "and run again: training resumes from the last checkpoint"
                 )
 
@@ -73,7 +76,7 @@ def _plain(batch: Any) -> dict[str, Any]:
 
 
 class SkippedSteps:
-    """Counts the steps that the optimiser refused for non-finite gradients, and ends a run of nothing else."""
+    """Counts the steps that the optimiser refused for non-finite gradients, and ends a hopeless run."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit

@@ -110,7 +110,7 @@ class Trainer:
         self.step_seconds = batch_seconds * config.accumulate_batches
         self.position = Position()
         self.totals, self.valid_values = Totals(), {}
-        self.last_log_step, self.stopped_by_time = 0, False
+        self.last_log_step, self.last_log_seconds, self.stopped_by_time = 0, 0.0, False
 
         experiment_dir.mkdir(parents=True, exist_ok=True)
         self.checkpoints = CheckpointFolder(experiment_dir / "checkpoints", config.keep_checkpoints)
@@ -228,7 +228,8 @@ class Trainer:
         self.totals.clear()
         audio_seconds = float(totals.pop("audio_seconds")[0])
         position.audio_hours += audio_seconds / 3600
-        elapsed, steps = self._take_seconds(), position.step - self.last_log_step
+        self._take_seconds()
+        elapsed, steps = position.seconds - self.last_log_seconds, position.step - self.last_log_step
         self.skipped.update(int(getattr(self.optimizer, "num_skipped", 0)), steps, position.step)
         values = self.task.summarise(totals)
         rate = self.optimizer.param_groups[0]["lr"]
@@ -252,7 +253,7 @@ class Trainer:
                 report["audio_seconds_per_second"],
                 self._time_left(elapsed / max(steps, 1)),
             )
-        self.last_log_step = position.step
+        self.last_log_step, self.last_log_seconds = position.step, position.seconds
 
     @torch.no_grad()
     def _validate(self) -> None:
@@ -278,12 +279,10 @@ class Trainer:
     def _seconds_since_mark(self) -> float:
         return time.monotonic() - getattr(self, "mark", time.monotonic())
 
-    def _take_seconds(self) -> float:
-        """Adds the training time since the last call to the position; returns time since the last log line."""
-        elapsed = self._seconds_since_mark()
-        self.position.seconds += elapsed
+    def _take_seconds(self) -> None:
+        """Adds the training time since the last call to the position (validation and saving do not count)."""
+        self.position.seconds += self._seconds_since_mark()
         self.mark = time.monotonic()
-        return elapsed
 
     def _time_left(self, seconds_per_step: float) -> str:
         config, position = self.config, self.position
@@ -334,7 +333,7 @@ class Trainer:
                     "hours": position.step * self.step_seconds / 3600,
                     "seconds": position.seconds,
                     "audio_hours": position.audio_hours,
-                    "last_log_step": self.last_log_step,
+                    "last_log": {"step": self.last_log_step, "seconds": self.last_log_seconds},
                     "totals": {name: list(pair) for name, pair in totals.items()},
                     **self.task.identity(),
                 },
@@ -355,7 +354,8 @@ class Trainer:
         for name, value in self.task.identity().items():
             if state.get(name) != value:
                 raise ValueError(
-                    f"{path} was made with {name} {state.get(name)} and this run has {value}: the data or the "
+                    f"{path} was made with {name} {state.get(name)} and this run has {value}: the data or "
+                    "the "
                     "model changed since. Go back to the old ones, or start a new experiment_dir"
                 )
         self.task.model.load_state_dict(state["model"])
@@ -374,5 +374,5 @@ class Trainer:
         if self.average is not None:
             self.average.load_state_dict(state["model_average"])
         self.totals.load(state["totals"], self.world)
-        self.last_log_step = state["last_log_step"]
+        self.last_log_step, self.last_log_seconds = state["last_log"]["step"], state["last_log"]["seconds"]
         logger.info("going on from %s: step %d, epoch %d", path, self.position.step, self.position.epoch)

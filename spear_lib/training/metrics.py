@@ -31,31 +31,24 @@ class Totals:
         return bool(self._values)
 
     def collect(self, world: World) -> Stats:
-        """Totals over all ranks, on the host. All ranks must have seen the same names.
+        """Totals over all ranks, on the host. All ranks call it; they may have seen different names.
 
         The main rank goes on from these totals and the others from zero, so that a run that saves them and
         one that restarts from them add the same numbers in the same order.
         """
-        names = sorted(self._values)
-        host = {name: [value.cpu() for value in self._values[name]] for name in names}
-        if world.world_size > 1:
-            flat = torch.cat(
-                [value.reshape(-1) for name in names for value in host[name]] or [torch.zeros(1)]
-            )
-            flat = world.sum(flat)
-            position = 0
-            for name in names:
-                for index, value in enumerate(host[name]):
-                    host[name][index] = flat[position : position + value.numel()].reshape(value.shape)
-                    position += value.numel()
-        zero = 0 if not world.is_main else 1
-        self._values = {name: [value * zero for value in pair] for name, pair in host.items()}
-        return {name: (pair[0], pair[1]) for name, pair in host.items()}
+        host = {name: [value.cpu() for value in pair] for name, pair in self._values.items()}
+        shapes = {name: [list(value.shape) for value in pair] for name, pair in host.items()}
+        totals = {}
+        for name, pair in sorted(world.union(shapes).items()):
+            own = host.get(name) or [torch.zeros(shape, dtype=torch.float64) for shape in pair]
+            totals[name] = (world.sum(own[0]), world.sum(own[1]))
+        self.load(totals, world)
+        return totals
 
     def clear(self) -> None:
         self._values = {}
 
-    def load(self, stats: dict[str, Any], world: World) -> None:
+    def load(self, stats: Stats, world: World) -> None:
         """Continue from saved totals (the main rank; the others start from zero)."""
         scale = 1.0 if world.is_main else 0.0
         self._values = {name: [value * scale for value in pair] for name, pair in stats.items()}
@@ -109,7 +102,7 @@ class MetricsLog:
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
-    """Lines of a metrics.jsonl; a last line that was torn by a kill is left out. Empty if there is no file."""
+    """Lines of a metrics.jsonl; a last line torn by a kill is left out. Empty without a file."""
     path = Path(path)
     lines: list[dict[str, Any]] = []
     if not path.exists():

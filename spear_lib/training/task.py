@@ -5,16 +5,15 @@ ranks and never draws a random number that is not keyed; that is what makes one 
 fine-tuning and probes.
 
     class MyTask(Task):
-        kind = "my_task"                              # written into checkpoints; a resume of another kind
-        stops
+        kind = "my_task"  # written into checkpoints; only a run of the same kind resumes from them
 
         def __init__(self, model):
-            self.model = model                        # the nn.Module that is trained and saved
+            self.model = model  # the nn.Module that is trained and saved
 
-        def begin_step(self, batch, clock):           # before every training forward
+        def begin_step(self, batch, clock):  # before every training forward
             self.model.encoder.begin_step(clock.batch_count, clock.step_key, batch.keys)
 
-        def compute(self, batch):                     # training and validation: look at self.model.training
+        def compute(self, batch):  # training and validation: look at self.model.training
             ...
             return StepResult(loss_sum, num_frames, {"loss": (loss_sum.detach(), num_frames)})
 """
@@ -72,7 +71,7 @@ class Task(ABC):
 
     def summarise(self, totals: Stats) -> dict[str, float]:
         """Numbers to report from the totals over batches and ranks; plain sum / count by default."""
-        return {name: float(total) / max(float(count), 1e-20) for name, (total, count) in totals.items()}
+        return {name: float(total) / float(count) for name, (total, count) in totals.items() if count > 0}
 
     def describe(self, values: dict[str, float]) -> str:
         """The part of a log line that is about this task, from the values of ``summarise``."""

@@ -1,0 +1,15 @@
+"""Masked prediction of teacher tokens (paper §3.2)."""
+
+from spear_lib.pretraining.alignment import align_targets
+from spear_lib.pretraining.heads import MaskedPredictionHead
+from spear_lib.pretraining.objective import ObjectiveConfig
+from spear_lib.pretraining.task import PretrainingModel, PretrainingTask, TokenField
+
+__all__ = [
+    "MaskedPredictionHead",
+    "ObjectiveConfig",
+    "PretrainingModel",
+    "PretrainingTask",
+    "TokenField",
+    "align_targets",
+]
