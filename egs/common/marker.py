@@ -1,11 +1,12 @@
 """Done-markers of recipe stages: what made a stage, and whether it still stands. Called by stages.sh only.
 
-``check`` exits 0 when the stage is done with the same options (one line says so), 10 when it must run (and notes
-the options it starts with, so that a killed stage is not continued with others), 1 when it must not run: made or
-begun with other options, an input stage missing, or an input stage redone since. ``write`` leaves the marker.
+``check`` exits 0 when the stage is done with the same options (one line says so), 10 when it must run (and
+notes the options it starts with, so that a killed stage is not continued with others), 1 when it must not:
+made or begun with other options, an input stage missing, or an input stage redone since. ``write`` leaves the
+marker.
 
-A stage's ``id`` is a hash of its options, configurations, identities and the ids of its input stages: redoing a
-stage with the same options keeps the id, so what follows stays valid.
+A stage's ``id`` is a hash of its options, configurations, identities and the ids of its input stages: redoing
+a stage with the same options keeps the id, so what follows stays valid.
 """
 
 import argparse
@@ -94,7 +95,8 @@ def input_ids(arguments: argparse.Namespace) -> dict[str, str]:
             raise Refused(
                 f"stage {arguments.number} ({arguments.description}) reads what stage {number} makes, and "
                 f"{marker_path(arguments, number)} is not there.\n"
-                f"  Run first: {script_of(number)} --stage {number} --stop-stage {number} (with your other options)"
+                f"  Run first: {script_of(number)} --stage {number} --stop-stage {number} "
+                "(with your other options)"
             )
         for earlier, recorded in marker["inputs"].items():
             current = read_json(marker_path(arguments, int(earlier)))
@@ -114,8 +116,8 @@ def stale_message(arguments: argparse.Namespace, marker: dict[str, Any], changed
     stages = " and ".join(f"stage {number}" for number in changed)
     number = marker["stage"]
     return (
-        f"stage {number} ({marker['description']}) is out of date: {stages} was made again with other options "
-        f"since.\n  To make it again: {remove_advice(arguments, number, marker['leaves'])}\n"
+        f"stage {number} ({marker['description']}) is out of date: {stages} was made again with other "
+        f"options since.\n  To make it again: {remove_advice(arguments, number, marker['leaves'])}\n"
         f"  then: {script_of(number)} --stage {number} (with your other options)"
     )
 
@@ -145,7 +147,9 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
         new_name, now = new_files[position] if position < len(new_files) else ("nothing", {})
         changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
         title = new_name if old_name == new_name else f"{old_name} -> {new_name}"
-        lines += [f"  {title}: {key} was {show(before.get(key))}, now {show(now.get(key))}" for key in changed]
+        lines += [
+            f"  {title}: {key} was {show(before.get(key))}, now {show(now.get(key))}" for key in changed
+        ]
     return lines
 
 
@@ -171,7 +175,8 @@ def check(arguments: argparse.Namespace) -> int:
             raise Refused(
                 f"stage {number} ({description}) {verb} with other options:\n"
                 + "\n".join(lines)
-                + f"\n  To make it again with the new ones: {remove_advice(arguments, number, made['leaves'])}"
+                + "\n  To make it again with the new ones: "
+                + remove_advice(arguments, number, made["leaves"])
                 + "\n  To keep both: name another --data-dir or --exp-dir."
             )
         changed = [name for name, value in new["inputs"].items() if made["inputs"].get(name) != value]
@@ -213,8 +218,8 @@ def write(arguments: argparse.Namespace) -> int:
         place = Path(path)
         if not place.exists() or (place.is_file() and place.stat().st_size == 0):
             raise Refused(
-                f"stage {arguments.number} ({arguments.description}) ended without an error but left no {path}; "
-                "no marker is written"
+                f"stage {arguments.number} ({arguments.description}) ended without an error but left no "
+                f"{path}; no marker is written"
             )
     content = recipe_of(arguments)
     content["identities"] = dict(read_identity(text) for text in arguments.identity)

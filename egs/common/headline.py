@@ -1,0 +1,39 @@
+"""Prints where the report of a finished run.sh is, and its word error rates; quickstart.sh ends with it."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def headline(report: dict[str, Any], folder: Path) -> list[str]:
+    """Lines for the screen: a table of word error rates (sets by arms), then where to look."""
+    rates = {(result["set"], result["arm"]): result["wer"] for result in report["results"]}
+    sets = list(dict.fromkeys(name for name, _ in rates))
+    arms = list(dict.fromkeys(arm for _, arm in rates))
+    width = max([len(name) for name in sets] + [8])
+    lines = ["Word error rates in percent"]
+    lines.append(" " * (width + 2) + "".join(f"{arm:>24}" for arm in arms))
+    for name in sets:
+        cells = (f"{rates[name, arm]:.2f}" if (name, arm) in rates else "-" for arm in arms)
+        lines.append(f"  {name:<{width}}" + "".join(f"{cell:>24}" for cell in cells))
+    lines += [f"not in the report: {missing}" for missing in report.get("missing", [])]
+    return [*lines, f"report: {(folder / 'report.html').resolve()} (opens in a browser, offline)"]
+
+
+def main() -> int:
+    if len(sys.argv) != 2:
+        print("usage: headline.py EXP_DIR", file=sys.stderr)
+        return 2
+    folder = Path(sys.argv[1]) / "report"
+    try:
+        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        print(f"error: no {folder / 'report.json'}: run stage 14 of run.sh first", file=sys.stderr)
+        return 1
+    print("\n".join(headline(report, folder)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,26 @@
+# shellcheck shell=bash
+# The facts about LibriSpeech: all that prepare.sh and run.sh know of it. A recipe for another corpus edits this
+# file, the Python beside it and conf/; nothing else.
+# shellcheck disable=SC2034 # the variables are for the scripts that source this file
+
+# Name in the file names: data/manifests/<corpus>_cuts_<set>.jsonl.gz
+corpus=librispeech
+# Sets with tokens; pre-training validates on the second.
+token_sets="train dev"
+# Sets to decode beside dev.
+test_sets="test-clean test-other"
+
+# Facts that depend on the size: corpus_facts CONF (mini, base, large, tiny).
+corpus_facts() {
+  # Text units: BPE pieces of the labelled transcripts (500 in the paper's LS-100 and LS-960 recipes).
+  num_units=500
+  # Options of local/prepare_corpus.py, which synthesises the corpus of --mini true.
+  corpus_options=()
+  case $1 in
+    mini) num_units=100 ;;
+    tiny)
+      num_units=50
+      corpus_options=(--size tiny)
+      ;;
+  esac
+}

@@ -1,0 +1,105 @@
+#!/usr/bin/env bash
+# Data preparation: from a corpus to cuts with teacher tokens.
+#
+#   0 corpus       link the corpus (or, with --mini true, synthesise a small one in the same folder layout)
+#   1 manifests    lhotse cuts of every set, validated
+#   2 noise        noise cuts for augmentation
+#   3 embeddings   teacher embeddings of the quantiser's training subset
+#   4 quantiser    multi-codebook quantiser of the embeddings
+#   5 tokens       packed uint8 tokens of every cut
+#   6 attach       cuts with their token field, checked
+#   7 text units   BPE of the transcripts
+#
+# Examples:
+#   ./prepare.sh --mini true
+#   ./prepare.sh --corpus-dir /corpora/LibriSpeech --noise-dir /corpora/musan
+#   ./prepare.sh --stage 5 --stop-stage 5 --num-splits 100 --split 7      (one task of a batch array)
+
+# shellcheck disable=SC2154 # "option NAME" below sets the variable NAME
+set -euo pipefail
+caller_dir=$PWD
+cd "$(dirname "${BASH_SOURCE[0]}")"
+# shellcheck source=../common/parse_options.sh
+source ../common/parse_options.sh
+# shellcheck source=../common/stages.sh
+source ../common/stages.sh
+# shellcheck source=local/corpus.sh
+source local/corpus.sh
+
+option stage 0 "First stage to run" int
+option stop_stage 7 "Last stage to run" int
+option mini false "Synthesise a small corpus instead of using a real one" bool
+option corpus_dir "" "Folder of the real corpus, for stage 0" path
+option noise_dir "" "Folder of the MUSAN noises, for stage 2 (empty: no noise, or with --mini true a synthesised set)" path
+option conf "" "Size of everything: the stem of conf/*/*.yaml (default: mini with --mini true, else base)"
+option data_dir data "Where all of this goes" path
+option exp_dir exp "Where run.sh writes" path
+option teacher spectral "Whose embeddings are quantised: spectral, or spear (an encoder of ours)"
+option teacher_path "" "Weights of the teacher (spear: an encoder folder or checkpoint)" path
+option teacher_layer "" "Layer of the teacher (empty: its own default)"
+option seed 0 "Every random choice follows from it" int
+option num_jobs 2 "Processes for synthesis and manifests" int
+option num_splits 1 "Parts in which stage 5 divides each set" int
+option split "" "Only this part of stage 5, 1 to --num-splits"
+parse_options "$@"
+
+check_stage_range 0 7
+find_python
+if [[ -z $conf ]]; then
+  if [[ $mini == true ]]; then conf=mini; else conf=base; fi
+fi
+corpus_facts "$conf"
+
+manifests=$data_dir/manifests
+embeddings=$data_dir/embeddings/$teacher
+quantizer=$data_dir/quantizers/$teacher
+quantizer_conf=conf/quantizer/$conf.yaml
+noise_cuts=$manifests/noise_cuts.jsonl.gz
+
+set_manifest() {
+  printf '%s/%s_cuts_%s.jsonl.gz' "$manifests" "$corpus" "$1"
+}
+
+stage_0() {
+  "$python" local/prepare_corpus.py --mini "$mini" --corpus-dir "$corpus_dir" --noise-dir "$noise_dir" \
+    --output "$data_dir/corpus" --seed "$seed" --num-jobs "$num_jobs" "${corpus_options[@]}"
+}
+
+stage_1() {
+  "$python" local/prepare_manifests.py --corpus-dir "$data_dir/corpus" --output "$manifests" --num-jobs "$num_jobs"
+}
+
+stage_2() {
+  "$python" local/prepare_noise.py --corpus-dir "$data_dir/corpus" --output "$noise_cuts"
+}
+
+stage_3() {
+  "$python" -m spear_lib.bin.extract_embeddings --config "$quantizer_conf" --cuts "$(set_manifest train)" \
+    --output_dir "$embeddings" --teacher "$teacher" --seed "$seed"
+}
+
+stage_4() {
+  "$python" -m spear_lib.bin.train_quantizer --config "$quantizer_conf" --embeddings "$embeddings" \
+    --output_dir "$quantizer" --seed "$seed"
+}
+
+stage_5() {
+  local set
+  for set in $token_sets; do
+    "$python" -m spear_lib.bin.dump_tokens --cuts "$(set_manifest "$set")" --quantizer "$quantizer" \
+      --output_dir "$data_dir/tokens/$teacher/$set"
+  done
+}
+
+stage_6() {
+  local set
+  for set in $token_sets; do
+    "$python" -m spear_lib.bin.check_tokens --cuts "$(set_manifest "$set")" --store "$data_dir/tokens/$teacher/$set" \
+      --output_cuts "$data_dir/cuts/${corpus}_cuts_$set.jsonl.gz"
+  done
+}
+
+stage_7() {
+  "$python" -m spear_lib.bin.train_units --cuts "$(set_manifest labelled)" --output_dir "$data_dir/units" \
+    --vocab_size "$num_units"
+}
