@@ -7,7 +7,7 @@ from setuptools import find_packages, setup
 setup(
     name="spear_lib",
     version="0.1.0",
-    description="SPEAR: self-supervised speech and audio encoders by masked prediction of multi-codebook tokens",
+    description="SPEAR: self-supervised speech and audio encoders that predict multi-codebook tokens",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Is this a Python that the repository can run on, and is there room? Prints one line per problem.
 
-Runs with the standard library alone, before anything is installed: tools/quickstart.sh and tools/check.sh call
-it with the Python they found. ``--packages`` also compares what is installed with requirements.txt.
+Runs with the standard library alone, before anything is installed: tools/quickstart.sh and tools/check.sh
+call it with the Python they found. ``--packages`` also compares what is installed with requirements.txt.
 """
 
 import argparse
@@ -52,7 +52,9 @@ def package_problems(requirements: str) -> list[str]:
             continue
         # A build tag such as +cpu does not make another version.
         if found.split("+")[0] != wanted:
-            problems.append(f"{name} is {found}, tested is {wanted}: python -m pip install -r requirements.txt")
+            problems.append(
+                f"{name} is {found}, tested is {wanted}: python -m pip install -r requirements.txt"
+            )
     return problems
 
 
