@@ -1,0 +1,82 @@
+"""Eq. 1 against loops, and against the reference's plain sum at alpha 0.5."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from spear_lib.pretraining.heads import MaskedPredictionHead
+from spear_lib.pretraining.objective import ObjectiveConfig, masked_prediction_loss
+from spear_lib.pretraining.task import unigram_entropy
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "joint_codebook_loss.safetensors"
+
+
+def example():
+    torch.manual_seed(1)
+    targets = torch.randint(0, 9, (12, 3))
+    targets[4, 1] = targets[7] = -100
+    loss = torch.rand(12, 3).masked_fill(targets < 0, 0.0)
+    correct = (torch.rand(12, 3) < 0.5) & (targets >= 0)
+    masked = torch.rand(12) < 0.5
+    return loss, correct, targets, masked
+
+
+def test_half_is_the_sum_of_the_reference():
+    golden = load_file(GOLDEN)
+    head = MaskedPredictionHead(48, 8)
+    head.load_reference({"linear2b_weight": golden["weight"], "linear2_bias": golden["bias"]})
+    targets = golden["targets"].reshape(-1, 8)
+    loss, correct = head(golden["encoder_out"].reshape(-1, 48), targets)
+    masked = torch.arange(39) % 3 == 0
+    total, _ = masked_prediction_loss(loss, correct, targets, masked, alpha=0.5)
+    torch.testing.assert_close(total, golden["loss_per_utt_spear"].sum(), atol=1e-3, rtol=1e-5)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 0.5, 1.0])
+def test_weights_and_stats_by_hand(alpha):
+    loss, correct, targets, masked = example()
+    total, stats = masked_prediction_loss(loss, correct, targets, masked, alpha)
+    sums, counts, right = [0.0, 0.0], [0, 0], [0, 0]
+    for frame in range(12):
+        for codebook in range(3):
+            if targets[frame, codebook] >= 0:
+                which = int(masked[frame])
+                sums[which] += float(loss[frame, codebook])
+                counts[which] += 1
+                right[which] += int(correct[frame, codebook])
+    expected = (2 * alpha * sums[1] + 2 * (1 - alpha) * sums[0]) / 3
+    assert float(total) == pytest.approx(expected, rel=1e-5)
+    for which, name in enumerate(("unmasked", "masked")):
+        assert float(stats[f"{name}_loss"][0]) == pytest.approx(sums[which], rel=1e-5)
+        assert int(stats[f"{name}_loss"][1]) == counts[which]
+        assert int(stats[f"{name}_accuracy"][0]) == right[which]
+    assert float(stats["loss"][0]) == pytest.approx(sum(sums), rel=1e-5)
+    assert int(stats["loss"][1]) == sum(counts)
+
+
+def test_alpha_one_gives_unmasked_frames_no_gradient():
+    loss, correct, targets, masked = example()
+    loss.requires_grad_()
+    masked_prediction_loss(loss, correct, targets, masked, alpha=1.0)[0].backward()
+    assert loss.grad[~masked].abs().sum() == 0 and (loss.grad[masked] > 0).all()
+
+
+def test_unigram_entropy():
+    histogram = torch.tensor([[10, 10, 10, 10], [7, 0, 0, 0]])
+    assert unigram_entropy(histogram) == pytest.approx(math.log(4) / 2)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"strategy": "triple"}, "strategy 'triple' is not known"),
+        ({"alpha": 1.5}, "alpha must be between 0 and 1, it is 1.5"),
+        ({"align": "left"}, "align must be 'center' or 'index'"),
+    ],
+)
+def test_wrong_options_are_explained(options, message):
+    with pytest.raises(ValueError, match=message):
+        ObjectiveConfig(**options)
