@@ -1,0 +1,57 @@
+"""Any encoder that ``load_encoder`` reads as a teacher: second-iteration pre-training (ours, after HuBERT)."""
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from spear_lib.teachers.base import Teacher, weights_hash
+
+
+class EncoderTeacher(Teacher):
+    """Hidden states of a pre-trained encoder, 50 Hz.
+
+    Args:
+      path: encoder folder or checkpoint that ``spear_lib.pretrained.load_encoder`` reads.
+      layer: index into the encoder's hidden_states; negative counts from the last.
+    """
+
+    name = "spear"
+
+    def __init__(self, path: str | Path, layer: int = -1) -> None:
+        super().__init__()
+        from spear_lib.pretrained import load_encoder
+
+        self._set_encoder(load_encoder(path), layer, str(path))
+
+    def _set_encoder(self, encoder: Any, layer: int, where: str) -> None:
+        self.encoder = encoder.eval()
+        count = sum(encoder.config.num_encoder_layers)
+        index = layer + count if layer < 0 else layer
+        if not 0 <= index < count:
+            raise ValueError(f"layer is {layer}: the encoder at {where} has hidden states 0..{count - 1}")
+        self.layer_index = index
+        self.layer = f"hidden_states[{index}]"
+        self.field_prefix = f"spear_l{index}"
+        self.frame_rate = 50.0
+        # Hidden states are at 50 Hz even where the output is averaged in pairs to 25 Hz.
+        self.first_frame_center_ms = 45.0
+        self.normalisation = "none (the encoder's own)"
+        dims = encoder.config.encoder_dim
+        per_layer = [d for d, n in zip(dims, encoder.config.num_encoder_layers) for _ in range(n)]
+        self.embedding_dim = int(per_layer[index]) if not isinstance(dims, int) else int(dims)
+
+    def identity(self) -> dict[str, Any]:
+        return {**super().identity(), "weights": weights_hash(self.encoder)}
+
+    def num_frames(self, num_samples: int) -> int:
+        from spear_lib.data.features import fbank_length
+
+        return max(0, (fbank_length(num_samples) - 7) // 2)
+
+    def frames(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        self.encoder.eval()
+        output = self.encoder.extract(waveforms, lengths)
+        hidden = output.hidden_states[self.layer_index]
+        counts = ((lengths + 80) // 160 - 7) // 2
+        return hidden, counts.clamp(min=0, max=hidden.shape[1])
