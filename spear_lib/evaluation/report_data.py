@@ -1,0 +1,277 @@
+"""What the report knows: everything a run left behind, read from the folders that were named to it.
+
+Nothing is recomputed except the code usage of the tokens (one pass over the packed stores). What is absent is
+listed under ``missing``, with the stage that makes it, instead of being left out silently.
+"""
+
+import json
+import logging
+import math
+import platform
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Experiment:
+    """One training run: its folder's metrics and configuration."""
+
+    name: str
+    """Short name used in tables and legends."""
+    kind: str
+    """"pretraining" (token prediction) or "finetuning" (speech recognition)."""
+    records: list[dict[str, Any]]
+    """Lines of metrics.jsonl in the order of their steps."""
+    config: dict[str, Any]
+    """config.yaml as it was run."""
+
+    def curve(self, kind: str, name: str) -> tuple[list[int], list[float]]:
+        """(steps, values) of metric ``name`` in lines of ``kind`` ("train", "valid/dev")."""
+        points = [
+            (record["step"], record[name])
+            for record in self.records
+            if record.get("kind") == kind and _is_number(record.get(name))
+        ]
+        return [step for step, _ in points], [value for _, value in points]
+
+    @property
+    def valid_kinds(self) -> list[str]:
+        """Names of the validation sets, in the order of appearance."""
+        return list(
+            dict.fromkeys(r["kind"] for r in self.records if str(r.get("kind", "")).startswith("valid"))
+        )
+
+    def last(self, kind: str, name: str) -> float | None:
+        """The last value of a metric; None when it was never written."""
+        values = self.curve(kind, name)[1]
+        return values[-1] if values else None
+
+
+@dataclass
+class ReportData:
+    """Everything the renderer needs."""
+
+    corpus: list[dict[str, Any]] = field(default_factory=list)
+    """One row per set of cuts."""
+    quantizers: list[dict[str, Any]] = field(default_factory=list)
+    """{"name", "report" (dict), "picture" (path or None)} each."""
+    tokens: list[dict[str, Any]] = field(default_factory=list)
+    """{"name", "info" (dict), "entropies" (nats per codebook)} each."""
+    experiments: list[Experiment] = field(default_factory=list)
+    """Training runs in the order they were named."""
+    results: list[dict[str, Any]] = field(default_factory=list)
+    """wer-<set>.json contents with "arm" and "set"."""
+    probes: list[dict[str, Any]] = field(default_factory=list)
+    """probes.json contents with "arm"."""
+    stages: list[dict[str, Any]] = field(default_factory=list)
+    """Done-markers in the order of their stage numbers."""
+    versions: dict[str, str] = field(default_factory=dict)
+    """Package -> version."""
+    missing: list[str] = field(default_factory=list)
+    """What was not found, and what would make it."""
+
+    def unigram_entropy(self, config: dict[str, Any] | None = None) -> float | None:
+        """Mean entropy of the codes of the training tokens, nats per codebook and frame; None if unknown.
+
+        This is the cross-entropy of the best guess that ignores the audio. With several token stores the one
+        of the "train" set counts (its frames are what the pre-training loss is averaged over).
+        """
+        stores = [store for store in self.tokens if store["entropies"]]
+        train = [store for store in stores if store["set"] == "train"] or stores
+        field_names = _strings(config or {})
+        chosen = [store for store in train if store["info"].get("field") in field_names] or train
+        return float(np.mean(chosen[0]["entropies"])) if chosen else None
+
+
+def _strings(value: Any) -> set[str]:
+    """Every string inside a nested configuration, keys included."""
+    if isinstance(value, dict):
+        return {str(key) for key in value}.union(*(_strings(item) for item in value.values()))
+    if isinstance(value, list | tuple):
+        return set().union(*(_strings(item) for item in value))
+    return {value} if isinstance(value, str) else set()
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises ValueError naming the file when it is damaged or something else."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); make it again with its stage.") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} must hold a JSON object, it holds a {type(value).__name__}.")
+    return value
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Lines of metrics.jsonl, sorted by step.
+
+    A killed run repeats the steps since its last checkpoint when it resumes: of two lines with the same step
+    and kind the later one stands. A last line cut off by the kill is dropped.
+    """
+    by_key: dict[tuple, dict[str, Any]] = {}
+    lines = path.read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            if number == len(lines):
+                continue
+            raise ValueError(f"{path} line {number} is not JSON: {error}") from error
+        by_key[(record.get("step", 0), record.get("kind", "train"))] = record
+    return sorted(by_key.values(), key=lambda record: record.get("step", 0))
+
+
+def collect(data_dir: Path, experiment_dirs: list[Path], exp_dir: Path) -> ReportData:
+    """Read everything.
+
+    Args:
+      data_dir: what prepare.sh filled (manifests, quantizers, tokens, .done).
+      experiment_dirs: training runs; word error rates (wer-*.json) and probes.json may lie anywhere below.
+      exp_dir: folder of run.sh, whose .done holds the markers of stages 10 to 14.
+
+    Raises:
+      ValueError: data_dir or a named experiment folder does not exist, or a file in it is damaged.
+    """
+    if not data_dir.is_dir():
+        raise ValueError(f"data folder {data_dir} does not exist; run prepare.sh first or name another.")
+    absent = [str(folder) for folder in experiment_dirs if not folder.is_dir()]
+    if absent:
+        raise ValueError(f"experiment folder {absent[0]} does not exist; run.sh stages 10 to 13 make them.")
+    data = ReportData()
+    _collect_corpus(data, data_dir)
+    _collect_quantizers(data, data_dir)
+    _collect_tokens(data, data_dir)
+    names = short_names(experiment_dirs)
+    for folder, name in zip(experiment_dirs, names):
+        _collect_experiment(data, folder, name)
+    if not data.results:
+        data.missing.append("word error rates (wer-*.json): run.sh stage 13 decodes the test sets")
+    if not data.probes:
+        data.missing.append("frozen-feature probes (probes.json): python -m spear_lib.bin.probe")
+    _collect_stages(data, [data_dir / ".done", exp_dir / ".done"])
+    data.versions = package_versions()
+    return data
+
+
+def short_names(folders: list[Path]) -> list[str]:
+    """The shortest tails of the paths that tell them apart: ["pretrained", "scratch"]."""
+    for depth in range(1, 5):
+        names = ["/".join(folder.resolve().parts[-depth:]) for folder in folders]
+        if len(set(names)) == len(names):
+            return names
+    return [str(folder) for folder in folders]
+
+
+def _collect_corpus(data: ReportData, data_dir: Path) -> None:
+    for path in sorted((data_dir / "manifests").glob("*.json")):
+        for name, values in corpus_rows(path.stem, read_json(path)):
+            data.corpus.append({"set": name, **values})
+    if not data.corpus:
+        data.missing.append("corpus statistics (data/manifests/*.json): prepare.sh stage 1")
+
+
+def corpus_rows(name: str, value: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """Rows of a statistics file: the object itself if it holds numbers, else one row per set inside it."""
+    numbers = {key: item for key, item in value.items() if _is_number(item)}
+    if numbers:
+        return [(str(value.get("set", name)), numbers)]
+    rows = []
+    for key, item in value.items():
+        if isinstance(item, dict):
+            rows += corpus_rows(key, item)
+    return rows
+
+
+def _collect_quantizers(data: ReportData, data_dir: Path) -> None:
+    for path in sorted((data_dir / "quantizers").glob("**/report.json")):
+        picture = path.with_suffix(".png")
+        name = str(path.parent.relative_to(data_dir / "quantizers"))
+        data.quantizers.append(
+            {"name": name, "report": read_json(path), "picture": str(picture) if picture.exists() else None}
+        )
+    if not data.quantizers:
+        data.missing.append("quantiser report (data/quantizers/*/report.json): prepare.sh stage 4")
+
+
+def _collect_tokens(data: ReportData, data_dir: Path) -> None:
+    root = data_dir / "tokens"
+    for path in sorted(root.glob("**/store.json")):
+        info = read_json(path)
+        entropies = token_entropies(path.parent, info)
+        name = str(path.parent.relative_to(root))
+        data.tokens.append({"name": name, "set": path.parent.name, "info": info, "entropies": entropies})
+    if not data.tokens:
+        data.missing.append("token stores (data/tokens/*/*/store.json): prepare.sh stage 5")
+
+
+def token_entropies(folder: Path, info: dict[str, Any]) -> list[float]:
+    """Entropy of the codes of each codebook in nats, from one pass over the store."""
+    from spear_lib.data.tokens import TokenStoreReader
+
+    reader = TokenStoreReader(folder)
+    counts = np.zeros((int(info["num_codebooks"]), int(info["codebook_size"])), dtype=np.int64)
+    for codes in reader.blocks():
+        for codebook in range(counts.shape[0]):
+            counts[codebook] += np.bincount(codes[:, codebook], minlength=counts.shape[1])
+    return [entropy(row) for row in counts]
+
+
+def entropy(counts: np.ndarray) -> float:
+    """Entropy in nats of a histogram (K,)."""
+    share = counts[counts > 0] / counts.sum()
+    return float(-(share * np.log(share)).sum())
+
+
+def _collect_experiment(data: ReportData, folder: Path, name: str) -> None:
+    import yaml
+
+    metrics = folder / "metrics.jsonl"
+    if metrics.exists():
+        records = read_metrics(metrics)
+        config_path = folder / "config.yaml"
+        config = yaml.safe_load(config_path.read_text(encoding="utf-8")) if config_path.exists() else {}
+        kind = "pretraining" if any("masked_loss" in record for record in records) else "finetuning"
+        data.experiments.append(Experiment(name=name, kind=kind, records=records, config=config or {}))
+    for path in sorted(folder.glob("**/wer-*.json")):
+        result = read_json(path)
+        result["arm"] = name
+        result.setdefault("set", path.stem.removeprefix("wer-"))
+        data.results.append(result)
+    for path in sorted(folder.glob("**/probes.json")):
+        data.probes.append({**read_json(path), "arm": name})
+    if not (metrics.exists() or any(folder.glob("**/wer-*.json")) or any(folder.glob("**/probes.json"))):
+        data.missing.append(f"{folder}: neither metrics.jsonl nor wer-*.json nor probes.json inside")
+
+
+def _collect_stages(data: ReportData, folders: list[Path]) -> None:
+    for folder in folders:
+        for path in folder.glob("stage-*.json"):
+            if path.name.removesuffix(".json").removeprefix("stage-").isdigit():
+                data.stages.append(read_json(path))
+    data.stages.sort(key=lambda marker: marker.get("stage", 0))
+    if not data.stages:
+        data.missing.append("stage markers (.done/stage-*.json): prepare.sh and run.sh leave one per stage")
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide the numbers."""
+    versions = {"python": platform.python_version(), "machine": f"{platform.system()} {platform.machine()}"}
+    for package in ("torch", "lhotse", "numpy", "sentencepiece", "kaldialign", "scikit-learn"):
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    return versions
