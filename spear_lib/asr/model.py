@@ -150,7 +150,7 @@ class AsrModel(nn.Module):
             if target and (min(target) < 1 or max(target) >= self.vocab_size):
                 raise ValueError(
                     f"target {row} holds unit ids {min(target)}..{max(target)}; they must lie "
-                    f"in 1..{self.vocab_size - 1} (0 is blank). Are these the units that the model was built for?"
+                    f"in 1..{self.vocab_size - 1} (0 is blank). Are these the units of this model?"
                 )
         num_labels = torch.tensor([len(target) for target in targets], dtype=torch.int64)
         return labels.to(encoder_out.device), num_labels.to(encoder_out.device)

@@ -1,0 +1,355 @@
+"""ScaledAdam: Adam whose step is proportional to the RMS of the parameter tensor, plus a slowly learned
+log-scale per tensor (paper: Zipformer, Yao et al. 2024; spec optim §1).
+
+Tensors of equal shape are worked on as one stack (n, ...), so the number of kernel launches follows the
+number of different shapes. Two variants: "spear" trained the released models, "master" is newer.
+
+Where we differ from the reference (ours, spec optim §1.4 and §5):
+* a non-finite gradient norm skips the whole step and is counted (the reference aborts or is poisoned);
+* no threshold yet means factor 1 (the reference multiplies by 20 when training starts with frozen groups);
+* a group's step counter starts at its first non-zero gradient, so a group that is un-frozen late gets
+  its bias correction and its clipping history like any other.
+"""
+
+import logging
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+VARIANTS = ("spear", "master")
+# "master" sets first, generous thresholds early.
+_EARLY_THRESHOLDS = (10, 20, 40)
+
+
+class _Stack:
+    """The tensors of one group that share dtype and shape, for the time of one step.
+
+    ``params`` and ``grads`` are (n, ...); a lone tensor is a view, several are copied together (and back).
+    """
+
+    def __init__(self, tensors: list[Tensor]):
+        self.tensors = tensors
+        self.first = tensors[0]
+        self.scalar = self.first.numel() == 1
+        self.dims = tuple(range(1, self.first.dim() + 1))
+
+    def gather(self) -> None:
+        gradients = [t.grad if t.grad is not None else torch.zeros_like(t) for t in self.tensors]
+        if any(g.is_sparse for g in gradients):
+            raise RuntimeError("ScaledAdam cannot use sparse gradients: set sparse=False in the embedding.")
+        if len(self.tensors) == 1:
+            self.params, self.grads = self.first.detach().unsqueeze(0), gradients[0].unsqueeze(0)
+        else:
+            self.params, self.grads = torch.stack([t.detach() for t in self.tensors]), torch.stack(gradients)
+
+    def rms(self, params: Tensor) -> Tensor:
+        """(n, 1, ...) root of the mean square of every tensor."""
+        return params.square().mean(dim=self.dims, keepdim=True).sqrt()
+
+    def scatter(self) -> None:
+        if len(self.tensors) > 1:
+            torch._foreach_copy_([t.detach() for t in self.tensors], list(self.params.unbind(0)))
+
+
+class ScaledAdam(torch.optim.Optimizer):
+    """See the module. No weight decay, no bias correction of the momentum.
+
+    Args:
+      params: parameters or groups (``parameter_groups`` makes them); ``names`` of a group are kept and used
+        in messages. Clipping statistics are per group.
+      lr: learning rate, roughly the relative change per step (paper: 0.045).
+      clipping_scale: gradients are limited to this times the median norm of the last
+        ``clipping_update_period`` steps; None = no clipping.
+      betas: decay of momentum and of the squared gradient.
+      scalar_lr_scale: learning rate of the log-scales and of one-element parameters, relative.
+      eps: added to the root of the squared gradient.
+      param_min_rms, param_max_rms: bounds of the tensors' RMS.
+      scalar_max: largest magnitude of one-element parameters.
+      size_update_period: steps between updates of the log-scales.
+      clipping_update_period: steps between new clipping thresholds.
+      variant: "spear" or "master" (spec optim §1.6).
+
+    Attributes:
+      num_skipped: steps skipped because a group's gradient norm was not finite (saved with the state).
+      last_clip_factors: per group, what the last step multiplied the gradients by (0-dim tensor or 1.0).
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        lr: float = 0.045,
+        clipping_scale: float | None = 2.0,
+        betas: tuple[float, float] = (0.9, 0.98),
+        scalar_lr_scale: float = 0.1,
+        eps: float = 1e-8,
+        param_min_rms: float = 1e-5,
+        param_max_rms: float = 3.0,
+        scalar_max: float = 10.0,
+        size_update_period: int = 4,
+        clipping_update_period: int = 100,
+        variant: str = "spear",
+    ):
+        if variant not in VARIANTS:
+            raise ValueError(f"variant is {variant!r}; choose one of {', '.join(VARIANTS)}.")
+        if not 0 < lr < 1:
+            raise ValueError(f"lr is {lr}; ScaledAdam's step is relative to the parameters, use e.g. 0.045.")
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"betas are {betas}; both must lie in [0, 1).")
+        if clipping_scale is not None and clipping_scale <= 0:
+            raise ValueError(f"clipping_scale is {clipping_scale}; it must be positive, or None for none.")
+        if size_update_period < 1 or clipping_update_period < 2:
+            raise ValueError(
+                f"size_update_period {size_update_period} must be at least 1 and clipping_update_period "
+                f"{clipping_update_period} at least 2."
+            )
+        defaults = {
+            "lr": lr,
+            "clipping_scale": clipping_scale,
+            "betas": tuple(betas),
+            "scalar_lr_scale": scalar_lr_scale,
+            "eps": eps,
+            "param_min_rms": param_min_rms,
+            "param_max_rms": param_max_rms,
+            "scalar_max": scalar_max,
+            "size_update_period": size_update_period,
+            "clipping_update_period": clipping_update_period,
+        }
+        super().__init__(params, defaults)
+        self.variant = variant
+        self.num_skipped = 0
+        self.last_clip_factors: list[Tensor | float] = []
+
+    # ------------------------------------------------------------------------------------ step
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+        """One update from the gradients; returns the closure's loss, if one is given."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        work = []
+        # Groups may have been added since the last step (thawed modules).
+        self.last_clip_factors = [1.0] * len(self.param_groups)
+        for index, group in enumerate(self.param_groups):
+            if all(p.grad is None for p in group["params"]) and not self._started(group):
+                continue
+            stacks = self._stacks(group)
+            for stack in stacks:
+                stack.gather()
+                self._create_state(group, stack)
+            work.append((index, group, stacks, self._squared_norm(group, stacks)))
+        if not work:
+            return loss
+        # The one host read of the step, for all groups together.
+        squares = torch.stack([square for *_, square in work]).tolist()
+        if not all(map(math.isfinite, squares)):
+            self.num_skipped += 1
+            self._report_skip(work, squares)
+            return loss
+        for (index, group, stacks, square), value in zip(work, squares):
+            if value == 0.0 and not self._started(group):
+                continue
+            factor = self._clip_factor(group, stacks[0], square, value)
+            self.last_clip_factors[index] = factor
+            for stack in stacks:
+                # A fresh tensor: the caller's .grad is never changed.
+                grads = stack.grads * factor if isinstance(factor, Tensor) else stack.grads
+                if stack.scalar:
+                    self._step_scalars(group, stack, grads)
+                else:
+                    self._step_tensors(group, stack, grads)
+                self.state[stack.first]["step"] += 1
+                stack.scatter()
+        return loss
+
+    def _started(self, group: dict[str, Any]) -> bool:
+        """Whether the group has ever had a gradient other than zero."""
+        return any(self.state[p].get("step", 0) > 0 for p in group["params"] if p in self.state)
+
+    def _stacks(self, group: dict[str, Any]) -> list[_Stack]:
+        """Stacks ordered by dtype and shape; inside a stack the order of registration."""
+        by_shape: dict[tuple[str, tuple[int, ...]], list[Tensor]] = defaultdict(list)
+        for parameter in group["params"]:
+            by_shape[(str(parameter.dtype), tuple(parameter.shape))].append(parameter)
+        return [_Stack(by_shape[shape]) for shape in sorted(by_shape)]
+
+    def _create_state(self, group: dict[str, Any], stack: _Stack) -> None:
+        state = self.state[stack.first]
+        if state:
+            return
+        state["step"] = 0
+        state["delta"] = torch.zeros_like(stack.params)
+        state["exp_avg_sq"] = torch.zeros_like(stack.params)
+        if not stack.scalar:
+            rms = stack.rms(stack.params)
+            state["param_rms"] = rms
+            state["scale_exp_avg_sq"] = torch.zeros_like(rms)
+            state["scale_grads"] = rms.new_zeros((group["size_update_period"], *rms.shape))
+
+    # -------------------------------------------------------------------------------- clipping
+    def _squared_norm(self, group: dict[str, Any], stacks: list[_Stack]) -> Tensor:
+        """S: squared norm of the gradients, each weighted by its tensor's RMS."""
+        scalar_weight = group["scalar_lr_scale"] ** 2 if self.variant == "master" else 1.0
+        parts = []
+        for stack in stacks:
+            if stack.scalar:
+                parts.append(stack.grads.square().sum() * scalar_weight)
+            else:
+                squares = stack.grads.square().sum(dim=stack.dims, keepdim=True)
+                parts.append((squares * self.state[stack.first]["param_rms"].square()).sum())
+        return torch.stack(parts).sum()
+
+    def _clip_factor(
+        self, group: dict[str, Any], first: _Stack, square: Tensor, value: float
+    ) -> Tensor | float:
+        """Factor for all gradients of the group; history and threshold live in the first stack's state."""
+        scale, period = group["clipping_scale"], group["clipping_update_period"]
+        state = self.state[first.first]
+        step = state["step"]
+        if scale is None or step == 0 or (value == 0.0 and self.variant == "spear"):
+            return 1.0
+        if "model_norms" not in state:
+            state["model_norms"] = square.new_zeros(period)
+            state["model_norm_threshold"] = square.new_zeros(())
+            state["num_clipped"] = torch.zeros((), dtype=torch.int64, device=square.device)
+            state["has_threshold"] = False
+        norm = square.sqrt()
+        norms = state["model_norms"]
+        norms[step % period] = norm
+        early = self.variant == "master" and step in _EARLY_THRESHOLDS and step < period
+        if step % period == 0 or early:
+            ordered = norms.sort().values
+            if early:
+                ordered = ordered[-step:]
+            median = ordered[ordered.numel() // 4 * 2]
+            median = torch.where(median > 0, median, ordered[-1])
+            state["model_norm_threshold"] = scale * median * (2.0 if early else 1.0)
+            state["has_threshold"] = True
+            if step % period == 0:
+                self._report_clipping(group, state, ordered)
+                state["num_clipped"].zero_()
+        if not state["has_threshold"]:
+            return 1.0
+        factor = (state["model_norm_threshold"] / (norm + 1e-20)).clamp(max=1.0)
+        state["num_clipped"] += factor < 1.0
+        return factor
+
+    def _report_clipping(self, group: dict[str, Any], state: dict[str, Any], ordered: Tensor) -> None:
+        if not logger.isEnabledFor(logging.DEBUG):
+            return
+        count = ordered.numel()
+        quartiles = [float(ordered[min(count - 1, count // 4 * n)]) for n in range(5)]
+        logger.debug(
+            "gradient norm quartiles %s, threshold %.3e, clipped %.1f%% (group of %d tensors, lr %.3e)",
+            " ".join(f"{q:.3e}" for q in quartiles),
+            float(state["model_norm_threshold"]),
+            100.0 * int(state["num_clipped"]) / count,
+            len(group["params"]),
+            group["lr"],
+        )
+
+    def _report_skip(self, work: list, squares: list[float]) -> None:
+        culprits = []
+        for (_, group, _, _), value in zip(work, squares):
+            if math.isfinite(value):
+                continue
+            names = group.get("names") or [f"tensor {i}" for i in range(len(group["params"]))]
+            culprits += [
+                name
+                for name, p in zip(names, group["params"])
+                if p.grad is not None and not bool(torch.isfinite(p.grad).all())
+            ]
+        logger.warning(
+            "step skipped (%d so far): gradient norm is not finite; not finite in %d tensors, first: %s",
+            self.num_skipped,
+            len(culprits),
+            ", ".join(culprits[:3]) or "none (the sum of squares overflows)",
+        )
+
+    # --------------------------------------------------------------------------------- updates
+    def _step_scalars(self, group: dict[str, Any], stack: _Stack, grads: Tensor) -> None:
+        """One-element parameters: plain Adam with the scaled-down rate and a bound on the value."""
+        state = self.state[stack.first]
+        beta1, beta2 = group["betas"]
+        delta, squares = state["delta"], state["exp_avg_sq"]
+        delta.mul_(beta1)
+        squares.mul_(beta2).addcmul_(grads, grads, value=1 - beta2)
+        correction = 1 - beta2 ** (state["step"] + 1)
+        if self.variant == "master" and correction >= 0.99:
+            correction = 1.0
+        denominator = (squares / correction).sqrt_().add_(group["eps"])
+        delta.addcdiv_(grads, denominator, value=-(1 - beta1) * group["lr"] * group["scalar_lr_scale"])
+        bound = group["scalar_max"]
+        if self.variant == "spear":
+            stack.params.clamp_(-bound, bound).add_(delta)
+        else:
+            stack.params.add_(delta).clamp_(-bound, bound)
+
+    def _step_tensors(self, group: dict[str, Any], stack: _Stack, grads: Tensor) -> None:
+        state, params = self.state[stack.first], stack.params
+        beta1, beta2 = group["betas"]
+        delta, squares, step = state["delta"], state["exp_avg_sq"], state["step"]
+        period = group["size_update_period"]
+        delta.mul_(beta1)
+        state["scale_grads"][step % period] = (params * grads).sum(dim=stack.dims, keepdim=True)
+        if step % period == period - 1:
+            state["param_rms"].copy_(stack.rms(params))
+            self._add_size_update(group, stack)
+        squares.mul_(beta2).addcmul_(grads, grads, value=1 - beta2)
+        correction = 1 - beta2 ** (step + 1)
+        denominator = (squares / correction).sqrt_() if correction < 0.99 else squares.sqrt()
+        denominator.add_(group["eps"])
+        rate = state["param_rms"].clamp(min=group["param_min_rms"]).mul_(-(1 - beta1) * group["lr"])
+        delta.add_(torch.div(grads, denominator, out=denominator).mul_(rate))
+        params.add_(delta)
+
+    def _add_size_update(self, group: dict[str, Any], stack: _Stack) -> None:
+        """Every few steps, scale the whole tensor along the summed gradient of its log-scale."""
+        state = self.state[stack.first]
+        beta1, beta2 = group["betas"]
+        period = group["size_update_period"]
+        beta2_period = beta2**period
+        rms, scale_grads, squares = state["param_rms"], state["scale_grads"], state["scale_exp_avg_sq"]
+        squares.mul_(beta2_period).add_(scale_grads.square().mean(dim=0), alpha=1 - beta2_period)
+        correction = 1 - beta2_period ** ((state["step"] + 1) // period)
+        rate = -group["lr"] * group["scalar_lr_scale"] * math.sqrt(correction)
+        size_step = scale_grads.sum(dim=0).mul_(rate).div_(squares.sqrt().add_(group["eps"]))
+        if self.variant == "master":
+            size_step.clamp_(-0.1, 0.1)
+        size_step.masked_fill_(rms < group["param_min_rms"], 0.0)
+        # The minimum comes last: a tensor above param_max_rms shrinks whatever its gradient says.
+        size_step = torch.minimum(size_step, (group["param_max_rms"] - rms) / rms)
+        state["delta"].addcmul_(stack.params, size_step, value=1 - beta1)
+
+    # ----------------------------------------------------------------------------------- state
+    def state_dict(self) -> dict[str, Any]:
+        """The usual optimiser state and ``num_skipped``; loading it continues bit-exactly."""
+        return {**super().state_dict(), "num_skipped": self.num_skipped, "variant": self.variant}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        variant = state_dict.get("variant", self.variant)
+        if variant != self.variant:
+            raise ValueError(
+                f"the saved optimiser is ScaledAdam variant {variant!r}, this one is {self.variant!r}: "
+                "set the same variant to continue this run."
+            )
+        super().load_state_dict({k: v for k, v in state_dict.items() if k in ("state", "param_groups")})
+        self.num_skipped = int(state_dict.get("num_skipped", 0))
+        for state in self.state.values():
+            if "model_norms" in state:
+                norms = state["model_norms"]
+                state["num_clipped"] = torch.as_tensor(
+                    state["num_clipped"], dtype=torch.int64, device=norms.device
+                )
+                threshold = state["model_norm_threshold"]
+                state["model_norm_threshold"] = torch.as_tensor(
+                    threshold, dtype=norms.dtype, device=norms.device
+                )
+                # The reference stores no flag: there a threshold of 0 means none.
+                state.setdefault("has_threshold", bool(state["model_norm_threshold"] > 0))
