@@ -1,0 +1,152 @@
+"""Pre-train an encoder to predict teacher tokens from a masked input (paper §3.2).
+
+    python -m spear_lib.bin.pretrain --config conf/pretrain/mini.yaml --experiment_dir exp/pretrain \\
+        --data.train_cuts '[data/cuts/librispeech_cuts_train.jsonl.gz]' --data.token_fields '[spectral_cb8]'
+        \\ --valid_cuts '[data/cuts/librispeech_cuts_dev.jsonl.gz]'
+
+Run the same command again to go on after a crash. Several processes: torchrun --nproc-per-node=8 -m ...
+"""
+
+import logging
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from spear_lib import keyed_random
+from spear_lib.bin.common import first_screen, run
+from spear_lib.config import parse
+from spear_lib.data.datasets import PretrainingData, PretrainingDataConfig
+from spear_lib.data.tokens import token_facts
+from spear_lib.pretraining import ObjectiveConfig, PretrainingModel, PretrainingTask, TokenField
+from spear_lib.training.distributed import World, world
+from spear_lib.training.loop import train
+from spear_lib.training.options import TrainingConfig
+from spear_lib.training.precision import Precision
+from spear_lib.zipformer import SpearEncoder, ZipformerConfig
+
+logger = logging.getLogger(__name__)
+
+PAPER_BATCH = "400 s on each of 16 GPUs in the reference"
+
+
+@dataclass(frozen=True)
+class PretrainOptions:
+    """Pre-training of one encoder."""
+
+    experiment_dir: str
+    """Folder for checkpoints, metrics.jsonl, log.txt and config.yaml; a run that is there already goes on."""
+    valid_cuts: list[str] = field(default_factory=list)
+    """Manifests of validation cuts with the same token fields; each is a set, named after its file."""
+    encoder: ZipformerConfig = field(default_factory=ZipformerConfig)
+    data: PretrainingDataConfig = field(default_factory=PretrainingDataConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+
+
+def main() -> None:
+    options = parse(PretrainOptions, prog="python -m spear_lib.bin.pretrain", description=__doc__)
+    with world(options.training.device) as processes:
+        pretrain(options, processes)
+
+
+def pretrain(options: PretrainOptions, processes: World) -> None:
+    """Everything of one run, in this process of ``processes``."""
+    seed = options.training.seed
+    shared = {"seed": seed, "rank": processes.rank, "world_size": processes.world_size}
+    train_data = PretrainingData(options.data, **shared)
+    valid_data = {
+        set_name(path): PretrainingData(options.data, **shared, training=False, cuts=[path])
+        for path in options.valid_cuts
+    }
+    fields = token_fields(train_data, options.data.token_fields)
+    for name, data in valid_data.items():
+        found = token_fields(data, options.data.token_fields)
+        if found != fields:
+            raise ValueError(
+                f"the tokens of validation set {name} are {found}, those of the training cuts are "
+                f"{fields}: attach "
+                "tokens of the same quantiser to both"
+            )
+
+    torch.manual_seed(keyed_random.key("initialisation", seed) & 0xFFFFFFFF)
+    model = PretrainingModel(SpearEncoder(options.encoder), fields)
+    task = PretrainingTask(model, fields, options.objective)
+    if processes.is_main:
+        first_screen("Pre-training", facts(options, processes, task, train_data, valid_data))
+    train(
+        task,
+        train_data,
+        valid_data,
+        options.training,
+        options.experiment_dir,
+        batch_seconds=options.data.batch_seconds,
+        world=processes,
+        options=options,
+    )
+
+
+def set_name(path: str) -> str:
+    """``data/cuts/librispeech_cuts_dev.jsonl.gz`` -> ``dev``; other names without their endings."""
+    name = re.sub(r"\.jsonl(\.gz)?$", "", Path(path).name)
+    return name.split("_cuts_", 1)[-1]
+
+
+def token_fields(data: PretrainingData, names: list[str]) -> list[TokenField]:
+    """What the first cut's manifest and token store say about each field."""
+    fields = []
+    for name in names:
+        facts = token_facts(data.manifest[int(data.cut_numbers[0])], name)
+        try:
+            fields.append(
+                TokenField(
+                    name=name,
+                    num_codebooks=int(facts["num_codebooks"]),
+                    codebook_size=int(facts["codebook_size"]),
+                    frame_rate=float(facts["frame_rate"]),
+                    first_frame_center_ms=float(facts["first_frame_center_ms"]),
+                    quantizer_id=str(facts["quantizer_id"]),
+                    teacher_id=str(facts["teacher_id"]),
+                )
+            )
+        except KeyError as error:
+            raise ValueError(
+                f"the store of the tokens {name!r} does not say {error}: its store.json is missing or "
+                "moved. Put the "
+                "store back where the cuts point, or attach the tokens again (stage 6)"
+            ) from error
+    return fields
+
+
+def facts(
+    options: PretrainOptions,
+    processes: World,
+    task: PretrainingTask,
+    train_data: PretrainingData,
+    valid_data: dict[str, PretrainingData],
+) -> dict[str, object]:
+    """Lines of the first screen."""
+    training, seconds = options.training, options.data.batch_seconds * options.training.accumulate_batches
+    precision = Precision(training.precision, processes.device)
+    hours = train_data.total_seconds / 3600
+    steps = max(1, train_data.num_batches(0) // training.accumulate_batches)
+    lines = {
+        "precision": f"{precision.name} ({precision.reason})",
+        "kernels": "PyTorch's own (no other backend is needed)",
+        "processes": processes.world_size,
+        "training cuts": f"{train_data.num_cuts}, {hours:.2f} h of audio, about {steps} steps per epoch",
+        "batch": f"{seconds:g} s of audio over all processes ({PAPER_BATCH})",
+        "learning rate": f"{training.learning_rate:g} (ScaledAdam, relative), falls after "
+        "{training.lr_batches:g} "
+        f"steps and {training.lr_hours:g} h",
+        **task.facts(),
+        "writes to": options.experiment_dir,
+    }
+    for name, data in valid_data.items():
+        lines[f"validation {name}"] = f"{data.num_cuts} cuts, {data.total_seconds / 60:.1f} min"
+    return lines
+
+
+if __name__ == "__main__":
+    run(main)
