@@ -78,7 +78,12 @@ run_stage() {
   arguments+=(--data-dir "$data_dir" --exp-dir "$exp_dir" --repository "$repository")
   while (($# > 0)); do
     case $1 in
-      --options) for name in $2; do arguments+=(--option "$name=${!name}"); done ;;
+      --options)
+        for name in $2; do
+          local -n value=$name # an array counts with all its items
+          arguments+=(--option "$name=${value[*]}")
+        done
+        ;;
       --after) for name in $2; do arguments+=(--after "$name"); done ;;
       --config | --leaves | --identity) arguments+=("$1" "$2") ;;
       --part) part=$2 ;;

@@ -34,7 +34,7 @@ option noise_dir "" "Folder of the MUSAN noises, for stage 2 (empty: no noise, o
 option conf "" "Size of everything: the stem of conf/*/*.yaml (default: mini with --mini true, else base)"
 option data_dir data "Where all of this goes" path
 option exp_dir exp "Where run.sh writes" path
-option teacher spectral "Whose embeddings are quantised: spectral, or spear (an encoder of ours)"
+option teacher "$default_teacher" "Whose embeddings are quantised: spectral, or spear (an encoder of ours)"
 option teacher_path "" "Weights of the teacher (spear: an encoder folder or checkpoint)" path
 option teacher_layer "" "Layer of the teacher (empty: its own default)"
 option seed 0 "Every random choice follows from it" int
@@ -103,3 +103,10 @@ stage_7() {
   "$python" -m spear_lib.bin.train_units --cuts "$(set_manifest labelled)" --output_dir "$data_dir/units" \
     --vocab_size "$num_units"
 }
+
+noise_result=()
+if [[ $mini == true || -n $noise_dir ]]; then noise_result=(--leaves "$noise_cuts"); fi
+
+run_stage 0 "corpus" stage_0 --options "mini corpus_dir noise_dir seed corpus_options" --leaves "$data_dir/corpus"
+run_stage 1 "manifests" stage_1 --after 0 --leaves "$manifests"
+run_stage 2 "noise" stage_2 --after 0 "${noise_result[@]}"

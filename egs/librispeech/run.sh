@@ -29,7 +29,7 @@ option mini false "The small corpus: sets the defaults of --conf and --compare-s
 option conf "" "Size of everything: the stem of conf/*/*.yaml (default: mini with --mini true, else base)"
 option data_dir data "What prepare.sh filled" path
 option exp_dir exp "Where all of this goes" path
-option teacher spectral "Whose tokens are predicted"
+option teacher "$default_teacher" "Whose tokens are predicted"
 option encoder "" "Fine-tune this encoder (folder or checkpoint) instead of the one of stage 11" path
 option compare_scratch "" "Fine-tune from scratch as well, true or false (default: that of --mini)"
 option seed 0 "Every random choice follows from it" int

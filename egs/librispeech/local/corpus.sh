@@ -9,6 +9,8 @@ corpus=librispeech
 token_sets="train dev"
 # Sets to decode beside dev.
 test_sets="test-clean test-other"
+# Whose embeddings are quantised unless --teacher says otherwise.
+default_teacher=spectral
 
 # Facts that depend on the size: corpus_facts CONF (mini, base, large, tiny).
 corpus_facts() {
