@@ -2,10 +2,11 @@
 
 Legend: B utterances, N samples (16 kHz), T frames (10 ms), F = 128 mel bins.
 
-The values are those of ``lhotse.Fbank(FbankConfig(num_mel_bins=128))``: frames of 25 ms every 10 ms, povey window,
-no dither, ``snip_edges=False`` (the signal is reflected at both ends), pre-emphasis 0.97, DC removal, power spectrum,
-mel filters from 20 to 7600 Hz, natural logarithm. lhotse's own batch extraction reflects at the end of the *padded*
-batch; here every utterance is reflected at its own end, so its frames do not depend on its batch mates.
+The values are those of ``lhotse.Fbank(FbankConfig(num_mel_bins=128))``: frames of 25 ms every 10 ms, povey
+window, no dither, ``snip_edges=False`` (the signal is reflected at both ends), pre-emphasis 0.97, DC
+removal, power spectrum, mel filters from 20 to 7600 Hz, natural logarithm. lhotse's own batch extraction
+reflects at the end of the *padded* batch; here every utterance is reflected at its own end, so its frames do
+not depend on its batch mates.
 """
 
 import math
@@ -34,7 +35,8 @@ _CHUNK = 4096  # frames per FFT call on the CPU: the temporaries stay in the cac
 
 
 def fbank_length(num_samples):
-    """Number of 10 ms frames of ``num_samples`` samples (an int or an integer tensor): (n + 80) // 160, lhotse's rule."""
+    """Number of 10 ms frames of ``num_samples`` samples (an int or an integer tensor): (n + 80) // 160,
+    lhotse's rule."""
     return (num_samples + _FRAME_SHIFT // 2) // _FRAME_SHIFT
 
 
@@ -57,8 +59,8 @@ class FbankExtractor(nn.Module):
             high_freq=-400.0,
         )
         mel_filters = nn.functional.pad(bank.to(torch.float32), (0, 1)).T.contiguous()
-        # Not buffers: model.to(bfloat16) must not round them, DDP must not broadcast them, and checkpoints must not
-        # hold them. One copy per device instead.
+        # Not buffers: model.to(bfloat16) must not round them, DDP must not broadcast them, and checkpoints
+        # must not hold them. One copy per device instead.
         self._constants: dict[torch.device, tuple[Tensor, Tensor]] = {
             torch.device("cpu"): (window, mel_filters)
         }
@@ -73,12 +75,12 @@ class FbankExtractor(nn.Module):
         """Features of a padded batch.
 
         Args:
-          waveforms: (B, N) float, in [-1, 1] (more is allowed), 16 kHz. What lies behind an utterance's end is ignored.
-          num_samples: (B,) int64, samples of each utterance; at most N.
+          waveforms: (B, N) float, in [-1, 1] (more is allowed), 16 kHz. What lies behind an utterance's end
+          is ignored. num_samples: (B,) int64, samples of each utterance; at most N.
 
         Returns:
-          fbank (B, T, F) float32 with T = (N + 80) // 160, frames behind an utterance's end being ``PAD_VALUE``;
-          lengths (B,) int64 in frames.
+          fbank (B, T, F) float32 with T = (N + 80) // 160, frames behind an utterance's end being
+          ``PAD_VALUE``; lengths (B,) int64 in frames.
 
         Raises:
           ValueError: shapes or dtype do not fit.
@@ -121,7 +123,8 @@ class FbankExtractor(nn.Module):
     def _check(waveforms: Tensor, num_samples: Tensor) -> None:
         if waveforms.dim() != 2 or not waveforms.is_floating_point():
             raise ValueError(
-                f"fbank wants float waveforms of shape (B, N), got {waveforms.dtype} {tuple(waveforms.shape)}; "
+                f"fbank wants float waveforms of shape (B, N), got {waveforms.dtype} "
+                f"{tuple(waveforms.shape)}; "
                 "divide 16-bit integers by 32768 and add a batch dimension"
             )
         if num_samples.shape != waveforms.shape[:1]:
@@ -133,12 +136,14 @@ class FbankExtractor(nn.Module):
             longest, shortest = int(num_samples.max()), int(num_samples.min())
             if longest > waveforms.shape[1] or shortest < 0:
                 raise ValueError(
-                    f"num_samples lies in [{shortest}, {longest}], but the waveforms have {waveforms.shape[1]} samples"
+                    f"num_samples lies in [{shortest}, {longest}], but the waveforms have "
+                    f"{waveforms.shape[1]} samples"
                 )
 
 
 def _log_mel_of(frames: Tensor, window: Tensor, mel_filters: Tensor) -> Tensor:
-    """(..., 400) samples -> (..., F): DC removal, pre-emphasis, window, power spectrum, mel, log (Kaldi's order)."""
+    """(..., 400) samples -> (..., F): DC removal, pre-emphasis, window, power spectrum, mel, log (Kaldi's
+    order)."""
     frames = frames - frames.mean(dim=-1, keepdim=True)
     previous = torch.cat(
         (frames[..., :1], frames[..., :-1]), dim=-1
@@ -152,8 +157,8 @@ def _log_mel_of(frames: Tensor, window: Tensor, mel_filters: Tensor) -> Tensor:
 def _reflect(waveforms: Tensor, num_samples: Tensor) -> Tensor:
     """Puts every utterance between mirror images of its own ends.
 
-    (B, N), (B,) -> (B, 120 + N + 200 or more); sample i of an utterance lies at 120 + i. Signals shorter than the
-    mirrored part are mirrored again and again.
+    (B, N), (B,) -> (B, 120 + N + 200 or more); sample i of an utterance lies at 120 + i. Signals shorter
+    than the mirrored part are mirrored again and again.
     """
     batch, width = waveforms.shape
     padded = waveforms.new_zeros((batch, _LEFT + width + _RIGHT + _FRAME_LENGTH))

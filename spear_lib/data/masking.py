@@ -2,10 +2,11 @@
 
 Legend: B utterances, T fbank frames (10 ms), F mel bins, T' student frames (20 or 40 ms).
 
-Spans of a fixed length start at distinct uniformly drawn positions and may overlap. Every draw is a pure function of
-the utterance's key, so masks depend neither on batch mates nor on the number of processes, and a resumed run draws
-the same ones. Counts and start ranges are those of the reference (spec augment_and_mask §1-3); where the reference
-raises (utterances shorter than a span, utterances masked entirely) we do not mask, or leave the last frame visible.
+Spans of a fixed length start at distinct uniformly drawn positions and may overlap. Every draw is a pure
+function of the utterance's key, so masks depend neither on batch mates nor on the number of processes, and a
+resumed run draws the same ones. Counts and start ranges are those of the reference (spec augment_and_mask
+§1-3); where the reference raises (utterances shorter than a span, utterances masked entirely) we do not
+mask, or leave the last frame visible.
 """
 
 from dataclasses import dataclass
@@ -30,7 +31,8 @@ class MaskingConfig:
     enabled: bool = True
     """False: nothing is masked (the reference's validation)."""
     time_probability: float = 0.5
-    """Share of 10 ms frames covered if spans never overlapped (paper Table 9: 0.5 speech, 0.65 audio and mixed)."""
+    """Share of 10 ms frames covered if spans never overlapped (paper Table 9: 0.5 speech, 0.65 audio and
+    mixed)."""
     time_span: int = 10
     """Length of a time span in 10 ms frames (paper §3: 100 ms)."""
     time_min_spans: int = 2
@@ -70,8 +72,8 @@ def time_mask(
       max_frames: T, width of the result; default the longest length (costs a host sync on a GPU).
 
     Returns:
-      (B, T) bool, True = masked. Padding is never masked; an utterance of at least ``span`` + 2 frames keeps its
-      last frame, every utterance keeps at least one.
+      (B, T) bool, True = masked. Padding is never masked; an utterance of at least ``span`` + 2 frames keeps
+      its last frame, every utterance keeps at least one.
     """
     if max_frames is None:
         max_frames = int(lengths.max()) if lengths.numel() else 0
@@ -83,7 +85,8 @@ def time_mask(
 def channel_mask(
     keys: Tensor, probability: float = 0.25, span: int = 15, num_mel_bins: int = 128, min_spans: int = 0
 ) -> Tensor:
-    """Masked mel bins of each utterance, (B, F) bool; one draw for its whole duration (spec augment_and_mask §2)."""
+    """Masked mel bins of each utterance, (B, F) bool; one draw for its whole duration (spec augment_and_mask
+    §2)."""
     lengths = torch.full(keys.shape, num_mel_bins, dtype=torch.int64, device=keys.device)
     return _span_mask(
         lengths, keys, probability, span, min_spans, num_mel_bins, _SITE_CHANNEL_COUNT, _SITE_CHANNEL_START
@@ -91,7 +94,8 @@ def channel_mask(
 
 
 def span_counts(lengths: Tensor, draws: Tensor, probability: float, span: int, min_spans: int) -> Tensor:
-    """Number of spans, (B,) int64, for uniform ``draws`` (B,): floor(p n / L + U), at least ``min_spans``, at most n // L."""
+    """Number of spans, (B,) int64, for uniform ``draws`` (B,): floor(p n / L + U), at least ``min_spans``,
+    at most n // L."""
     counts = torch.floor(lengths.to(torch.float64) * (probability / span) + draws.to(torch.float64)).to(
         torch.int64
     )
@@ -115,8 +119,8 @@ def _span_mask(
     position = torch.arange(width, device=keys.device)
     draws = uniform(keys, site_start, width)
     draws = torch.where(position < num_starts.unsqueeze(1), draws, torch.full_like(draws, 2.0))
-    # The c smallest of M independent uniform numbers sit at a uniform sample without replacement. Stable, so that equal
-    # numbers (24 bits) are ordered alike on every device.
+    # The c smallest of M independent uniform numbers sit at a uniform sample without replacement. Stable, so
+    # that equal numbers (24 bits) are ordered alike on every device.
     rank = torch.argsort(torch.argsort(draws, dim=1, stable=True), dim=1, stable=True)
     starts = (rank < counts.unsqueeze(1)).to(torch.int32)
     begun = torch.cumsum(starts, dim=1, dtype=torch.int32)
@@ -130,10 +134,11 @@ def _span_mask(
 
 
 def student_mask_fraction(mask: Tensor, num_frames: int, frame_rate: float) -> Tensor:
-    """Share of the fbank frames seen by each student frame that are masked, (B, T') float32 (spec augment_and_mask §4).
+    """Share of the fbank frames seen by each student frame that are masked, (B, T') float32 (spec
+    augment_and_mask §4).
 
-    At 50 Hz student frame j sees fbank frames 2j..2j+8, at 25 Hz 4j..4j+10; what lies behind the tensor counts as
-    visible, so the share of an utterance's frames does not depend on its padding.
+    At 50 Hz student frame j sees fbank frames 2j..2j+8, at 25 Hz 4j..4j+10; what lies behind the tensor
+    counts as visible, so the share of an utterance's frames does not depend on its padding.
 
     Args:
       mask: (B, T) bool, time mask of the fbank frames.
@@ -155,5 +160,6 @@ def student_mask_fraction(mask: Tensor, num_frames: int, frame_rate: float) -> T
 
 
 def student_mask(mask: Tensor, num_frames: int, frame_rate: float = 50.0) -> Tensor:
-    """Student frames that count as masked, (B, T') bool: at least half of what they see is (5 of 9, 6 of 11; ours)."""
+    """Student frames that count as masked, (B, T') bool: at least half of what they see is (5 of 9, 6 of 11;
+    ours)."""
     return student_mask_fraction(mask, num_frames, frame_rate) >= 0.5

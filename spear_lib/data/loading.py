@@ -1,0 +1,116 @@
+"""Batches made ahead of time by worker processes, in order, whatever the number of workers (ours, on torch's
+DataLoader).
+
+The work of a batch travels to a worker as plain numbers and comes back as plain arrays, so a worker needs no
+state, and 0, 1 or many workers give identical batches. Errors of the data come back as messages and are
+raised in the main process in one line; a worker that dies (out of memory, killed) is reported by the
+DataLoader's watch and never waited for.
+"""
+
+import logging
+import signal
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from torch.utils.data import DataLoader, Dataset
+
+from spear_lib.data.batch import Batch
+
+logger = logging.getLogger(__name__)
+
+Work = tuple[int, int, list[int], list[int]]
+"""(epoch, batch index, this rank's cuts, cuts of the global batch)"""
+
+
+class _Failure:
+    """An expected error of a worker: kind and message for the user, the worker's traceback for debugging."""
+
+    def __init__(self, error: Exception) -> None:
+        self.kind = type(error) if type(error) in (ValueError, RuntimeError) else RuntimeError
+        self.message = str(error) if self.kind is type(error) else f"{type(error).__name__}: {error}"
+        self.traceback = traceback.format_exc()
+
+    def reraise(self) -> None:
+        logger.debug("in a data worker:\n%s", self.traceback)
+        raise self.kind(self.message)
+
+
+class _Made(Dataset):
+    """Batch number i of a sequence of works; a KeyError or the like is a bug and travels with its whole
+    traceback."""
+
+    def __init__(self, make: Callable[[Work], Batch], works: Sequence[Work]) -> None:
+        self.make, self.works = make, works
+
+    def __len__(self) -> int:
+        return len(self.works)
+
+    def __getitem__(self, index: int) -> dict[str, Any] | _Failure:
+        try:
+            return self.make(self.works[index]).to_numpy()
+        except (ValueError, RuntimeError, OSError, EOFError) as error:
+            return _Failure(error)
+
+
+def _identity(value: Any) -> Any:
+    return value
+
+
+def _start_worker(worker: int) -> None:
+    # A signal sent to the whole process group (scheduler, Ctrl-C) is the main process's to handle: it saves,
+    # then ends its workers. Workers that died at once would look like a crash.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def load_ahead(
+    make: Callable[[Work], Batch],
+    works: Sequence[Work],
+    num_workers: int,
+    prefetch: int = 4,
+    timeout: float = 600.0,
+) -> Iterator[Batch]:
+    """``make(work)`` for each of ``works``, in order.
+
+    Args:
+      make: picklable where processes are spawned rather than forked.
+      works: what each batch consists of.
+      num_workers: worker processes; 0 makes the batches in this process.
+      prefetch: batches that each worker makes ahead.
+      timeout: seconds after which a batch that does not come is an error.
+
+    Raises:
+      ValueError, RuntimeError: what ``make`` raised; or a worker died or got stuck.
+    """
+    made = _Made(make, works)
+    if num_workers == 0 or len(works) == 0:
+        results: Any = (made[index] for index in range(len(works)))
+        yield from (_checked(result) for result in results)
+        return
+    loader = DataLoader(
+        made,
+        batch_size=None,
+        shuffle=False,
+        num_workers=min(num_workers, len(works)),
+        collate_fn=_identity,
+        prefetch_factor=prefetch,
+        timeout=timeout,
+        worker_init_fn=_start_worker,
+    )
+    results = iter(loader)
+    for _ in range(len(works)):
+        try:
+            result = next(results)
+        except RuntimeError as error:
+            raise RuntimeError(
+                f"a data worker ended or got stuck ({str(error).splitlines()[0]}); it may have been killed "
+                "for memory: lower num_workers or batch_seconds, or set num_workers to 0 to see the error"
+            ) from error
+        yield _checked(result)
+
+
+def _checked(result: dict[str, Any] | _Failure) -> Batch:
+    if isinstance(result, _Failure):
+        result.reraise()
+    return Batch.from_numpy(result)
