@@ -22,8 +22,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from spear_lib.bin.common import run  # noqa: E402
-from tools.synthesis import layout, noises  # noqa: E402
+from spear_lib.bin.common import run
+from tools.synthesis import layout, noises
 
 logger = logging.getLogger("synthesize_corpus")
 
@@ -99,7 +99,8 @@ def is_complete(output: Path, options) -> bool:
     ]
     if different:
         raise ValueError(
-            f"{output} was made with other options: {'; '.join(different)}. Delete {output} or choose another folder"
+            f"{output} was made with other options: {'; '.join(different)}. "
+            f"Delete {output} or choose another folder"
         )
     return True
 

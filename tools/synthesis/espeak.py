@@ -37,6 +37,8 @@ class Engine:
             raise RuntimeError(
                 f"espeak-ng did not start (code {self.sample_rate}): reinstall espeakng-loader"
             )
+        # Breathy voices contain noise, which the library otherwise seeds with the time of day.
+        self._library.espeak_ng_SetRandSeed(ctypes.c_long(1))
         self._chunks: list[np.ndarray] = []
         # The reference must live as long as the library may call it.
         self._callback = _CALLBACK(self._collect)
@@ -54,7 +56,7 @@ class Engine:
             raise ValueError(f"espeak-ng has no voice {name!r} (code {status})")
 
     def set_parameters(self, *, rate: int, pitch: int, pitch_range: int) -> None:
-        """``rate`` in words per minute; ``pitch`` and ``pitch_range`` from 0 to 100 (50 is the voice's own)."""
+        """``rate`` in words per minute; ``pitch`` and ``pitch_range`` 0 to 100 (50: as the voice is)."""
         for name, value in (("rate", rate), ("pitch", pitch), ("range", pitch_range)):
             self._library.espeak_SetParameter(_PARAMETERS[name], int(value), 0)
 

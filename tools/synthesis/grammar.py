@@ -1,7 +1,7 @@
 """Sentences of the mini corpus: a seeded grammar over a small vocabulary without homophones (ours).
 
-A sentence belongs to exactly one of the splits "train", "dev" and "test", decided by a hash of its words. So no
-sentence of one split can appear in another one, whatever the sizes, the seed or the number of speakers are.
+A sentence belongs to exactly one of the splits "train", "dev" and "test", decided by a hash of its words. So
+no sentence of one split can appear in another one, whatever sizes, seed and number of speakers are.
 """
 
 from collections.abc import Callable

@@ -235,7 +235,6 @@ def _speakers_table(speakers: list[dict]) -> str:
     for speaker in speakers:
         minutes = speaker["seconds"] / 60
         name = f"{speaker['variant']} {speaker['accent']}"
-        lines.append(
-            f"{speaker['speaker']:<4} | {speaker['gender']} | {speaker['part']:<16} | {minutes:5.2f} | {name}\n"
-        )
+        start = f"{speaker['speaker']:<4} | {speaker['gender']} | {speaker['part']:<16}"
+        lines.append(f"{start} | {minutes:5.2f} | {name}\n")
     return "".join(lines)

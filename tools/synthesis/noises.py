@@ -18,7 +18,7 @@ from tools.synthesis.rooms import NOISE_COLOURS, SAMPLE_RATE, coloured_noise, rm
 from tools.synthesis.voices import Voice, choose_voices
 from tools.synthesis.workers import run_fresh
 
-RECORDING_SECONDS = 12.0
+RECORDING_SECONDS = 10.0
 BABBLE_VOICES = 5
 FIRST_BABBLE_SPEAKER = 9000
 

@@ -61,7 +61,7 @@ def coloured_noise(num_samples: int, exponent: float, random: np.random.Generato
 
 
 def tilt_filter(tilt: float) -> np.ndarray:
-    """A short filter that changes the spectrum by ``tilt`` dB from 250 Hz to 4 kHz (linear phase, 65 taps)."""
+    """A short filter that changes the spectrum by ``tilt`` dB from 250 Hz to 4 kHz (linear phase)."""
     frequency = np.array([0.0, 250.0, 500.0, 1000.0, 2000.0, 4000.0, 8000.0])
     decibel = tilt * np.array([-0.5, -0.5, -0.25, 0.0, 0.25, 0.5, 0.5])
     return signal.firwin2(65, frequency, 10.0 ** (decibel / 20.0), fs=SAMPLE_RATE)

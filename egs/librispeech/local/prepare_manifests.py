@@ -1,0 +1,210 @@
+#!/usr/bin/env python3
+"""Stage 1: lhotse cuts of every set, validated, and statistics about them.
+
+Sets: train (all train-* parts), labelled (what fine-tuning may read the transcripts of: a few speakers of
+train-clean-100, or all of it), dev (dev-clean and dev-other), and every test-* part by its own name.
+"""
+
+import argparse
+import json
+import logging
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from lhotse.cut import Cut, MonoCut
+from lhotse.recipes.librispeech import parse_utterance
+
+from spear_lib.bin.common import run
+from spear_lib.data.audio import CORRUPT, EMPTY
+from spear_lib.data.manifests import atomic_file, save_cuts
+from spear_lib.data.problems import Problems
+from spear_lib.data.validation import NO_TRANSCRIPT, validate_cuts
+
+logger = logging.getLogger("prepare_manifests")
+
+CORPUS = "librispeech"
+LABELLED_PART = "train-clean-100"
+TRANSCRIPT_ONLY, AUDIO_ONLY = "transcript without audio", "audio without transcript"
+
+
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument(
+        "--corpus-dir", type=Path, required=True, help="folder that holds LibriSpeech (stage 0)"
+    )
+    parser.add_argument("--output", type=Path, required=True, help="folder for the manifests")
+    parser.add_argument("--num-jobs", type=int, default=2, help="files read at the same time")
+    parser.add_argument(
+        "--labelled-speakers",
+        default="auto",
+        help="who is in the labelled set: all, a number (those who speak longest), ids as 100,101, or auto "
+        "(those that the synthesised corpus names, else all)",
+    )
+    parser.add_argument(
+        "--max-bad-fraction", type=float, default=0.01, help="of a set's utterances that may be skipped"
+    )
+    return parser.parse_args(argv)
+
+
+def scan_part(part: Path, problems: Problems, num_jobs: int) -> Iterator[Cut]:
+    """The utterances of one part in the order of their names, read as lhotse's recipe for LibriSpeech does.
+
+    That recipe itself stops at the first file it cannot read; here such files are counted.
+    """
+    lines = []
+    for transcript in sorted(part.rglob("*.trans.txt")):
+        lines += [line for line in transcript.read_text(encoding="utf-8").splitlines() if line.strip()]
+    with ThreadPoolExecutor(max(1, num_jobs)) as pool:
+        for line, result in zip(lines, pool.map(lambda line: _read_utterance(part, line), lines)):
+            if isinstance(result, str):
+                problems.bad(result, line.split()[0])
+            else:
+                yield result
+    transcribed = {line.split()[0] for line in lines}
+    for path in sorted(part.rglob("*.flac")):
+        if path.stem not in transcribed:
+            problems.bad(AUDIO_ONLY, path.stem)
+
+
+def _read_utterance(part: Path, line: str) -> Cut | str:
+    """A cut, or the kind of problem."""
+    name, *words = line.split()
+    speaker, *folders, _ = name.split("-")
+    path = part.joinpath(speaker, *folders, f"{name}.flac")
+    if not path.is_file():
+        return TRANSCRIPT_ONLY
+    if not words:
+        return NO_TRANSCRIPT
+    if path.stat().st_size == 0:
+        return EMPTY
+    try:
+        recording, segment = parse_utterance(part, line, {})
+    except Exception as error:
+        logger.debug("%s: %s", path, error)
+        return CORRUPT
+    if recording.num_samples == 0:
+        return EMPTY
+    return MonoCut(
+        id=segment.id,
+        start=0.0,
+        duration=recording.duration,
+        channel=0,
+        recording=recording,
+        supervisions=[segment],
+    )
+
+
+def sets_of(corpus: Path) -> dict[str, list[Path]]:
+    """Set -> its parts, in a fixed order."""
+    parts = sorted(path for path in corpus.iterdir() if path.is_dir())
+    sets = {
+        "train": [part for part in parts if part.name.startswith("train-")],
+        "dev": [part for part in parts if part.name.startswith("dev-")],
+    }
+    for name, members in sets.items():
+        if not members:
+            raise ValueError(f"{corpus} has no {name}-* folder: run stage 0 again, or complete the corpus")
+    return {**sets, **{part.name: [part] for part in parts if part.name.startswith("test-")}}
+
+
+def choose_labelled(train: list[Cut], choice: str, corpus: Path) -> list[Cut]:
+    """The cuts whose transcripts fine-tuning may use: all of some speakers (of train-clean-100 if there is one).
+
+    Args:
+      choice: the option --labelled-speakers.
+    """
+    pool = [cut for cut in train if LABELLED_PART in Path(cut.recording.sources[0].source).parts] or train
+    if choice == "auto":
+        facts = corpus.resolve().parent / "corpus.json"
+        if not facts.is_file():
+            return pool
+        choice = ",".join(str(speaker) for speaker in json.loads(facts.read_text())["labelled_speakers"])
+    if choice == "all":
+        return pool
+    seconds: dict[str, float] = {}
+    for cut in pool:
+        seconds[_speaker(cut)] = seconds.get(_speaker(cut), 0.0) + cut.duration
+    if choice.isdecimal() and choice not in seconds:
+        longest = sorted(seconds, key=lambda speaker: (-seconds[speaker], speaker))
+        if not 0 < int(choice) <= len(longest):
+            raise ValueError(
+                f"--labelled-speakers {choice}: there are {len(longest)} speakers, choose 1 to {len(longest)}"
+            )
+        chosen = set(longest[: int(choice)])
+    else:
+        chosen = set(choice.split(","))
+    unknown = sorted(chosen - seconds.keys())
+    if unknown:
+        raise ValueError(
+            f"--labelled-speakers: {', '.join(unknown)} is not in the training set; its speakers are "
+            f"{', '.join(sorted(seconds)[:10])} ..."
+        )
+    return [cut for cut in pool if _speaker(cut) in chosen]
+
+
+def _speaker(cut: Cut) -> str:
+    return cut.supervisions[0].speaker
+
+
+def statistics(cuts: list[Cut], parts: list[str], problems: Problems | None) -> dict:
+    """Numbers about one set."""
+    seconds = [cut.duration for cut in cuts]
+    result = {
+        "cuts": len(cuts),
+        "hours": round(sum(seconds) / 3600, 4),
+        "speakers": len({_speaker(cut) for cut in cuts}),
+        "words": sum(len(cut.supervisions[0].text.split()) for cut in cuts),
+        "mean_seconds": round(sum(seconds) / len(seconds), 3),
+        "max_seconds": round(max(seconds), 3),
+        "parts": parts,
+    }
+    if problems is not None:
+        result |= {"skipped": problems.num_bad, "problems": problems.to_dict()}
+    return result
+
+
+def prepare_set(name: str, parts: list[Path], arguments: argparse.Namespace) -> tuple[list[Cut], dict]:
+    """Writes the manifest of one set; returns its cuts and the statistics."""
+    problems = Problems(arguments.max_bad_fraction, f"utterances of {name}")
+    cuts = [cut for part in parts for cut in scan_part(part, problems, arguments.num_jobs)]
+    kept, problems = validate_cuts(
+        cuts, problems=problems, num_jobs=arguments.num_jobs, description=f"checking audio of {name}"
+    )
+    problems.log()
+    save_cuts(kept, arguments.output / f"{CORPUS}_cuts_{name}.jsonl.gz")
+    return kept, statistics(kept, [part.name for part in parts], problems)
+
+
+def main() -> None:
+    """Entry point."""
+    arguments = parse_arguments()
+    corpus = arguments.corpus_dir / "LibriSpeech"
+    if not corpus.is_dir():
+        raise ValueError(f"{corpus} does not exist: run stage 0 first")
+    results: dict[str, dict] = {}
+    owner: dict[str, str] = {}
+    for name, parts in sets_of(corpus).items():
+        cuts, results[name] = prepare_set(name, parts, arguments)
+        for cut in cuts:
+            if owner.setdefault(cut.id, name) != name:
+                raise ValueError(
+                    f"utterance {cut.id} is in {owner[cut.id]} and in {name}: remove one of them"
+                )
+        if name == "train":
+            labelled = choose_labelled(cuts, arguments.labelled_speakers, corpus)
+            save_cuts(labelled, arguments.output / f"{CORPUS}_cuts_labelled.jsonl.gz")
+            results["labelled"] = statistics(labelled, [part.name for part in parts], None)
+            results["labelled"]["choice"] = arguments.labelled_speakers
+    with atomic_file(arguments.output / f"{CORPUS}_statistics.json") as file:
+        file.write((json.dumps(results, indent=1) + "\n").encode())
+    for name, result in results.items():
+        numbers = result["cuts"], result["hours"], result["speakers"]
+        logger.info("%-10s %7d cuts %9.2f h %5d speakers", name, *numbers)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,82 @@
+"""Audio of a cut as one array: mono, at the rate that everything here works with (ours, on lhotse)."""
+
+from pathlib import Path
+
+import numpy as np
+from lhotse.cut import Cut
+
+from spear_lib.data.problems import Problems
+
+SAMPLE_RATE = 16000
+"""Samples per second of every waveform in the library."""
+
+RESAMPLED = "resampled"
+MISSING, CORRUPT, EMPTY = "missing audio", "corrupt audio", "zero-length audio"
+
+
+class AudioProblems(Problems):
+    """Counts recordings that cannot be read (missing, corrupt, zero-length) and those that are resampled."""
+
+
+class AudioError(RuntimeError):
+    """A recording cannot be read; ``kind`` is one of MISSING, CORRUPT, EMPTY."""
+
+    def __init__(self, kind: str, message: str):
+        super().__init__(message)
+        self.kind = kind
+
+
+def source_of(cut: Cut) -> str:
+    """The file of the cut, for messages; its id where the audio is not in a file."""
+    recording = getattr(cut, "recording", None)
+    if recording is None or not recording.sources:
+        return f"cut {cut.id}"
+    source = recording.sources[0]
+    return str(source.source) if source.type == "file" else f"{source.type} of cut {cut.id}"
+
+
+def load_audio(cut: Cut, sample_rate: int = SAMPLE_RATE, problems: AudioProblems | None = None) -> np.ndarray:
+    """The samples of a cut: float32 (N,) in [-1, 1], mono, N = round(duration * sample_rate).
+
+    Args:
+      sample_rate: samples per second of the result; other recordings are resampled.
+      problems: where "resampled" is noted.
+
+    Raises:
+      AudioError: the recording is missing, corrupt or empty; names the file and what to do.
+    """
+    if not cut.has_recording:
+        raise AudioError(
+            MISSING, f"cut {cut.id} has no recording: make its manifest again (prepare.sh stage 1)"
+        )
+    if cut.sampling_rate != sample_rate:
+        cut = cut.resample(sample_rate)
+        if problems is not None:
+            problems.note(RESAMPLED)
+    path = source_of(cut)
+    try:
+        samples = cut.load_audio()
+    except Exception as error:
+        raise _audio_error(cut, path, error) from error
+    if samples is None or samples.shape[-1] == 0:
+        raise AudioError(EMPTY, f"{path} (cut {cut.id}) holds no samples: remove it or make it again")
+    mono = samples[0] if samples.shape[0] == 1 else samples.mean(axis=0)
+    if not np.isfinite(mono).all():
+        raise AudioError(CORRUPT, f"{path} (cut {cut.id}) holds samples that are not finite: make it again")
+    return np.ascontiguousarray(mono, dtype=np.float32)
+
+
+def _audio_error(cut: Cut, path: str, error: Exception) -> AudioError:
+    is_file = cut.recording.sources and cut.recording.sources[0].type == "file"
+    if is_file and not Path(path).exists():
+        return AudioError(
+            MISSING,
+            f"{path} (cut {cut.id}) does not exist: was the corpus moved since its manifests were made? "
+            "(relative paths count from the recipe's folder)",
+        )
+    if is_file and Path(path).stat().st_size == 0:
+        return AudioError(EMPTY, f"{path} (cut {cut.id}) is an empty file: copy or make it again")
+    reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return AudioError(
+        CORRUPT, f"{path} (cut {cut.id}) cannot be read ({reason.strip()[:200]}): copy or make it again"
+    )

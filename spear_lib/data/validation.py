@@ -1,0 +1,84 @@
+"""Checks cuts before anything is computed from them: bad ones are left out, too many stop the run (ours)."""
+
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+
+from lhotse.cut import Cut
+
+from spear_lib.data.audio import CORRUPT, SAMPLE_RATE, AudioError, load_audio
+from spear_lib.data.problems import Problems
+from spear_lib.training.progress import progress
+
+NO_TRANSCRIPT, DUPLICATE, LENGTH = "without transcript", "duplicate id", "of unfit length"
+
+DURATION_TOLERANCE = 0.025
+"""Seconds by which the manifest and the samples may differ (lhotse's own tolerance)."""
+
+
+def validate_cuts(
+    cuts: Iterable[Cut],
+    max_bad_fraction: float = 0.01,
+    *,
+    problems: Problems | None = None,
+    need_text: bool = True,
+    check_audio: bool = True,
+    min_seconds: float = 0.1,
+    max_seconds: float = float("inf"),
+    num_jobs: int = 1,
+    description: str = "checking audio",
+) -> tuple[list[Cut], Problems]:
+    """The cuts that can be used, in their order, and a count of the others.
+
+    A cut is left out if its id came before, if it has no transcript (``need_text``), if it is shorter than
+    ``min_seconds`` or longer than ``max_seconds``, or if its audio is missing, empty or cannot be decoded
+    (``check_audio`` reads every sample). Audio of another sample rate is kept and noted as resampled.
+
+    Args:
+      problems: a count that was begun before (e.g. while the corpus was scanned); continued here.
+      num_jobs: how many files are read at the same time.
+
+    Raises:
+      ValueError: there are no cuts, or more than ``max_bad_fraction`` of them are bad.
+    """
+    cuts = list(cuts)
+    problems = Problems(max_bad_fraction, "cuts") if problems is None else problems
+    kept: list[Cut] = []
+    seen: set[str] = set()
+    with ThreadPoolExecutor(max(1, num_jobs)) as pool:
+        audio_errors = pool.map(_audio_problem, cuts) if check_audio else (None for _ in cuts)
+        for cut, audio_error in progress(zip(cuts, audio_errors), len(cuts), description, "cuts"):
+            kind = _problem(cut, seen, need_text, min_seconds, max_seconds) or audio_error
+            seen.add(cut.id)
+            if kind is not None:
+                problems.bad(kind, cut.id)
+                continue
+            problems.good()
+            if cut.sampling_rate != SAMPLE_RATE:
+                problems.note(f"resampled from {cut.sampling_rate} Hz")
+            kept.append(cut)
+    problems.check()
+    if not kept:
+        raise ValueError(
+            f"no usable cuts are left: {problems.describe()}. Is the corpus folder the right one?"
+        )
+    return kept, problems
+
+
+def _problem(cut: Cut, seen: set[str], need_text: bool, min_seconds: float, max_seconds: float) -> str | None:
+    if cut.id in seen:
+        return DUPLICATE
+    if need_text and not any((supervision.text or "").strip() for supervision in cut.supervisions):
+        return NO_TRANSCRIPT
+    if not min_seconds <= cut.duration <= max_seconds:
+        return LENGTH
+    return None
+
+
+def _audio_problem(cut: Cut) -> str | None:
+    try:
+        samples = load_audio(cut)
+    except AudioError as error:
+        return error.kind
+    if abs(len(samples) / SAMPLE_RATE - cut.duration) > DURATION_TOLERANCE:
+        return CORRUPT
+    return None
