@@ -38,8 +38,8 @@ def parameter_groups(
             )
         if not scale > 0:
             raise ValueError(
-                f"lr_scales: {prefix!r} has the factor {scale}; it must be positive (to freeze a module, switch "
-                "off requires_grad)."
+                f"lr_scales: {prefix!r} has the factor {scale}; it must be positive (to freeze a "
+                "module, switch off requires_grad)."
             )
     groups: dict[float, dict[str, Any]] = {}
     for name, parameter in model.named_parameters():

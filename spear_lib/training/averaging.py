@@ -58,7 +58,7 @@ class ModelAverage:
         if step != self.step + self.period:
             raise ValueError(
                 f"the model average stands at step {self.step} and was asked to take in step {step}; "
-                f"the next snapshot is step {self.step + self.period}. Was it restored from another checkpoint?"
+                f"the next snapshot is step {self.step + self.period}. Restored from another checkpoint?"
             )
         state = _unwrapped(model).state_dict()
         _check_same_names(self.average, state, "the running average", "the model")

@@ -74,7 +74,7 @@ def test_scaled_adam_trajectory(variant, golden, clipping_scale, dtype):
 
 
 def test_scaled_adam_first_steps_of_the_spec():
-    """The five steps written out in spec optim §1 ("How to verify")."""
+    """The five steps written out in spec optim §1 ("How to verify", float32 there)."""
     theta = torch.nn.Parameter(torch.tensor([1.0, 2.0], dtype=torch.float64))
     scalar = torch.nn.Parameter(torch.tensor(1.0, dtype=torch.float64))
     optimizer = ScaledAdam([theta, scalar], lr=0.045)
@@ -89,8 +89,8 @@ def test_scaled_adam_first_steps_of_the_spec():
         theta.grad = torch.tensor([0.1, -0.2], dtype=torch.float64)
         scalar.grad = torch.tensor(0.5, dtype=torch.float64)
         optimizer.step()
-        assert theta.tolist() == pytest.approx([first, second], abs=1e-8)
-        assert scalar.item() == pytest.approx(third, abs=4e-8)  # float32 in the reference
+        assert theta.tolist() == pytest.approx([first, second], abs=3e-7)
+        assert scalar.item() == pytest.approx(third, abs=3e-7)
 
 
 EDEN = json.loads((GOLDEN / "eden.json").read_text())
