@@ -104,7 +104,7 @@ def main() -> None:
     options = parse(
         FinetuneOptions,
         prog="python -m spear_lib.bin.finetune_asr",
-        description="Fine-tune an encoder for speech recognition (several processes: start it with torchrun).",
+        description="Fine-tune an encoder for speech recognition (torchrun starts several processes).",
     )
     training = training_config(options)
     seed, batch_seconds = training.seed, options.data.loading.batch_seconds

@@ -1,0 +1,139 @@
+"""Recognise sets of cuts with a fine-tuned model and score them (stage 13)."""
+
+import logging
+import shlex
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from spear_lib.bin.common import commit, first_screen, run
+from spear_lib.bin.finetune_asr import load_units
+from spear_lib.config import parse, to_dict
+from spear_lib.data.manifests import Manifest
+from spear_lib.evaluation.decoding import (
+    SearchConfig,
+    build_model,
+    load_weights,
+    recognise,
+    write_recognised,
+)
+from spear_lib.evaluation.references import references
+from spear_lib.evaluation.wer import score, write_errors, write_json
+from spear_lib.training.distributed import choose_device
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class DecodeOptions:
+    """Which model, which sets, which search."""
+
+    experiment_dir: str
+    """Folder of finetune_asr."""
+    units: str
+    """The text units that it was trained with: bpe.model, its folder, or "characters"."""
+    cuts: list[str]
+    """Sets to recognise: manifests, or name=manifest. The name is part of the result files' names;
+    left out, it is what follows "_cuts_" in the name of the manifest."""
+    output_dir: str = ""
+    """Receives recogs-<set>.jsonl, wer-<set>.json and errs-<set>.txt; empty: decode in experiment_dir."""
+    average: int = 1
+    """Average the model over the last so many save intervals; 0: the last weights as they are."""
+    batch_seconds: float = 120.0
+    """Padded audio per batch, s; changes speed and memory, not results."""
+    device: str = "auto"
+    """cpu, cuda or auto."""
+    search: SearchConfig = field(default_factory=SearchConfig)
+    """Search; choose its values on dev, not on the test sets."""
+
+
+def named_sets(cuts: list[str]) -> dict[str, Path]:
+    """Set name -> manifest.
+
+    Raises:
+      ValueError: no set, or two sets of one name.
+    """
+    sets: dict[str, Path] = {}
+    for item in cuts:
+        name, separator, path = item.partition("=")
+        if not separator:
+            path = item
+            name = Path(item).name.removesuffix(".gz").removesuffix(".jsonl").split("_cuts_")[-1]
+        if name in sets:
+            raise ValueError(f"two sets are called {name!r}: {sets[name]} and {path}; write name=manifest")
+        sets[name] = Path(path)
+    if not sets:
+        raise ValueError("no set to recognise: give cuts one or more manifests")
+    return sets
+
+
+def main() -> None:
+    options = parse(
+        DecodeOptions,
+        prog="python -m spear_lib.bin.decode",
+        description="Recognise sets of cuts with a fine-tuned model and compute word error rates.",
+    )
+    units = load_units(options.units)
+    sets = {name: Manifest(path) for name, path in named_sets(options.cuts).items()}
+    # Before anything is computed: a set without transcripts cannot be scored.
+    texts = {name: references(manifest) for name, manifest in sets.items()}
+    weights = load_weights(options.experiment_dir, options.average)
+    device = choose_device(options.device)
+    model = build_model(weights, units).to(device)
+    output_dir = Path(options.output_dir or Path(options.experiment_dir) / "decode")
+    output_dir.mkdir(parents=True, exist_ok=True)
+    config = options.search
+    method = "greedy" if config.method == "greedy" else f"beam {config.beam}"
+    first_screen(
+        "Recognising",
+        {
+            "model": options.experiment_dir,
+            "weights": f"{weights.provenance['weights']} (hash {weights.provenance['weights_hash']})",
+            "search": method + (f", blank penalty {config.blank_penalty:g}" if config.blank_penalty else ""),
+            "sets": ", ".join(f"{name} ({len(manifest)} cuts)" for name, manifest in sets.items()),
+            "results": output_dir,
+        },
+    )
+    for name, manifest in sets.items():
+        started = time.monotonic()
+        results = recognise(model, units, manifest, config, options.batch_seconds, device, f"{name}")
+        seconds = time.monotonic() - started
+        errors = score(texts[name], {id: result["text"] for id, result in results.items()}, name)
+        audio_seconds = float(np.sum(manifest.durations))
+        write_recognised(output_dir / f"recogs-{name}.jsonl", results, texts[name])
+        write_errors(errors, output_dir / f"errs-{name}.txt", f"{name}, {options.experiment_dir}, {method}")
+        write_json(
+            output_dir / f"wer-{name}.json",
+            {
+                "set": name,
+                "method": method,
+                **errors.summary(),
+                "audio_seconds": round(audio_seconds, 1),
+                "seconds": round(seconds, 1),
+                **weights.provenance,
+                "units_id": units.id,
+                "options": to_dict(options),
+                "command": shlex.join(["python", "-m", "spear_lib.bin.decode", *sys.argv[1:]]),
+                "code": commit(),
+            },
+        )
+        low, high = errors.interval()
+        logger.info(
+            "%s: WER %.2f %% (%.2f to %.2f; %d sub, %d del, %d ins in %d words), %.0f x real time",
+            name,
+            errors.wer,
+            low,
+            high,
+            errors.substitutions,
+            errors.deletions,
+            errors.insertions,
+            errors.num_words,
+            audio_seconds / max(seconds, 1e-9),
+        )
+
+
+if __name__ == "__main__":
+    run(main)

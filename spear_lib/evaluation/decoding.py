@@ -1,0 +1,256 @@
+"""Recognising sets of cuts with a fine-tuned model.
+
+Legend: B utterances, N samples (16 kHz), T encoder frames.
+"""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spear_lib.asr.model import AsrModel, TransducerConfig
+from spear_lib.asr.search import Hypothesis, greedy_search_batch, modified_beam_search
+from spear_lib.asr.task import check_vocabulary
+from spear_lib.config import load as load_options
+from spear_lib.data.audio import load_audio
+from spear_lib.data.batch import pad_waveforms
+from spear_lib.data.manifests import Manifest
+from spear_lib.data.sampling import BatchSampler
+from spear_lib.pretrained import load_encoder
+from spear_lib.training import checkpoint
+from spear_lib.training.averaging import average_between
+from spear_lib.training.progress import progress
+
+logger = logging.getLogger(__name__)
+
+SAMPLE_RATE = 16000
+MIN_SAMPLES = 1600
+"""Shorter utterances are filled up with silence to 0.1 s, so that the encoder has frames to look at."""
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """How the best transcript is searched."""
+
+    method: str = "beam"
+    """beam: modified beam search; greedy: the best unit per frame."""
+    beam: int = 4
+    """Hypotheses kept per utterance in beam search (icefall)."""
+    blank_penalty: float = 0.0
+    """Nats taken from the blank before the search; above 0 fewer words are deleted (choose it on dev)."""
+
+    def __post_init__(self) -> None:
+        if self.method not in ("beam", "greedy"):
+            raise ValueError(f"search.method must be beam or greedy, it is {self.method!r}")
+        if self.beam < 1:
+            raise ValueError(f"search.beam must be at least 1, it is {self.beam}")
+
+
+@dataclass
+class Weights:
+    """Weights for decoding and where they come from."""
+
+    state: dict[str, Tensor]
+    """Names and tensors of an ``AsrModel``."""
+    facts: dict[str, Any]
+    """encoder_config, transducer_config, units_id, vocab_size of the checkpoint."""
+    provenance: dict[str, Any] = field(default_factory=dict)
+    """Steps, files and content hash, for the result files."""
+
+
+def load_weights(experiment_dir: str | os.PathLike, average: int) -> Weights:
+    """Weights of a fine-tuning run, averaged over its end.
+
+    With the running model average in the checkpoints the mean is over every snapshot between the checkpoint
+    ``average`` places before the last one and the last one (spec optim §3); without it, over the weights of
+    the last ``average`` checkpoints.
+
+    Args:
+      experiment_dir: of ``finetune_asr``.
+      average: how many save intervals; 0 takes the last weights as they are.
+
+    Raises:
+      ValueError: no checkpoint, fewer checkpoints than wanted, another kind of checkpoint.
+    """
+    folder = checkpoint.CheckpointFolder(Path(experiment_dir) / "checkpoints")
+    if not folder.last.exists():
+        raise ValueError(f"{folder.last} does not exist: fine-tune first (run.sh stage 12).")
+    last = checkpoint.load(folder.last, kind="asr")
+    facts = {name: last[name] for name in ("encoder_config", "transducer_config", "units_id", "vocab_size")}
+    provenance: dict[str, Any] = {"step": last["step"], "average": average}
+    if average == 0:
+        state = last["model"]
+        provenance["weights"] = f"step {last['step']}, not averaged"
+    elif last.get("model_average") is not None:
+        state, provenance["weights"] = _range_average(folder, last, average)
+    else:
+        state, provenance["weights"] = _plain_average(folder, average)
+    provenance["weights_hash"] = weights_hash(state)
+    return Weights(state, facts, provenance)
+
+
+def _range_average(folder: checkpoint.CheckpointFolder, last: dict, average: int) -> tuple[dict, str]:
+    end = last["model_average"]
+    if end["step"] == 0:
+        raise ValueError(
+            f"the model average of {folder.last} has no snapshot yet: the run was shorter than its "
+            "average_period. Use average 0, or train with a smaller average_period."
+        )
+    earlier = [(step, path) for step, path in folder.steps() if step < last["step"]]
+    start: dict[str, Any] = {"state": None, "step": 0}
+    # With as many checkpoints as intervals the first interval begins at step 0.
+    if average <= len(earlier):
+        start = checkpoint.load(earlier[-average][1], kind="asr")["model_average"]
+    elif average > len(earlier) + 1:
+        raise ValueError(
+            f"average is {average}, but {folder.folder} holds only {len(earlier) + 1} checkpoints: "
+            f"use at most {len(earlier) + 1}, or keep more checkpoints (training.keep_checkpoints)."
+        )
+    if start["step"] >= end["step"]:
+        raise ValueError(
+            f"no snapshot of the model average lies between the last {average} checkpoints of "
+            f"{folder.folder}: use a larger average, or 0 for the last weights as they are."
+        )
+    state = average_between(start["state"], start["step"], end["state"], end["step"])
+    return state, f"mean of the snapshots of steps {start['step'] + 1} to {end['step']}"
+
+
+def _plain_average(folder: checkpoint.CheckpointFolder, average: int) -> tuple[dict, str]:
+    chosen = folder.steps()[-average:]
+    if len(chosen) < average:
+        raise ValueError(
+            f"average is {average}, but {folder.folder} holds only {len(chosen)} checkpoints: use at most "
+            f"{len(chosen)}, or keep more checkpoints (training.keep_checkpoints)."
+        )
+    total: dict[str, Tensor] = {}
+    for _, path in chosen:
+        for name, value in checkpoint.load(path, kind="asr")["model"].items():
+            if not value.is_floating_point():
+                total[name] = value
+            else:
+                total[name] = total.get(name, 0.0) + value.double() / average
+    state = {name: value.float() if value.is_floating_point() else value for name, value in total.items()}
+    return state, "mean of the weights of steps " + ", ".join(str(step) for step, _ in chosen)
+
+
+def weights_hash(state: dict[str, Tensor]) -> str:
+    """Content hash of weights: equal results can be recognised as coming from equal weights."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        digest.update(name.encode())
+        digest.update(state[name].detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def build_model(weights: Weights, units: Any) -> AsrModel:
+    """The model in evaluation mode.
+
+    Raises:
+      ValueError: the units are not those that the model was trained with.
+    """
+    check_vocabulary(weights.facts["vocab_size"], units)
+    if weights.facts["units_id"] != units.id:
+        raise ValueError(
+            f"the model was trained with the text units {weights.facts['units_id']}, and these are "
+            f"{units.id}, of the same size but with other pieces: what it writes would be nonsense. "
+            "Give the units of its training."
+        )
+    encoder = load_encoder(weights.facts["encoder_config"])
+    config = load_options(TransducerConfig, weights.facts["transducer_config"])
+    model = AsrModel(encoder, config, weights.facts["vocab_size"])
+    model.load_state_dict(weights.state)
+    return model.eval()
+
+
+def search(model: AsrModel, encoder_out: Tensor, lengths: Tensor, config: SearchConfig) -> list[Hypothesis]:
+    """encoder_out (B, T, E), lengths (B,) -> one hypothesis per utterance."""
+    if config.method == "greedy":
+        return greedy_search_batch(model, encoder_out, lengths, blank_penalty=config.blank_penalty)
+    return modified_beam_search(
+        model, encoder_out, lengths, beam=config.beam, blank_penalty=config.blank_penalty
+    )
+
+
+def waveform_batches(
+    manifest: Manifest, batch_seconds: float, indices: list[int] | None = None
+) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+    """Audio of cuts in batches of similar duration, each cut exactly once.
+
+    Args:
+      manifest: cuts.
+      batch_seconds: padded audio of a batch.
+      indices: cuts to read; all by default.
+
+    Yields:
+      Positions in the manifest, waveforms (B, N), lengths (B,) int64 in samples, each at least MIN_SAMPLES.
+    """
+    chosen = np.arange(len(manifest)) if indices is None else np.asarray(indices)
+    durations = np.asarray(manifest.durations)[chosen]
+    sampler = BatchSampler(durations, max(batch_seconds, float(durations.max())), shuffle=False)
+    for number in range(sampler.num_batches(0)):
+        rows = [int(chosen[row]) for row in sampler.global_batch(0, number)]
+        audio = [load_audio(manifest[row], SAMPLE_RATE) for row in rows]
+        audio = [np.pad(samples, (0, max(0, MIN_SAMPLES - len(samples)))) for samples in audio]
+        yield rows, *pad_waveforms(audio)
+
+
+@torch.no_grad()
+def recognise(
+    model: AsrModel,
+    units: Any,
+    manifest: Manifest,
+    config: SearchConfig,
+    batch_seconds: float = 100.0,
+    device: torch.device | str = "cpu",
+    description: str = "recognising",
+) -> dict[str, dict[str, Any]]:
+    """Cut id -> {"text", "units", "times" (s, one per unit), "score"} in the order of the manifest."""
+    encoder = model.encoder
+    results: dict[int, dict[str, Any]] = {}
+    batches = waveform_batches(manifest, batch_seconds)
+    for rows, waveforms, lengths in progress(_cuts(batches), len(manifest), description, "cuts"):
+        if rows is None:
+            continue
+        output = encoder.extract(waveforms.to(device), lengths.to(device))
+        for row, hypothesis in zip(rows, search(model, output.encoder_out, output.lengths, config)):
+            results[row] = {
+                "text": " ".join(units.decode(hypothesis.ids).split()),
+                "units": [units.unit(unit) for unit in hypothesis.ids],
+                "times": [
+                    round(encoder.first_frame_center_ms / 1000 + frame / encoder.frame_rate, 3)
+                    for frame in hypothesis.timestamps
+                ],
+                "score": round(hypothesis.score, 4),
+            }
+    ids = manifest.ids
+    return {ids[row]: results[row] for row in sorted(results)}
+
+
+def _cuts(batches: Iterator) -> Iterator:
+    """Each batch, then an empty item for each further cut of it: a progress bar that counts cuts."""
+    for rows, waveforms, lengths in batches:
+        yield rows, waveforms, lengths
+        for _ in rows[1:]:
+            yield None, None, None
+
+
+def write_recognised(
+    path: str | os.PathLike, results: dict[str, dict[str, Any]], references: dict[str, str]
+) -> None:
+    """``recogs-<set>.jsonl``: one line per utterance with reference, hypothesis, units and their times."""
+    path = Path(path)
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        for id, result in results.items():
+            line = {"id": id, "reference": references[id], "hypothesis": result["text"], **result}
+            del line["text"]
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    os.replace(temporary, path)
