@@ -40,6 +40,12 @@ find_python() {
   export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((($(nproc 2>/dev/null || echo 1) + ${nproc:-1} - 1) / ${nproc:-1}))}
 }
 
+# json_value FILE KEY: prints a value of a JSON object.
+json_value() {
+  if [[ ! -f $1 ]]; then die "$1 is not there: run the stage that makes it"; fi
+  "$python" -c 'import json, sys; print(json.load(open(sys.argv[1]))[sys.argv[2]])' "$1" "$2"
+}
+
 # check_stage_range FIRST LAST: --stage and --stop-stage must lie inside the script's own stages.
 check_stage_range() {
   local first=$1 last=$2 value

@@ -45,3 +45,88 @@ if [[ -z $conf ]]; then
 fi
 compare_scratch=${compare_scratch:-$mini}
 corpus_facts "$conf"
+if [[ $mini == true ]]; then report_title="$report_title, synthesised mini corpus"; fi
+
+manifests=$data_dir/manifests
+units=$data_dir/units
+noise_cuts=$manifests/noise_cuts.jsonl.gz
+# Noise is optional: stage 2 leaves no cuts where it was given none.
+noise=()
+if [[ -f $noise_cuts ]]; then noise=(--data.noise_cuts "[$noise_cuts]"); fi
+encoder_of_stage_12=${encoder:-$exp_dir/pretrain/encoder}
+arms="pretrained"
+scratch_conf=conf/finetune/scratch/$conf.yaml
+arms_made=(--leaves "$exp_dir/finetune_pretrained")
+finetune_confs=(--config "conf/finetune/$conf.yaml")
+if [[ $compare_scratch == true ]]; then
+  arms="pretrained scratch"
+  arms_made+=(--leaves "$exp_dir/finetune_scratch")
+  if [[ -f $scratch_conf ]]; then finetune_confs+=(--config "$scratch_conf"); fi
+fi
+
+set_manifest() {
+  printf '%s/%s_cuts_%s.jsonl.gz' "$manifests" "$corpus" "$1"
+}
+
+token_cuts() {
+  printf '%s/cuts/%s_cuts_%s.jsonl.gz' "$data_dir" "$corpus" "$1"
+}
+
+stage_10() {
+  local field quantizer_id
+  field=$(json_value "$data_dir/tokens/$teacher/train/store.json" field)
+  quantizer_id=$(json_value "$data_dir/tokens/$teacher/train/store.json" quantizer_id)
+  launch spear_lib.bin.pretrain --config "conf/pretrain/$conf.yaml" --experiment_dir "$exp_dir/pretrain" \
+    --data.train_cuts "[$(token_cuts train)]" --valid_cuts "[$(token_cuts dev)]" "${noise[@]}" \
+    --data.token_fields "[$field]" --data.quantizer_ids "[$quantizer_id]" --training.seed "$seed"
+}
+
+stage_11() {
+  "$python" -m spear_lib.bin.average_checkpoints --experiment_dir "$exp_dir/pretrain" \
+    --output "$exp_dir/pretrain/encoder"
+}
+
+stage_12() {
+  local arm
+  local -a start
+  for arm in $arms; do
+    start=(--config "conf/finetune/$conf.yaml" --encoder "$encoder_of_stage_12")
+    if [[ $arm == scratch ]]; then
+      # Random weights want another learning rate and no freezing, or the comparison would be unfair.
+      if [[ -f $scratch_conf ]]; then start+=(--config "$scratch_conf"); fi
+      start+=(--scratch true)
+    fi
+    launch spear_lib.bin.finetune_asr "${start[@]}" --experiment_dir "$exp_dir/finetune_$arm" --units "$units" --data.train_cuts "[$(set_manifest labelled)]" "${noise[@]}" \
+      --dev_cuts "[$(set_manifest dev)]" --training.seed "$seed"
+  done
+}
+
+stage_13() {
+  local arm name cuts=""
+  for name in dev $test_sets; do cuts+=${cuts:+,}$(set_manifest "$name"); done
+  for arm in $arms; do
+    "$python" -m spear_lib.bin.decode --config "conf/decode/$conf.yaml" --experiment_dir "$exp_dir/finetune_$arm" \
+      --units "$units" --cuts "[$cuts]"
+  done
+}
+
+stage_14() {
+  local arm folders=""
+  if [[ -z $encoder ]]; then folders=$exp_dir/pretrain; fi
+  for arm in $arms; do folders+=${folders:+,}$exp_dir/finetune_$arm; done
+  "$python" -m spear_lib.bin.report --data_dir "$data_dir" --experiment_dirs "[$folders]" \
+    --output_dir "$exp_dir/report" --exp_dir "$exp_dir" --title "$report_title"
+}
+
+# An encoder that was named replaces stages 10 and 11.
+encoder_stage=11
+if [[ -n $encoder ]]; then encoder_stage=""; fi
+
+run_stage 10 "pre-training" stage_10 --after "6 2" --options "teacher seed" --config "conf/pretrain/$conf.yaml" \
+  --leaves "$exp_dir/pretrain"
+run_stage 11 "averaging" stage_11 --after 10 --leaves "$exp_dir/pretrain/encoder"
+run_stage 12 "fine-tuning" stage_12 --after "$encoder_stage 7 1 2" --options "encoder compare_scratch seed" \
+  "${finetune_confs[@]}" "${arms_made[@]}"
+run_stage 13 "evaluation" stage_13 --after 12 --options "test_sets" --config "conf/decode/$conf.yaml" \
+  --leaves "$exp_dir/finetune_pretrained/decode"
+run_stage 14 "report" stage_14 --after 13 --leaves "$exp_dir/report/report.html"

@@ -5,6 +5,7 @@
 
 # Name in the file names: data/manifests/<corpus>_cuts_<set>.jsonl.gz
 corpus=librispeech
+report_title="SPEAR on LibriSpeech"
 # Sets with tokens; pre-training validates on the second.
 token_sets="train dev"
 # Sets to decode beside dev.
