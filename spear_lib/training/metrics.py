@@ -3,6 +3,8 @@
 import json
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +54,29 @@ class Totals:
         """Continue from saved totals (the main rank; the others start from zero)."""
         scale = 1.0 if world.is_main else 0.0
         self._values = {name: [value * scale for value in pair] for name, pair in stats.items()}
+
+
+@contextmanager
+def log_file(experiment_dir: str | Path, active: bool = True) -> Iterator[None]:
+    """While inside, the library's messages also go to ``experiment_dir/log.txt`` (appended; once if
+    nested)."""
+    path = (Path(experiment_dir) / "log.txt").absolute()
+    library = logging.getLogger("spear_lib")
+    if not active or any(getattr(h, "baseFilename", None) == str(path) for h in library.handlers):
+        yield
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    level = library.level
+    library.addHandler(handler)
+    library.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        library.removeHandler(handler)
+        library.setLevel(level)
+        handler.close()
 
 
 class MetricsLog:

@@ -1,0 +1,164 @@
+"""The training loop: same command, same numbers; gradients of sums; freezing; limits; clear ends."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from toy_task import BATCH_SECONDS, ToyData, ToyTask, losses, toy_config
+
+from spear_lib.training.loop import Trainer, train
+from spear_lib.training.metrics import read_metrics
+
+
+def run(folder, config=None, task=None, data=None, **changes):
+    config = config or toy_config(**changes)
+    task = task or ToyTask()
+    valid = {"dev": ToyData(size=8)}
+    train(task, data or ToyData(), valid, config, folder, batch_seconds=BATCH_SECONDS)
+    return task
+
+
+def test_the_same_command_gives_the_same_losses_and_they_fall(tmp_path):
+    run(tmp_path / "a")
+    run(tmp_path / "b")
+    first, second = losses(tmp_path / "a"), losses(tmp_path / "b")
+    assert list(first) == list(range(1, 13)) and first == second
+    assert losses(tmp_path / "a", "valid/dev")[12] < losses(tmp_path / "a", "valid/dev")[6]
+
+
+def test_another_seed_gives_other_draws(tmp_path):
+    run(tmp_path / "a")
+    run(tmp_path / "b", seed=1)
+    assert losses(tmp_path / "a")[1] != losses(tmp_path / "b")[1]
+
+
+def test_clock_of_the_schedules(tmp_path):
+    task = run(tmp_path, schedule_offset_batches=1000.0, accumulate_batches=2, max_steps=3)
+    assert [clock.step for clock in task.clocks] == [1, 1, 2, 2, 3, 3]
+    expected = [1000 + step * 2 * BATCH_SECONDS / 600 for step in (0, 0, 1, 1, 2, 2)]
+    assert [clock.batch_count for clock in task.clocks] == pytest.approx(expected)
+    assert [clock.hours for clock in task.clocks][-1] == pytest.approx(2 * 2 * BATCH_SECONDS / 3600)
+    assert len({clock.step_key for clock in task.clocks}) == 6
+
+
+def test_learning_rate_follows_eden(tmp_path):
+    from spear_lib.optim import eden_factor
+
+    run(tmp_path, lr_hours=0.05)
+    lines = [line for line in read_metrics(tmp_path / "metrics.jsonl") if line["kind"] == "train"]
+    for line in lines:
+        factor = eden_factor(line["step"], line["step"] * BATCH_SECONDS / 3600, 7500, 0.05, 2.0, 0.5)
+        assert line["learning_rate"] == pytest.approx(0.045 * factor, rel=1e-9)
+
+
+def test_gradient_is_that_of_the_sum_over_accumulated_batches(tmp_path):
+    task, data = ToyTask(), ToyData()
+    config = toy_config(accumulate_batches=3)
+    trainer = Trainer(task, data, {}, config, tmp_path, BATCH_SECONDS, None, None)
+    weights = {name: p.detach().clone() for name, p in task.model.named_parameters()}
+    seen = {}
+    trainer.optimizer.register_step_pre_hook(
+        lambda *_: seen.update({name: p.grad.clone() for name, p in task.model.named_parameters()})
+    )
+    trainer._step(trainer._batches())
+    reference = ToyTask()
+    reference.model.load_state_dict(weights)
+    for batch, clock in zip(ToyData().epoch_batches(0), task.clocks):
+        reference.begin_step(batch, clock)
+        reference.compute(batch).loss_sum.backward()
+    for name, parameter in reference.model.named_parameters():
+        torch.testing.assert_close(seen[name], parameter.grad, msg=name)
+
+
+def test_metrics_line_has_what_the_report_reads(tmp_path):
+    run(tmp_path, log_interval=4)
+    lines = read_metrics(tmp_path / "metrics.jsonl")
+    assert [line["step"] for line in lines if line["kind"] == "train"] == [1, 4, 8, 12]
+    last = [line for line in lines if line["kind"] == "train"][-1]
+    names = "epoch loss learning_rate audio_seconds_per_second audio_hours seconds"
+    assert set(names.split()) <= set(last)
+    assert last["audio_hours"] == pytest.approx(12 * 15 / 3600)
+    assert (tmp_path / "config.yaml").is_file() and list((tmp_path / "tensorboard").iterdir())
+    assert "step 12/12" in (tmp_path / "log.txt").read_text()
+
+
+def test_epoch_limit(tmp_path):
+    data = ToyData()
+    run(tmp_path, max_steps=0, max_epochs=2, data=data)
+    assert data.seen == [(epoch, batch) for epoch in (0, 1) for batch in range(5)]
+
+
+def test_minutes_limit(tmp_path):
+    run(tmp_path, max_steps=0, max_minutes=1e-9)
+    assert losses(tmp_path) == {} or max(losses(tmp_path)) <= 1
+
+
+def test_keeps_the_last_checkpoints(tmp_path):
+    run(tmp_path)
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert names == ["last.pt", "step-00000010.pt", "step-00000012.pt"]
+
+
+def test_finished_run_does_nothing_more(tmp_path):
+    run(tmp_path)
+    before = (tmp_path / "metrics.jsonl").read_text()
+    data = ToyData()
+    run(tmp_path, data=data)
+    assert data.seen == [] and (tmp_path / "metrics.jsonl").read_text() == before
+
+
+def test_frozen_parameters_do_not_move_and_then_train(tmp_path):
+    task = ToyTask()
+    start = task.model.encoder.weight.detach().clone()
+    embed = task.model.encoder_embed.weight.detach().clone()
+    config = toy_config(freeze=["encoder"], freeze_steps=4, max_steps=4)
+    run(tmp_path, config, task)
+    assert torch.equal(task.model.encoder.weight, start)
+    assert not torch.equal(task.model.encoder_embed.weight, embed)  # "encoder" does not mean "encoder_embed"
+    resumed = ToyTask()
+    run(tmp_path, replace(config, max_steps=9), resumed)
+    moved = (resumed.model.encoder.weight - start).abs().max()
+    assert moved > 0
+    # The first update after the thaw is an ordinary one: (1 - beta1) * lr * rms per element.
+    once = ToyTask()
+    run(tmp_path / "once", replace(config, max_steps=5), once)
+    change = (once.model.encoder.weight - start).square().mean().sqrt() / start.square().mean().sqrt()
+    assert change < 0.1 * 0.045 * 1.5
+
+
+def test_resume_across_the_thaw_is_exact(tmp_path):
+    config = toy_config(freeze=["encoder"], freeze_steps=4, save_interval=3, max_steps=9)
+    run(tmp_path / "whole", config)
+    for steps in (3, 6, 9):
+        run(tmp_path / "parts", replace(config, max_steps=steps))
+    assert losses(tmp_path / "whole") == losses(tmp_path / "parts")
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"freeze": ["decoder"], "freeze_steps": 3}, "freeze names 'decoder'.*it has encoder, encoder_embed"),
+        ({"freeze": ["encoder", "encoder_embed", "output"], "freeze_steps": 3}, "leaves nothing to train"),
+        ({"freeze": ["encoder"]}, "freeze_steps is 0"),
+        ({"max_steps": 0}, "nothing ends this run"),
+        ({"precision": "fp64"}, "precision must be auto, fp32, bf16 or fp16"),
+        ({"precision": "fp16"}, "fp16 needs a GPU"),
+        ({"save_interval": 0}, "save_interval must be at least 1"),
+        ({"device": "tpu"}, "device must be auto, cpu or cuda"),
+    ],
+)
+def test_wrong_options_are_explained(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        run(tmp_path, **changes)
+
+
+def test_no_batches_at_all(tmp_path):
+    with pytest.raises(ValueError, match="the training data gave no batch"):
+        run(tmp_path, data=ToyData(size=0))
+
+
+def test_bf16_autocast_trains(tmp_path):
+    run(tmp_path, precision="bf16")
+    values = losses(tmp_path)
+    assert all(math.isfinite(value) for value in values.values()) and values[12] < values[1]
