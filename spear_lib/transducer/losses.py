@@ -221,27 +221,29 @@ def rnnt_loss_simple(
 
 # ---------------------------------------------------------------------------------- losses from logits
 class _BlankAndLabel(torch.autograd.Function):
-    """log_softmax at two classes per position, without keeping or making a second logits-sized tensor until
-    backward. logits (..., C), labels (...) -> blank (...), label (...)."""
+    """log_softmax at two classes per position. logits (..., C), labels (...) -> blank (...), label (...).
+
+    The gradient has two entries and a multiple of the softmax per position, so it is written in one pass
+    from the kept log-probabilities; the logits themselves are not kept.
+    """
 
     @staticmethod
     def forward(ctx, logits, labels, blank):
-        values = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
-        total = torch.logsumexp(values, dim=-1)
-        label = torch.gather(values, -1, labels.unsqueeze(-1)).squeeze(-1) - total
-        ctx.save_for_backward(logits, labels, total)
-        ctx.blank = blank
-        return values[..., blank] - total, label
+        half = logits.dtype in (torch.float16, torch.bfloat16)
+        log_probs = torch.log_softmax(logits, dim=-1, dtype=torch.float32 if half else None)
+        ctx.save_for_backward(log_probs, labels)
+        ctx.blank, ctx.dtype = blank, logits.dtype
+        label = torch.gather(log_probs, -1, labels.unsqueeze(-1)).squeeze(-1)
+        return log_probs[..., blank].clone(), label
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_blank, grad_label):
-        logits, labels, total = ctx.saved_tensors
-        grad = (logits - total.unsqueeze(-1)).exp_()
-        grad.mul_(-(grad_blank + grad_label).unsqueeze(-1))
+        log_probs, labels = ctx.saved_tensors
+        grad = torch.exp(log_probs).mul_(-(grad_blank + grad_label).unsqueeze(-1))
         grad[..., ctx.blank] += grad_blank
         grad.scatter_add_(-1, labels.unsqueeze(-1), grad_label.unsqueeze(-1))
-        return grad.to(logits.dtype), None, None
+        return grad.to(ctx.dtype), None, None
 
 
 def rnnt_loss(
