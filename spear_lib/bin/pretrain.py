@@ -22,6 +22,7 @@ from spear_lib.data.tokens import token_facts
 from spear_lib.pretraining import ObjectiveConfig, PretrainingModel, PretrainingTask, TokenField
 from spear_lib.training.distributed import World, world
 from spear_lib.training.loop import train
+from spear_lib.training.metrics import log_file
 from spear_lib.training.options import TrainingConfig
 from spear_lib.training.precision import Precision
 from spear_lib.zipformer import SpearEncoder, ZipformerConfig
@@ -47,7 +48,7 @@ class PretrainOptions:
 
 def main() -> None:
     options = parse(PretrainOptions, prog="python -m spear_lib.bin.pretrain", description=__doc__)
-    with world(options.training.device) as processes:
+    with world(options.training.device) as processes, log_file(options.experiment_dir, processes.is_main):
         pretrain(options, processes)
 
 

@@ -30,7 +30,7 @@ from spear_lib.training.checkpoint import CheckpointFolder, check_same_options, 
 from spear_lib.training.distributed import World
 from spear_lib.training.freezing import freeze, thaw
 from spear_lib.training.health import STATUS_INTERRUPTED, LossGuard, SkippedSteps, stop_on_signal
-from spear_lib.training.metrics import MetricsLog, Totals
+from spear_lib.training.metrics import MetricsLog, Totals, log_file
 from spear_lib.training.options import RESUME_MAY_CHANGE, TrainingConfig
 from spear_lib.training.precision import Precision
 from spear_lib.training.progress import format_seconds
@@ -82,10 +82,11 @@ def train(
       RuntimeError: non-finite loss (before the optimiser step), or gradients that stay non-finite.
       SystemExit: status 75 after SIGTERM or SIGUSR1, with everything saved.
     """
-    trainer = Trainer(
-        task, train_data, valid_data, config, Path(experiment_dir), batch_seconds, world, options
-    )
-    with stop_on_signal() as stop:
+    world = world or World(device=distributed.choose_device(config.device))
+    with log_file(experiment_dir, world.is_main), stop_on_signal() as stop:
+        trainer = Trainer(
+            task, train_data, valid_data, config, Path(experiment_dir), batch_seconds, world, options
+        )
         return trainer.run(stop)
 
 
@@ -100,12 +101,12 @@ class Trainer:
         config: TrainingConfig,
         experiment_dir: Path,
         batch_seconds: float,
-        world: World | None,
+        world: World,
         options: Any,
     ) -> None:
         self.task, self.config, self.experiment_dir = task, config, experiment_dir
         self.train_data, self.valid_data = train_data, valid_data
-        self.world = world or World(device=distributed.choose_device(config.device))
+        self.world = world
         self.options = to_dict(options if options is not None else config)
         self.step_seconds = batch_seconds * config.accumulate_batches
         self.position = Position()

@@ -7,6 +7,7 @@ import pytest
 import torch
 from toy_task import BATCH_SECONDS, ToyData, ToyTask, losses, toy_config
 
+from spear_lib.training.distributed import World
 from spear_lib.training.loop import Trainer, train
 from spear_lib.training.metrics import read_metrics
 
@@ -55,7 +56,7 @@ def test_learning_rate_follows_eden(tmp_path):
 def test_gradient_is_that_of_the_sum_over_accumulated_batches(tmp_path):
     task, data = ToyTask(), ToyData()
     config = toy_config(accumulate_batches=3)
-    trainer = Trainer(task, data, {}, config, tmp_path, BATCH_SECONDS, None, None)
+    trainer = Trainer(task, data, {}, config, tmp_path, BATCH_SECONDS, World(), None)
     weights = {name: p.detach().clone() for name, p in task.model.named_parameters()}
     seen = {}
     trainer.optimizer.register_step_pre_hook(
