@@ -1,17 +1,20 @@
 """Cuts in files: written in one piece and with the same bytes each time, read by index (ours, on lhotse)."""
 
+import errno
 import gzip
 import json
 import os
 import zlib
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 from lhotse.cut import Cut
 from lhotse.serialization import deserialize_item
+
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 
 
 @contextmanager
@@ -21,34 +24,41 @@ def atomic_file(path: str | Path) -> Iterator[IO[bytes]]:
     unfinished = path.with_name(path.name + ".tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(unfinished, "wb") as file:
+        file = open(unfinished, "wb")  # noqa: SIM115 - closed below, before the renaming
+    except OSError as error:
+        raise _write_error(path, error) from error
+    try:
+        with file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(unfinished, path)
-    except OSError as error:
+    except BaseException as error:
         unfinished.unlink(missing_ok=True)
-        raise OSError(
-            error.errno,
-            f"cannot write {path} ({error.strerror or error}): free some space or choose another folder",
-        ) from error
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
+        # The caller's own errors, of what it reads for example, go through as they are.
+        if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
+            raise _write_error(path, error) from error
         raise
+
+
+def _write_error(path: Path, error: OSError) -> OSError:
+    advice = "free some space, or choose another folder"
+    return OSError(error.errno, f"cannot write {path} ({error.strerror or error}): {advice}")
 
 
 def save_cuts(cuts: Iterable[Cut], path: str | Path) -> int:
     """Writes cuts to ``path`` (.jsonl or .jsonl.gz) and returns how many; same cuts, same bytes."""
     count = 0
     with atomic_file(path) as file:
-        # Neither the time nor the file's name goes into the header.
+        # Neither the time nor the file's name goes into the header of gzip.
         compressed = str(path).endswith(".gz")
-        out = gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0) if compressed else file
-        for cut in cuts:
-            out.write(json.dumps(cut.to_dict(), ensure_ascii=False).encode() + b"\n")
-            count += 1
-        if compressed:
-            out.close()
+        opened = (
+            gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0) if compressed else nullcontext(file)
+        )
+        with opened as out:
+            for cut in cuts:
+                out.write(json.dumps(cut.to_dict(), ensure_ascii=False).encode() + b"\n")
+                count += 1
     return count
 
 
@@ -63,7 +73,7 @@ class Manifest:
       allow_empty: whether no cut at all is fine.
 
     Raises:
-      ValueError: a file is missing, truncated or no manifest of cuts, an id comes twice, or there are no cuts.
+      ValueError: a file is missing, truncated or no manifest of cuts, an id is there twice, or no cut.
     """
 
     def __init__(self, paths: str | Path | Iterable[str | Path], allow_empty: bool = False):

@@ -1,6 +1,8 @@
 """Work in fresh processes, a few at a time, with progress (ours)."""
 
+import ctypes
 import multiprocessing
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -9,8 +11,13 @@ from pathlib import Path
 
 from spear_lib.training.progress import progress
 
+_PR_SET_PDEATHSIG = 1
+
 
 def _call(function: Callable, job, error_path: str) -> None:
+    if sys.platform.startswith("linux"):
+        # If the parent is killed, this process must not go on writing beside the next attempt.
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     try:
         function(job)
     except BaseException:

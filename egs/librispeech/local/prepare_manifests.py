@@ -112,7 +112,7 @@ def sets_of(corpus: Path) -> dict[str, list[Path]]:
 
 
 def choose_labelled(train: list[Cut], choice: str, corpus: Path) -> list[Cut]:
-    """The cuts whose transcripts fine-tuning may use: all of some speakers (of train-clean-100 if there is one).
+    """The cuts whose transcripts fine-tuning may use: all of some speakers, of train-clean-100 if possible.
 
     Args:
       choice: the option --labelled-speakers.
