@@ -64,7 +64,7 @@ install_packages() {
   local status
   set +e
   "$python" -m pip --disable-pip-version-check install --retries 2 --timeout 30 "$@" 2>&1 |
-    tee -a "$venv/install.log" | grep -E '^(Collecting|Installing collected|Successfully|ERROR)' >&2
+    tee -a "$venv/install.log" | grep --line-buffered -E '^(Collecting|Installing collected|Successfully|ERROR)' >&2
   status=${PIPESTATUS[0]}
   set -e
   if ((status == 0)); then return 0; fi
