@@ -107,7 +107,7 @@ def main() -> None:
         description="Fine-tune an encoder for speech recognition (torchrun starts several processes).",
     )
     training = training_config(options)
-    seed, batch_seconds = training.seed, options.data.loading.batch_seconds
+    seed, batch_seconds = training.seed, options.data.batch_seconds
     units = load_units(options.units)
     encoder = build_encoder(options)
     torch.manual_seed(keyed_random.key("asr head", seed))
