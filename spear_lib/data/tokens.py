@@ -43,6 +43,7 @@ __all__ = [
     "attach_tokens",
     "collate_tokens",
     "load_tokens",
+    "quantizer_id",
     "store_facts",
     "token_facts",
     "validate",
@@ -114,6 +115,11 @@ def _quantizer_key(field: str) -> str:
     return f"{field}_quantizer_id"
 
 
+def quantizer_id(cut: Cut, field: str) -> str | None:
+    """Id of the quantiser that made the cut's tokens ``field``; None where the cut does not say."""
+    return (cut.custom or {}).get(_quantizer_key(field))
+
+
 def load_tokens(cut: Cut, field: str) -> np.ndarray:
     """Tokens (T, N) of a cut or of a window of it, as stored (uint8).
 
@@ -180,12 +186,12 @@ class TokenReport:
 
 
 def validate(
-    cuts: Iterable[Cut], field: str, quantizer_id: str | None = None, max_bad_fraction: float = 0.001
+    cuts: Iterable[Cut], field: str, expected_quantizer_id: str | None = None, max_bad_fraction: float = 0.001
 ) -> TokenReport:
     """Load the tokens of every cut and count what is wrong.
 
     Args:
-      quantizer_id: refuse cuts whose tokens come from another quantiser.
+      expected_quantizer_id: refuse cuts whose tokens come from another quantiser.
       max_bad_fraction: share of cuts that may lack usable tokens (0.1 %).
 
     Raises:
@@ -200,9 +206,9 @@ def validate(
             first_problem = first_problem or f"cut {cut.id} has no field {field!r}"
             continue
         theirs = cut.custom.get(_quantizer_key(field))
-        if quantizer_id is not None and theirs != quantizer_id:
+        if expected_quantizer_id is not None and theirs != expected_quantizer_id:
             raise ValueError(
-                f"cut {cut.id}: tokens {field!r} come from quantiser {theirs}, expected {quantizer_id}; "
+                f"cut {cut.id}: tokens {field!r} come from quantiser {theirs}, expected {expected_quantizer_id}; "
                 "dump the tokens again with the right quantiser"
             )
         try:

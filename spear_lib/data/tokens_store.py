@@ -1,9 +1,9 @@
 """Token stores on disk: shards written by rename, one writer per split, one summary over all.
 
 Layout of a store:
-  split-0-of-2/split.json        what made the split (teacher, quantiser, cuts) and, when done, its shard count
-  split-0-of-2/shard-00000.bin   flat codes, see tokens_reader
-  split-0-of-2/shard-00000.json  ids, starts (s), durations (s) and frame counts, and the sha256 of the .bin:
+  split-1-of-2/split.json        what made the split (teacher, quantiser, cuts) and, when done, its shard count
+  split-1-of-2/shard-00000.bin   flat codes, see tokens_reader
+  split-1-of-2/shard-00000.json  ids, starts (s), durations (s) and frame counts, and the sha256 of the .bin:
                                  its presence commits the shard
   store.json                     written by check_tokens: TokenFacts plus counts and code statistics
 """
@@ -90,9 +90,9 @@ class TokenStoreWriter:
     Use as a context manager. Shards that an earlier, killed run committed are found by ``is_done``.
     """
 
-    def __init__(self, store: str | Path, facts: TokenFacts, split: int = 0, num_splits: int = 1):
-        if not 0 <= split < num_splits:
-            raise ValueError(f"split is {split}: it must be in 0..{num_splits - 1} (num_splits is {num_splits})")
+    def __init__(self, store: str | Path, facts: TokenFacts, split: int = 1, num_splits: int = 1):
+        if not 1 <= split <= num_splits:
+            raise ValueError(f"split is {split}: it must be in 1..{num_splits} (num_splits is {num_splits})")
         self.facts, self.split, self.num_splits = facts, split, num_splits
         self.folder = split_folder(store, split, num_splits)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -218,13 +218,13 @@ class TokenStoreReader:
             raise ValueError(
                 f"{self.store} holds splits of runs with num_splits {counts[0]} and {counts[1]}; delete one of them"
             )
-        missing = [i for i in range(counts[0]) if not (split_folder(store, i, counts[0]) / "split.json").exists()]
+        missing = [i for i in range(1, counts[0] + 1) if not (split_folder(store, i, counts[0]) / "split.json").exists()]
         if missing:
             raise ValueError(
                 f"{self.store}: split {missing[0]} of {counts[0]} was never started ({len(missing)} missing); "
                 f"run dump_tokens --num_splits {counts[0]} --split {missing[0]}"
             )
-        self.folders = [split_folder(store, i, counts[0]) for i in range(counts[0])]
+        self.folders = [split_folder(store, i, counts[0]) for i in range(1, counts[0] + 1)]
         self.facts = self._common_facts()
         self.entries: dict[str, Entry] = {}
         self.shards: list[Path] = []

@@ -1,0 +1,81 @@
+"""Options of the quantiser's recipe: one file (conf/quantizer/*.yaml) for extract_embeddings and train_quantizer."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class SpectralOptions:
+    """The spectral teacher (ignored by other teachers)."""
+
+    num_mel_coefficients: int = 20
+    """Low-order DCT coefficients over the mel axis: the spectral envelope (ours)."""
+    num_time_coefficients: int = 4
+    """Low-order DCT coefficients over the stacked frames (ours)."""
+    context_frames: int = 4
+    """10 ms frames on each side of the centre: 9 frames in all (ours; the student sees 9 as well)."""
+    dynamic_range_db: float = 60.0
+    """The spectrum is raised to this many dB below the utterance's loudest bin; 0: off (ours)."""
+    mean_normalisation: bool = True
+    """Subtract every mel bin's mean over the utterance, which takes out gain and channel (ours)."""
+    energy_weight: float = 0.5
+    """Factor on the loudness coefficients, which otherwise dominate (ours)."""
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """Which frames become the quantiser's training data."""
+
+    num_frames: int = 200000
+    """Frames wanted in all (SPEAR: about 12 million of WavLM Large)."""
+    frames_per_cut: int = 500
+    """At most this many random frames of one recording (ours)."""
+    batch_seconds: float = 120.0
+    """Audio per teacher call, s (memory; the reference uses 200 on an 80 GB GPU)."""
+    shard_frames: int = 100000
+    """Frames per file, about; an interrupted run goes on with the first missing file (ours)."""
+
+
+@dataclass(frozen=True)
+class QuantizerTrainingOptions:
+    """The quantiser and how it is trained (method: ours, see trainer.py)."""
+
+    num_codebooks: int = 8
+    """Codebooks N (paper: 16 for WavLM Large, 8 for Dasheng)."""
+    codebook_size: int = 256
+    """Entries per codebook K (paper: 256, one byte per code)."""
+    normalisation: str = "channel"
+    """channel: zero mean, unit variance per channel (paper, speech teacher); global: zero mean per channel and one
+    scale for all; none (paper, audio teacher)."""
+    held_out_fraction: float = 0.05
+    """Share of the recordings kept for the report (reference: 5 % of the frames)."""
+    max_held_out_frames: int = 10000
+    """At most this many frames in the report (reference: 10 000)."""
+    init_frames: int = 20000
+    """Frames of the residual k-means that initialises the codebooks (ours)."""
+    init_iterations: int = 8
+    """Lloyd iterations per codebook (ours)."""
+    rounds: int = 12
+    """Rounds of search (one refinement) and closed-form update of all code vectors (ours)."""
+    frames_per_round: int = 40000
+    """Random frames per round (ours)."""
+    statistics_decay: float = 0.5
+    """Weight of the earlier rounds' statistics in the update; 0 forgets them (ours)."""
+    ridge: float = 1.0
+    """Pull of a code vector towards its last value, in frames (ours)."""
+    classifier_frames: int = 40000
+    """Frames that train the classifiers of the first guess (ours)."""
+    classifier_steps: int = 200
+    """Adam steps of the classifiers after their closed-form start (ours)."""
+    classifier_batch: int = 1024
+    """Frames per Adam step (paper: 1024)."""
+    classifier_learning_rate: float = 0.0025
+    """Adam's rate, falling linearly to 0 (reference, phase two)."""
+
+    def __post_init__(self) -> None:
+        if self.normalisation not in ("channel", "global", "none"):
+            raise ValueError(f"normalisation is {self.normalisation!r}: use channel, global or none")
+        if not 0 < self.held_out_fraction < 0.5:
+            raise ValueError(f"held_out_fraction is {self.held_out_fraction}: it must be in (0, 0.5)")
+        for name in ("rounds", "frames_per_round", "init_frames", "classifier_frames", "max_held_out_frames"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
