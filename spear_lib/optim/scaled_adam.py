@@ -28,9 +28,10 @@ _EARLY_THRESHOLDS = (10, 20, 40)
 
 
 class _Stack:
-    """The tensors of one group that share dtype and shape, for the time of one step.
+    """The tensors of one group that share dtype and shape.
 
-    ``params`` and ``grads`` are (n, ...); a lone tensor is a view, several are copied together (and back).
+    ``params`` and ``grads`` are (n, ...) during a step: views of a lone tensor, copies of several. On the CPU
+    the copies keep their memory between steps: fresh pages cost more than the arithmetic.
     """
 
     def __init__(self, tensors: list[Tensor]):
@@ -38,6 +39,8 @@ class _Stack:
         self.first = tensors[0]
         self.scalar = self.first.numel() == 1
         self.dims = tuple(range(1, self.first.dim() + 1))
+        self.params = self.grads = torch.empty(0)
+        self.scratch: dict[str, Tensor] = {}
 
     def gather(self) -> None:
         gradients = [t.grad if t.grad is not None else torch.zeros_like(t) for t in self.tensors]
@@ -46,15 +49,32 @@ class _Stack:
         if len(self.tensors) == 1:
             self.params, self.grads = self.first.detach().unsqueeze(0), gradients[0].unsqueeze(0)
         else:
-            self.params, self.grads = torch.stack([t.detach() for t in self.tensors]), torch.stack(gradients)
+            self.params, self.grads = self._stacked("params", self.tensors), self._stacked("grads", gradients)
 
-    def rms(self, params: Tensor) -> Tensor:
-        """(n, 1, ...) root of the mean square of every tensor."""
-        return params.square().mean(dim=self.dims, keepdim=True).sqrt()
+    def _stacked(self, name: str, tensors: list[Tensor]) -> Tensor:
+        if self.first.device.type != "cpu":
+            return torch.stack(tensors)
+        if name not in self.scratch:
+            self.scratch[name] = self.first.new_empty((len(tensors), *self.first.shape))
+        return torch.stack(tensors, out=self.scratch[name])
 
     def scatter(self) -> None:
         if len(self.tensors) > 1:
-            torch._foreach_copy_([t.detach() for t in self.tensors], list(self.params.unbind(0)))
+            torch._foreach_copy_(self.tensors, self.params.unbind(0))
+        self.params = self.grads = torch.empty(0)
+
+    def norm(self, values: Tensor) -> Tensor:
+        """(n, 1, ...) Euclidean norm per tensor, in one pass without an intermediate."""
+        return torch.linalg.vector_norm(values, dim=self.dims, keepdim=True)
+
+    def rms(self) -> Tensor:
+        """(n, 1, ...) root of the mean square of every tensor."""
+        return self.norm(self.params) / math.sqrt(self.first.numel())
+
+
+def _is_one(factor: Tensor | float) -> bool:
+    """Whether a factor is known to be 1 without waiting for a device."""
+    return float(factor) == 1.0 if not isinstance(factor, Tensor) or factor.device.type == "cpu" else False
 
 
 class ScaledAdam(torch.optim.Optimizer):
@@ -124,6 +144,7 @@ class ScaledAdam(torch.optim.Optimizer):
         self.variant = variant
         self.num_skipped = 0
         self.last_clip_factors: list[Tensor | float] = []
+        self._stacks_of_group: dict[int, list[_Stack]] = {}
 
     # ------------------------------------------------------------------------------------ step
     @torch.no_grad()
@@ -139,7 +160,7 @@ class ScaledAdam(torch.optim.Optimizer):
         for index, group in enumerate(self.param_groups):
             if all(p.grad is None for p in group["params"]) and not self._started(group):
                 continue
-            stacks = self._stacks(group)
+            stacks = self._stacks(index, group)
             for stack in stacks:
                 stack.gather()
                 self._create_state(group, stack)
@@ -158,8 +179,8 @@ class ScaledAdam(torch.optim.Optimizer):
             factor = self._clip_factor(group, stacks[0], square, value)
             self.last_clip_factors[index] = factor
             for stack in stacks:
-                # A fresh tensor: the caller's .grad is never changed.
-                grads = stack.grads * factor if isinstance(factor, Tensor) else stack.grads
+                # Not in place: a lone gradient is the caller's own .grad.
+                grads = stack.grads if _is_one(factor) else stack.grads * factor
                 if stack.scalar:
                     self._step_scalars(group, stack, grads)
                 else:
@@ -172,12 +193,15 @@ class ScaledAdam(torch.optim.Optimizer):
         """Whether the group has ever had a gradient other than zero."""
         return any(self.state[p].get("step", 0) > 0 for p in group["params"] if p in self.state)
 
-    def _stacks(self, group: dict[str, Any]) -> list[_Stack]:
+    def _stacks(self, index: int, group: dict[str, Any]) -> list[_Stack]:
         """Stacks ordered by dtype and shape; inside a stack the order of registration."""
-        by_shape: dict[tuple[str, tuple[int, ...]], list[Tensor]] = defaultdict(list)
-        for parameter in group["params"]:
-            by_shape[(str(parameter.dtype), tuple(parameter.shape))].append(parameter)
-        return [_Stack(by_shape[shape]) for shape in sorted(by_shape)]
+        stacks = self._stacks_of_group.get(index)
+        if stacks is None or sum(len(stack.tensors) for stack in stacks) != len(group["params"]):
+            by_shape: dict[tuple[str, tuple[int, ...]], list[Tensor]] = defaultdict(list)
+            for parameter in group["params"]:
+                by_shape[(str(parameter.dtype), tuple(parameter.shape))].append(parameter)
+            stacks = self._stacks_of_group[index] = [_Stack(by_shape[shape]) for shape in sorted(by_shape)]
+        return stacks
 
     def _create_state(self, group: dict[str, Any], stack: _Stack) -> None:
         state = self.state[stack.first]
@@ -187,7 +211,7 @@ class ScaledAdam(torch.optim.Optimizer):
         state["delta"] = torch.zeros_like(stack.params)
         state["exp_avg_sq"] = torch.zeros_like(stack.params)
         if not stack.scalar:
-            rms = stack.rms(stack.params)
+            rms = stack.rms()
             state["param_rms"] = rms
             state["scale_exp_avg_sq"] = torch.zeros_like(rms)
             state["scale_grads"] = rms.new_zeros((group["size_update_period"], *rms.shape))
@@ -201,8 +225,8 @@ class ScaledAdam(torch.optim.Optimizer):
             if stack.scalar:
                 parts.append(stack.grads.square().sum() * scalar_weight)
             else:
-                squares = stack.grads.square().sum(dim=stack.dims, keepdim=True)
-                parts.append((squares * self.state[stack.first]["param_rms"].square()).sum())
+                weighted = stack.norm(stack.grads) * self.state[stack.first]["param_rms"]
+                parts.append(weighted.square().sum())
         return torch.stack(parts).sum()
 
     def _clip_factor(
@@ -299,14 +323,16 @@ class ScaledAdam(torch.optim.Optimizer):
         delta.mul_(beta1)
         state["scale_grads"][step % period] = (params * grads).sum(dim=stack.dims, keepdim=True)
         if step % period == period - 1:
-            state["param_rms"].copy_(stack.rms(params))
+            state["param_rms"].copy_(stack.rms())
             self._add_size_update(group, stack)
         squares.mul_(beta2).addcmul_(grads, grads, value=1 - beta2)
         correction = 1 - beta2 ** (step + 1)
-        denominator = (squares / correction).sqrt_() if correction < 0.99 else squares.sqrt()
+        denominator = squares.sqrt()
+        if correction < 0.99:
+            denominator.mul_(correction**-0.5)
         denominator.add_(group["eps"])
         rate = state["param_rms"].clamp(min=group["param_min_rms"]).mul_(-(1 - beta1) * group["lr"])
-        delta.add_(torch.div(grads, denominator, out=denominator).mul_(rate))
+        delta.addcmul_(torch.div(grads, denominator, out=denominator), rate)
         params.add_(delta)
 
     def _add_size_update(self, group: dict[str, Any], stack: _Stack) -> None:
