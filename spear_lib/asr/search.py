@@ -38,7 +38,8 @@ def _prepare(model: AsrModel, encoder_out: Tensor, lengths: Tensor) -> tuple[Ten
     if sizes and not 0 <= min(sizes) <= max(sizes) <= encoder_out.shape[1]:
         raise ValueError(f"lengths {min(sizes)}..{max(sizes)} do not fit into {encoder_out.shape[1]} frames.")
     order = sorted(range(len(sizes)), key=lambda row: -sizes[row])
-    projected = model.joiner.encoder_proj(encoder_out[torch.tensor(order, device=encoder_out.device)].float())
+    rows = torch.tensor(order, dtype=torch.int64, device=encoder_out.device)
+    projected = model.joiner.encoder_proj(encoder_out[rows].float())
     active = [sum(size > t for size in sizes) for t in range(max(sizes, default=0))]
     return projected, order, active
 
