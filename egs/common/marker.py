@@ -133,13 +133,14 @@ def recipe_of(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"options": options, "configs": configs, "inputs": input_ids(arguments)}
 
 
-def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Readable lines, one for every option or configuration value that differs."""
+def differences(old: dict[str, Any], new: dict[str, Any], facts: list[str]) -> list[str]:
+    """Readable lines, one for every option, fact or configuration value that differs."""
     lines = []
     for name in sorted({*old["options"], *new["options"]}):
         before, now = old["options"].get(name), new["options"].get(name)
         if before != now:
-            lines.append(f"  --{name.replace('_', '-')}: was {show(before)}, now {show(now)}")
+            title = f"{name} of local/corpus.sh" if name in facts else f"--{name.replace('_', '-')}"
+            lines.append(f"  {title}: was {show(before)}, now {show(now)}")
     # Configurations are compared in order, so that another file of the same role shows its differing values.
     old_files, new_files = list(old["configs"].items()), list(new["configs"].items())
     for position in range(max(len(old_files), len(new_files))):
@@ -169,7 +170,7 @@ def check(arguments: argparse.Namespace) -> int:
     new = recipe_of(arguments)
     made = marker or begun(arguments)
     if made is not None:
-        lines = differences(made, new)
+        lines = differences(made, new, arguments.fact)
         if lines:
             verb = "was made" if marker else "was begun"
             raise Refused(
@@ -254,7 +255,7 @@ def main() -> int:
     parser.add_argument("--exp-dir", required=True)
     parser.add_argument("--repository", default=".")
     parser.add_argument("--after", type=int, action="append", default=[])
-    for name in ("option", "config", "leaves", "identity"):
+    for name in ("option", "fact", "config", "leaves", "identity"):
         parser.add_argument(f"--{name}", action="append", default=[])
     parser.add_argument("--part", default="")
     parser.add_argument("--metrics", default="")

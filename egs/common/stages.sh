@@ -40,6 +40,23 @@ find_python() {
   export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((($(nproc 2>/dev/null || echo 1) + ${nproc:-1} - 1) / ${nproc:-1}))}
 }
 
+# The names of the files that prepare.sh leaves and run.sh reads, in one place.
+set_manifest() {
+  printf '%s/manifests/%s_cuts_%s.jsonl.gz' "$data_dir" "$corpus" "$1"
+}
+
+token_cuts() {
+  printf '%s/cuts/%s_cuts_%s.jsonl.gz' "$data_dir" "$corpus" "$1"
+}
+
+token_store() {
+  printf '%s/tokens/%s/%s' "$data_dir" "$teacher" "$1"
+}
+
+noise_manifest() {
+  printf '%s/manifests/noise_cuts.jsonl.gz' "$data_dir"
+}
+
 # json_value FILE KEY: prints a value of a JSON object.
 json_value() {
   if [[ ! -f $1 ]]; then die "$1 is not there: run the stage that makes it"; fi
@@ -72,7 +89,8 @@ launch() {
 # run_stage NUMBER DESCRIPTION FUNCTION [--after STAGES] [--options NAMES] [--config FILE] [--leaves PATH]
 #           [--identity NAME=FILE.json:KEY] [--part K/N]
 # STAGES and NAMES are separated by spaces; --config, --leaves and --identity may be given several times.
-# --options are variables of the script that change what the stage makes, and no others. With --part no marker is
+# --options are variables (options of the script, or facts of local/corpus.sh) that change what the stage makes, and
+# no others. With --part no marker is
 # written: a later run without it closes the stage.
 run_stage() {
   local number=$1 description=$2 function=$3
@@ -88,6 +106,7 @@ run_stage() {
         for name in $2; do
           local -n value=$name # an array counts with all its items
           arguments+=(--option "$name=${value[*]}")
+          if [[ -z ${_option_defaults[$name]+known} ]]; then arguments+=(--fact "$name"); fi
         done
         ;;
       --after) for name in $2; do arguments+=(--after "$name"); done ;;

@@ -54,11 +54,7 @@ manifests=$data_dir/manifests
 embeddings=$data_dir/embeddings/$teacher
 quantizer=$data_dir/quantizers/$teacher
 quantizer_conf=conf/quantizer/$conf.yaml
-noise_cuts=$manifests/noise_cuts.jsonl.gz
-
-set_manifest() {
-  printf '%s/%s_cuts_%s.jsonl.gz' "$manifests" "$corpus" "$1"
-}
+noise_cuts=$(noise_manifest)
 
 stage_0() {
   "$python" local/prepare_corpus.py --mini "$mini" --corpus-dir "$corpus_dir" --noise-dir "$noise_dir" \
@@ -87,20 +83,20 @@ stage_5() {
   local set
   for set in $token_sets; do
     "$python" -m spear_lib.bin.dump_tokens --cuts "$(set_manifest "$set")" --quantizer "$quantizer" \
-      --output_dir "$data_dir/tokens/$teacher/$set"
+      --output_dir "$(token_store "$set")"
   done
 }
 
 stage_6() {
   local set
   for set in $token_sets; do
-    "$python" -m spear_lib.bin.check_tokens --cuts "$(set_manifest "$set")" --store "$data_dir/tokens/$teacher/$set" \
-      --output_cuts "$data_dir/cuts/${corpus}_cuts_$set.jsonl.gz"
+    "$python" -m spear_lib.bin.check_tokens --cuts "$(set_manifest "$set")" --store "$(token_store "$set")" \
+      --output_cuts "$(token_cuts "$set")"
   done
 }
 
 stage_7() {
-  "$python" -m spear_lib.bin.train_units --cuts "$(set_manifest labelled)" --output_dir "$data_dir/units" \
+  "$python" -m spear_lib.bin.train_units --cuts "[$(set_manifest labelled)]" --output_dir "$data_dir/units" \
     --vocab_size "$num_units"
 }
 
@@ -108,5 +104,19 @@ noise_result=()
 if [[ $mini == true || -n $noise_dir ]]; then noise_result=(--leaves "$noise_cuts"); fi
 
 run_stage 0 "corpus" stage_0 --options "mini corpus_dir noise_dir seed corpus_options" --leaves "$data_dir/corpus"
-run_stage 1 "manifests" stage_1 --after 0 --leaves "$manifests"
+manifests_made=()
+for set in train labelled dev $test_sets; do manifests_made+=(--leaves "$(set_manifest "$set")"); done
+run_stage 1 "manifests" stage_1 --after 0 "${manifests_made[@]}"
 run_stage 2 "noise" stage_2 --after 0 "${noise_result[@]}"
+run_stage 3 "teacher embeddings" stage_3 --after 1 --options "teacher teacher_path teacher_layer seed" \
+  --config "$quantizer_conf" --leaves "$embeddings"
+run_stage 4 "quantiser" stage_4 --after 3 --options "seed" --config "$quantizer_conf" --leaves "$quantizer" \
+  --identity "quantizer=$quantizer/report.json:quantizer_id"
+part=""
+if [[ -n $split ]]; then part=$split/$num_splits; fi
+run_stage 5 "tokens" stage_5 --after "1 4" --leaves "$data_dir/tokens/$teacher" --part "$part"
+cuts_made=()
+for set in $token_sets; do cuts_made+=(--leaves "$(token_cuts "$set")"); done
+run_stage 6 "attaching tokens" stage_6 --after 5 "${cuts_made[@]}"
+run_stage 7 "text units" stage_7 --after 1 --options "num_units" --leaves "$data_dir/units/bpe.model"
+log "the data is ready in $data_dir"

@@ -47,9 +47,8 @@ compare_scratch=${compare_scratch:-$mini}
 corpus_facts "$conf"
 if [[ $mini == true ]]; then report_title="$report_title, synthesised mini corpus"; fi
 
-manifests=$data_dir/manifests
 units=$data_dir/units
-noise_cuts=$manifests/noise_cuts.jsonl.gz
+noise_cuts=$(noise_manifest)
 # Noise is optional: stage 2 leaves no cuts where it was given none.
 noise=()
 if [[ -f $noise_cuts ]]; then noise=(--data.noise_cuts "[$noise_cuts]"); fi
@@ -64,18 +63,10 @@ if [[ $compare_scratch == true ]]; then
   if [[ -f $scratch_conf ]]; then finetune_confs+=(--config "$scratch_conf"); fi
 fi
 
-set_manifest() {
-  printf '%s/%s_cuts_%s.jsonl.gz' "$manifests" "$corpus" "$1"
-}
-
-token_cuts() {
-  printf '%s/cuts/%s_cuts_%s.jsonl.gz' "$data_dir" "$corpus" "$1"
-}
-
 stage_10() {
   local field quantizer_id
-  field=$(json_value "$data_dir/tokens/$teacher/train/store.json" field)
-  quantizer_id=$(json_value "$data_dir/tokens/$teacher/train/store.json" quantizer_id)
+  field=$(json_value "$(token_store train)/store.json" field)
+  quantizer_id=$(json_value "$(token_store train)/store.json" quantizer_id)
   launch spear_lib.bin.pretrain --config "conf/pretrain/$conf.yaml" --experiment_dir "$exp_dir/pretrain" \
     --data.train_cuts "[$(token_cuts train)]" --valid_cuts "[$(token_cuts dev)]" "${noise[@]}" \
     --data.token_fields "[$field]" --data.quantizer_ids "[$quantizer_id]" --training.seed "$seed"

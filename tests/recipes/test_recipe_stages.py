@@ -42,7 +42,8 @@ def test_the_same_command_skips_with_one_line_each(toy):
 
 def test_only_the_options_of_a_stage_count(toy):
     toy.succeed()
-    toy.succeed("--size", "large")
+    toy.succeed("--size", "large", "--stop-stage", "1")
+    assert "letters of local/corpus.sh: was a b, now a b c" in toy.refuse("--size", "large")
     error = toy.refuse("--count", "3")
     assert "stage 1 (sentence) was made with other options:\n  --count: was 2, now 3\n" in error
 

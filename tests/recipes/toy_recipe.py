@@ -32,6 +32,8 @@ option trouble "" "What goes wrong, for tests"
 option part "" "Only this part of stage 1"
 parse_options "$@"
 check_stage_range 0 2
+letters=(a b)
+if [[ $size == large ]]; then letters=(a b c); fi
 find_python
 
 stage_0() {
@@ -66,7 +68,7 @@ run_stage 0 words stage_0 --options word --leaves "$data_dir/words.txt" \
   --identity "words=$data_dir/words.json:id"
 run_stage 1 sentence stage_1 --after 0 --options "count polite" --config "$conf" \
   --leaves "$data_dir/sentence.txt" --part "$part"
-run_stage 2 length stage_2 --after 1 --leaves "$data_dir/length.txt"
+run_stage 2 length stage_2 --after 1 --options letters --leaves "$data_dir/length.txt"
 echo all-done
 """
 
