@@ -146,7 +146,7 @@ def modified_beam_search(
         raise ValueError(f"beam is {beam} and temperature {temperature}; both must be positive.")
     frames, order, active = _prepare(model, encoder_out, lengths)
     batch, device, num_frames = len(order), encoder_out.device, len(active)
-    context = _start_context(model, batch * beam, device).reshape(batch, beam, -1)
+    context = _start_context(model, batch * beam, device).reshape(batch, beam, model.decoder.context_size)
     decoded = _decode_context(model, context[:, 0])[:, None].expand(-1, beam, -1).contiguous()
     scores = torch.full((batch, beam), -torch.inf, device=device)  # -inf marks an unused place of the beam
     scores[:, 0] = 0.0
