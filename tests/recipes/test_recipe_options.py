@@ -20,9 +20,9 @@ def test_help_of_the_recipes_lists_every_declared_option_with_its_default(script
     result = subprocess.run([str(path), "--help"], capture_output=True, text=True, timeout=60)
     assert result.returncode == 0, result.stderr
     for name, default in declared:
-        assert re.search(
-            rf"^  --{name.replace('_', '-')} +{re.escape(default)} ", result.stdout, re.MULTILINE
-        ), name
+        # A default that is a fact of the corpus is a variable in the script.
+        shown = r"\w+" if default.startswith('"$') else re.escape(default)
+        assert re.search(rf"^  --{name.replace('_', '-')} +{shown} ", result.stdout, re.MULTILINE), name
 
 
 @pytest.mark.parametrize("arguments", [["--word", "bye", "--count", "-3"], ["--word=bye", "--count=-3"]])
