@@ -37,7 +37,7 @@ class Vocabulary:
 
 
 FUNCTION_WORDS = (
-    *("the", "my", "our", "and", "is", "are", "in", "under", "with", "from", "near", "behind"),
+    *("the", "my", "our", "and", "is", "are", "in", "under", "from", "near", "behind"),
     *("please", "where", "who", "why", "we", "they", "you", "not", "never", "always", "code", "has"),
 )
 PREPOSITIONS = ("in", "under", "from", "near", "behind")

@@ -1,6 +1,7 @@
 """Work in fresh processes, a few at a time, with progress (ours)."""
 
 import ctypes
+import logging
 import multiprocessing
 import signal
 import sys
@@ -10,6 +11,8 @@ from multiprocessing import connection
 from pathlib import Path
 
 from spear_lib.training.progress import progress
+
+logger = logging.getLogger(__name__)
 
 _PR_SET_PDEATHSIG = 1
 
@@ -71,7 +74,9 @@ def _finished(function: Callable, jobs: Sequence, num_processes: int, folder: Pa
 def _failure(index: int, count: int, code: int, folder: Path) -> str:
     path = folder / f"error-{index}.txt"
     if path.exists():
-        return f"job {index + 1} of {count} failed: {path.read_text().strip()}"
+        text = path.read_text().strip()
+        logger.error("%s", text)
+        return f"job {index + 1} of {count} failed: {text.splitlines()[-1]}"
     return (
         f"the process of job {index + 1} of {count} ended with code {code}: it was killed, or memory ran out"
     )
