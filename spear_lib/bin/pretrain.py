@@ -138,9 +138,9 @@ def facts(
         "processes": processes.world_size,
         "training cuts": f"{train_data.num_cuts}, {hours:.2f} h of audio, about {steps} steps per epoch",
         "batch": f"{seconds:g} s of audio over all processes ({PAPER_BATCH})",
-        "learning rate": f"{training.learning_rate:g} (ScaledAdam, relative), falls after "
-        "{training.lr_batches:g} "
-        f"steps and {training.lr_hours:g} h",
+        "learning rate": f"{training.learning_rate:g} (ScaledAdam: relative to each tensor's size), falls "
+        "after "
+        f"{training.lr_batches:g} steps and {training.lr_hours:g} h",
         **task.facts(),
         "writes to": options.experiment_dir,
     }

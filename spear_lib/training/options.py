@@ -88,5 +88,10 @@ RESUME_MAY_CHANGE = (
     "keep_checkpoints",
     "max_skipped_steps",
     "num_workers",
+    "prefetch_batches",
+    "worker_timeout",
+    "max_bad_fraction",
+    "experiment_dir",
+    "valid_cuts",
 )
 """Last parts of option names that a resumed run may give another value: none of them changes a weight."""
