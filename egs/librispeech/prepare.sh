@@ -40,7 +40,7 @@ option teacher_layer "" "Layer of the teacher (empty: its own default)"
 option seed 0 "Every random choice follows from it" int
 option num_jobs 2 "Processes for synthesis and manifests" int
 option num_splits 1 "Parts in which stage 5 divides each set" int
-option split "" "Only this part of stage 5, 1 to --num-splits"
+option split 0 "Only this part of stage 5, 1 to --num-splits (0: all parts, and the stage is closed)" int
 parse_options "$@"
 
 check_stage_range 0 7
@@ -70,8 +70,10 @@ stage_2() {
 }
 
 stage_3() {
+  local layer=()
+  if [[ -n $teacher_layer ]]; then layer=(--teacher_layer "$teacher_layer"); fi
   "$python" -m spear_lib.bin.extract_embeddings --config "$quantizer_conf" --cuts "$(set_manifest train)" \
-    --output_dir "$embeddings" --teacher "$teacher" --seed "$seed"
+    --output_dir "$embeddings" --teacher "$teacher" --teacher_path "$teacher_path" "${layer[@]}" --seed "$seed"
 }
 
 stage_4() {
@@ -83,7 +85,7 @@ stage_5() {
   local set
   for set in $token_sets; do
     "$python" -m spear_lib.bin.dump_tokens --cuts "$(set_manifest "$set")" --quantizer "$quantizer" \
-      --output_dir "$(token_store "$set")"
+      --output_dir "$(token_store "$set")" --teacher_path "$teacher_path" --num_splits "$num_splits" --split "$split"
   done
 }
 
@@ -91,7 +93,7 @@ stage_6() {
   local set
   for set in $token_sets; do
     "$python" -m spear_lib.bin.check_tokens --cuts "$(set_manifest "$set")" --store "$(token_store "$set")" \
-      --output_cuts "$(token_cuts "$set")"
+      --quantizer "$quantizer" --output_cuts "$(token_cuts "$set")"
   done
 }
 
@@ -113,7 +115,10 @@ run_stage 3 "teacher embeddings" stage_3 --after 1 --options "teacher teacher_pa
 run_stage 4 "quantiser" stage_4 --after 3 --options "seed" --config "$quantizer_conf" --leaves "$quantizer" \
   --identity "quantizer=$quantizer/report.json:quantizer_id"
 part=""
-if [[ -n $split ]]; then part=$split/$num_splits; fi
+if ((split > 0)); then
+  if ((stage != 5 || stop_stage != 5)); then usage_error "--split is for stage 5 alone: add --stage 5 --stop-stage 5"; fi
+  part=$split/$num_splits
+fi
 run_stage 5 "tokens" stage_5 --after "1 4" --leaves "$data_dir/tokens/$teacher" --part "$part"
 cuts_made=()
 for set in $token_sets; do cuts_made+=(--leaves "$(token_cuts "$set")"); done
