@@ -23,8 +23,8 @@ logger = logging.getLogger(__name__)
 DESCRIPTION = {
     "words": "which of {words} frequent words does the utterance hold (from its mean feature); learnt from "
     "training speakers, tested on unseen ones; chance is the share of utterances with a word, {chance:.1f} %",
-    "speaker": "which of {speakers} speakers, new to the encoder, is it (from its mean feature); half of each "
-    "one's utterances train the probe, the other half test it; chance is about {chance:.1f} %",
+    "speaker": "which of {speakers} speakers, new to the encoder, is it (from the mean feature); half of "
+    "each one's utterances train the probe, the other half test it; chance is about {chance:.1f} %",
 }
 
 
