@@ -1,11 +1,13 @@
 """Tokens on cuts: the one place where they are attached, loaded, checked and collated.
 
-Tokens are codes of a multi-codebook quantiser, (T, N) unsigned integers, one custom field per teacher on the cut.
-Importing this module registers the reader, after which ``cut.load_<field>()`` works as for any lhotse array.
+Tokens are codes of a multi-codebook quantiser, (T, N) unsigned integers, one custom field per teacher on the
+cut. Importing this module registers the reader, after which ``cut.load_<field>()`` works as for any lhotse
+array.
 
-lhotse's own handling of such fields has traps (padding with 0, a valid token; -100 that wraps to 156 in uint8;
-empty arrays for cuts that do not start at 0; silent cutting by speed perturbation; mixtures that grow the field).
-Code of this library therefore loads tokens with ``load_tokens`` and pads them with ``collate_tokens`` only.
+lhotse's own handling of such fields has traps (padding with 0, a valid token; -100 that wraps to 156 in
+uint8; empty arrays for cuts that do not start at 0; silent cutting by speed perturbation; mixtures that grow
+the field). Code of this library therefore loads tokens with ``load_tokens`` and pads them with
+``collate_tokens`` only.
 """
 
 from collections.abc import Iterable, Iterator
@@ -54,7 +56,8 @@ PADDING = -100
 """What stands behind an utterance's last token frame; the losses ignore it."""
 
 FRAME_TOLERANCE = 2
-"""Token frames by which a count may differ from duration x rate (edges of the teacher's windows, rounding)."""
+"""Token frames by which a count may differ from duration x rate (edges of the teacher's windows,
+rounding)."""
 
 
 def attach_tokens(cuts: Iterable[Cut], store: str | Path, field: str | None = None) -> Iterator[Cut]:
@@ -76,7 +79,8 @@ def attach_tokens(cuts: Iterable[Cut], store: str | Path, field: str | None = No
         entry = reader.entries.get(cut.id)
         if entry is None:
             raise ValueError(
-                f"{store} has no tokens of cut {cut.id}; the store was made for other cuts, or dump_tokens did not "
+                f"{store} has no tokens of cut {cut.id}; the store was made for other cuts, or dump_tokens "
+                f"did not "
                 "finish: run stage 5 again with these cuts"
             )
         _check_same_audio(cut, entry, facts, store)
@@ -100,8 +104,10 @@ def attach_tokens(cuts: Iterable[Cut], store: str | Path, field: str | None = No
 def _check_same_audio(cut: Cut, entry: Entry, facts: TokenFacts, store: str | Path) -> None:
     if abs(cut.duration - entry.duration) > 1e-3 or abs(cut.start - entry.start) > 1e-3:
         raise ValueError(
-            f"cut {cut.id} lasts {cut.duration:.3f} s from {cut.start:.3f} s, but its tokens in {store} were made for "
-            f"{entry.duration:.3f} s from {entry.start:.3f} s: another corpus, or the cuts changed; dump the tokens again"
+            f"cut {cut.id} lasts {cut.duration:.3f} s from {cut.start:.3f} s, but its tokens in {store} were "
+            f"made for "
+            f"{entry.duration:.3f} s from {entry.start:.3f} s: another corpus, or the cuts changed; dump the "
+            f"tokens again"
         )
     expected = cut.duration * facts.frame_rate
     if abs(entry.num_frames - expected) > FRAME_TOLERANCE:
@@ -124,19 +130,21 @@ def load_tokens(cut: Cut, field: str) -> np.ndarray:
     """Tokens (T, N) of a cut or of a window of it, as stored (uint8).
 
     Raises:
-      ValueError: no such field, a mixed cut, a cut whose speed was changed after its tokens were made, or a number
-        of frames that does not fit the duration.
+      ValueError: no such field, a mixed cut, a cut whose speed was changed after its tokens were made, or a
+        number of frames that does not fit the duration.
     """
     if isinstance(cut, MixedCut):
         raise ValueError(
-            f"cut {cut.id} is a mixture: lhotse grows and zero-fills token fields of mixtures. Load the tokens of the "
+            f"cut {cut.id} is a mixture: lhotse grows and zero-fills token fields of mixtures. Load the "
+            f"tokens of the "
             "primary cut before mixing (spear_lib.data.augmentation mixes waveforms and tokens after loading)"
         )
     manifest = (cut.custom or {}).get(field)
     if not isinstance(manifest, TemporalArray):
         known = sorted(name for name, value in (cut.custom or {}).items() if isinstance(value, TemporalArray))
         raise ValueError(
-            f"cut {cut.id} has no tokens {field!r} (it has {', '.join(known) or 'none'}); run stage 6 (check_tokens) "
+            f"cut {cut.id} has no tokens {field!r} (it has {', '.join(known) or 'none'}); run stage 6 "
+            f"(check_tokens) "
             "and use the cuts it writes"
         )
     rate = 1.0 / manifest.frame_shift
@@ -144,14 +152,16 @@ def load_tokens(cut: Cut, field: str) -> np.ndarray:
     if recording is not None and manifest.end > recording.duration + (FRAME_TOLERANCE + 0.5) / rate:
         raise ValueError(
             f"cut {cut.id}: tokens {field!r} end at {manifest.end:.2f} s but the recording at "
-            f"{recording.duration:.2f} s. Was its speed changed after the tokens were made? Tokens do not stretch"
+            f"{recording.duration:.2f} s. Was its speed changed after the tokens were made? Tokens do not "
+            f"stretch"
         )
     tokens = cut.load_custom(field)
     expected = cut.duration * rate
     if abs(tokens.shape[0] - expected) > FRAME_TOLERANCE:
         raise ValueError(
             f"cut {cut.id} has {tokens.shape[0]} frames of tokens {field!r}, expected {expected:.1f} +- "
-            f"{FRAME_TOLERANCE} ({cut.duration:.3f} s at {rate:g} Hz). Padded, or its speed was changed, after the "
+            f"{FRAME_TOLERANCE} ({cut.duration:.3f} s at {rate:g} Hz). Padded, or its speed was changed, "
+            f"after the "
             "tokens were made?"
         )
     return tokens
@@ -208,7 +218,8 @@ def validate(
         theirs = cut.custom.get(_quantizer_key(field))
         if expected_quantizer_id is not None and theirs != expected_quantizer_id:
             raise ValueError(
-                f"cut {cut.id}: tokens {field!r} come from quantiser {theirs}, expected {expected_quantizer_id}; "
+                f"cut {cut.id}: tokens {field!r} come from quantiser {theirs}, expected "
+                f"{expected_quantizer_id}; "
                 "dump the tokens again with the right quantiser"
             )
         try:
@@ -219,15 +230,17 @@ def validate(
     num_bad = num_missing + num_mismatched
     if num_bad > max_bad_fraction * num_cuts:
         raise ValueError(
-            f"{num_bad} of {num_cuts} cuts have no usable tokens {field!r} ({num_missing} missing, {num_mismatched} "
+            f"{num_bad} of {num_cuts} cuts have no usable tokens {field!r} ({num_missing} missing, "
+            f"{num_mismatched} "
             f"mismatched; at most {max_bad_fraction:.2%} allowed). First: {first_problem}"
         )
     return TokenReport(num_cuts, num_frames, num_missing, num_mismatched)
 
 
 def token_facts(cut: Cut, field: str) -> dict[str, Any]:
-    """What the manifest itself says of a cut's tokens: quantizer_id, frame_rate, num_codebooks; and, where the
-    store is still at its place, everything of its store.json (teacher, centre of frame 0, codebook size, ...)."""
+    """What the manifest itself says of a cut's tokens: quantizer_id, frame_rate, num_codebooks; and, where
+    the store is still at its place, everything of its store.json (teacher, centre of frame 0, codebook size,
+    ...)."""
     manifest = (cut.custom or {}).get(field)
     if not isinstance(manifest, TemporalArray):
         raise ValueError(f"cut {cut.id} has no tokens {field!r}; run stage 6 (check_tokens)")
@@ -242,7 +255,8 @@ def token_facts(cut: Cut, field: str) -> dict[str, Any]:
         full = store_facts(store)
         if facts["quantizer_id"] != full["quantizer_id"]:
             raise ValueError(
-                f"cut {cut.id}: tokens {field!r} were attached for quantiser {facts['quantizer_id']}, but {store} now "
+                f"cut {cut.id}: tokens {field!r} were attached for quantiser {facts['quantizer_id']}, but "
+                f"{store} now "
                 f"holds tokens of {full['quantizer_id']}; run stage 6 (check_tokens) again"
             )
         facts = {**full, **facts}

@@ -1,8 +1,8 @@
 """The lhotse array reader of packed tokens: a memory-mapped flat file, addressed by the manifest alone.
 
-A shard is one flat file of codes, frame after frame, codebook after codebook. The storage key in a cut's manifest
-says where an utterance lies ("offset:frames:codebooks:dtype"), so that loading needs no index, reads only the
-frames asked for, and works in any number of worker processes.
+A shard is one flat file of codes, frame after frame, codebook after codebook. The storage key in a cut's
+manifest says where an utterance lies ("offset:frames:codebooks:dtype"), so that loading needs no index, reads
+only the frames asked for, and works in any number of worker processes.
 """
 
 import os
@@ -62,8 +62,11 @@ class PackedTokenReader(FeaturesReader):
         super().__init__()
         self.storage_path = str(storage_path)
 
-    def read(self, key: str, left_offset_frames: int = 0, right_offset_frames: int | None = None) -> np.ndarray:
-        """Frames [left, right) of the utterance at ``key``: (T, N), a copy. The range is clipped to what is there."""
+    def read(
+        self, key: str, left_offset_frames: int = 0, right_offset_frames: int | None = None
+    ) -> np.ndarray:
+        """Frames [left, right) of the utterance at ``key``: (T, N), a copy. The range is clipped to what is
+        there."""
         offset, num_frames, num_codebooks, dtype = parse_key(key)
         right = num_frames if right_offset_frames is None else min(right_offset_frames, num_frames)
         left = min(max(left_offset_frames, 0), right)
@@ -72,7 +75,8 @@ class PackedTokenReader(FeaturesReader):
         if offset + num_frames * width > len(data):
             raise ValueError(
                 f"token file {self.storage_path} has {len(data)} bytes but the manifest points to bytes "
-                f"{offset}..{offset + num_frames * width}: the file was cut short or the cuts belong to another "
+                f"{offset}..{offset + num_frames * width}: the file was cut short or the cuts belong to "
+                f"another "
                 "token store; run stage 6 (check_tokens) again"
             )
         part = data[offset + left * width : offset + right * width]

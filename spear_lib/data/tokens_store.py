@@ -1,8 +1,8 @@
 """Token stores on disk: shards written by rename, one writer per split, one summary over all.
 
 Layout of a store:
-  split-1-of-2/split.json        what made the split (teacher, quantiser, cuts) and, when done, its shard count
-  split-1-of-2/shard-00000.bin   flat codes, see tokens_reader
+  split-1-of-2/split.json        what made the split (teacher, quantiser, cuts) and, when done, its shard
+  count split-1-of-2/shard-00000.bin   flat codes, see tokens_reader
   split-1-of-2/shard-00000.json  ids, starts (s), durations (s) and frame counts, and the sha256 of the .bin:
                                  its presence commits the shard
   store.json                     written by check_tokens: TokenFacts plus counts and code statistics
@@ -120,21 +120,24 @@ class TokenStoreWriter:
             for name, value in mine.items():
                 if theirs.get(name) != value:
                     raise ValueError(
-                        f"{self.folder} holds tokens with {name} = {theirs.get(name)!r}, but this run has {value!r}; "
+                        f"{self.folder} holds tokens with {name} = {theirs.get(name)!r}, but this run has "
+                        f"{value!r}; "
                         f"delete the folder {self.folder} or choose another --output"
                     )
         else:
             write_json(path, {"facts": mine, "num_shards": None})
 
     def is_done(self, shard: int, cut_ids: list[str]) -> bool:
-        """Whether shard number ``shard`` is committed, for exactly these cuts. ValueError if it holds others."""
+        """Whether shard number ``shard`` is committed, for exactly these cuts. ValueError if it holds
+        others."""
         path = self.folder / f"shard-{shard:05d}.json"
         if not path.exists():
             return False
         index = read_json(path)
         if index["ids"] != cut_ids:
             raise ValueError(
-                f"{path} holds other cuts than this run would put there (another --shard_cuts or other cuts); "
+                f"{path} holds other cuts than this run would put there (another --shard_cuts or other "
+                f"cuts); "
                 f"delete the folder {self.folder}"
             )
         data = path.with_suffix(".bin")
@@ -178,7 +181,8 @@ class TokenStoreWriter:
     def _check(self, cut_id: str, codes: np.ndarray) -> None:
         if codes.ndim != 2 or codes.shape[1] != self.facts.num_codebooks:
             raise ValueError(
-                f"tokens of cut {cut_id} have shape {codes.shape}, expected (frames, {self.facts.num_codebooks})"
+                f"tokens of cut {cut_id} have shape {codes.shape}, expected (frames, "
+                f"{self.facts.num_codebooks})"
             )
         if codes.size and (int(codes.min()) < 0 or int(codes.max()) >= self.facts.codebook_size):
             raise ValueError(
@@ -212,16 +216,24 @@ class TokenStoreReader:
         self.store = Path(store)
         folders = sorted(self.store.glob("split-*-of-*"))
         if not folders:
-            raise ValueError(f"no tokens in {self.store}; run stage 5 (python -m spear_lib.bin.dump_tokens) first")
+            raise ValueError(
+                f"no tokens in {self.store}; run stage 5 (python -m spear_lib.bin.dump_tokens) first"
+            )
         counts = sorted({int(folder.name.rsplit("-", 1)[1]) for folder in folders})
         if len(counts) > 1:
             raise ValueError(
-                f"{self.store} holds splits of runs with num_splits {counts[0]} and {counts[1]}; delete one of them"
+                f"{self.store} holds splits of runs with num_splits {counts[0]} and {counts[1]}; delete one "
+                f"of them"
             )
-        missing = [i for i in range(1, counts[0] + 1) if not (split_folder(store, i, counts[0]) / "split.json").exists()]
+        missing = [
+            i
+            for i in range(1, counts[0] + 1)
+            if not (split_folder(store, i, counts[0]) / "split.json").exists()
+        ]
         if missing:
             raise ValueError(
-                f"{self.store}: split {missing[0]} of {counts[0]} was never started ({len(missing)} missing); "
+                f"{self.store}: split {missing[0]} of {counts[0]} was never started ({len(missing)} "
+                f"missing); "
                 f"run dump_tokens --num_splits {counts[0]} --split {missing[0]}"
             )
         self.folders = [split_folder(store, i, counts[0]) for i in range(1, counts[0] + 1)]
@@ -256,18 +268,23 @@ class TokenStoreReader:
         for shard in range(num_shards):
             path = folder / f"shard-{shard:05d}.json"
             if not path.exists():
-                raise ValueError(f"{path} is gone; run this split of dump_tokens again, it makes what is missing")
+                raise ValueError(
+                    f"{path} is gone; run this split of dump_tokens again, it makes what is missing"
+                )
             self.shards.append(path)
             index, data, offset = read_json(path), path.with_suffix(".bin"), 0
             if not data.exists() or data.stat().st_size != index["num_bytes"]:
                 size = data.stat().st_size if data.exists() else "no"
                 raise ValueError(
-                    f"{data} has {size} bytes, expected {index['num_bytes']}; run this split of dump_tokens again"
+                    f"{data} has {size} bytes, expected {index['num_bytes']}; run this split of dump_tokens "
+                    f"again"
                 )
             for row in zip(index["ids"], index["starts"], index["durations"], index["num_frames"]):
                 cut_id, start, duration, num_frames = row
                 if cut_id in self.entries:
-                    raise ValueError(f"cut {cut_id} is in {self.store} twice; delete the store and dump it again")
+                    raise ValueError(
+                        f"cut {cut_id} is in {self.store} twice; delete the store and dump it again"
+                    )
                 key = make_key(offset, num_frames, self.facts.num_codebooks, np.dtype(self.facts.dtype))
                 self.entries[cut_id] = Entry(cut_id, start, duration, num_frames, str(data), key)
                 offset += num_frames * self.facts.num_codebooks * np.dtype(self.facts.dtype).itemsize
@@ -288,8 +305,10 @@ class TokenStoreReader:
             data = path.with_suffix(".bin")
             digest = hashlib.sha256(data.read_bytes()).hexdigest()
             if digest != read_json(path)["sha256"]:
-                raise ValueError(f"{data} changed since it was written (its sha256 differs); delete {path} and "
-                                 "run this split of dump_tokens again")
+                raise ValueError(
+                    f"{data} changed since it was written (its sha256 differs); delete {path} and "
+                    "run this split of dump_tokens again"
+                )
 
     def histograms(self) -> np.ndarray:
         """(N, codebook_size) int64: how often every code occurs."""

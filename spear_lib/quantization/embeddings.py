@@ -39,7 +39,8 @@ def read_embeddings(folder: str | Path) -> tuple[dict[str, Any], np.ndarray, lis
     folder = Path(folder)
     if not (folder / SUMMARY_FILE).is_file():
         raise ValueError(
-            f"{folder / SUMMARY_FILE} does not exist; run stage 3 (python -m spear_lib.bin.extract_embeddings) first"
+            f"{folder / SUMMARY_FILE} does not exist; run stage 3 (python -m "
+            f"spear_lib.bin.extract_embeddings) first"
         )
     summary = read_json(folder / SUMMARY_FILE)
     arrays, ids, counts = [], [], []
@@ -50,7 +51,9 @@ def read_embeddings(folder: str | Path) -> tuple[dict[str, Any], np.ndarray, lis
         index = read_json(path)
         array = np.load(path.with_suffix(".npy"))
         if array.shape != (sum(index["num_frames"]), summary["teacher"]["embedding_dim"]):
-            raise ValueError(f"{path.with_suffix('.npy')} has shape {array.shape}, which its index does not expect")
+            raise ValueError(
+                f"{path.with_suffix('.npy')} has shape {array.shape}, which its index does not expect"
+            )
         arrays.append(array)
         ids += index["ids"]
         counts += index["num_frames"]
@@ -63,7 +66,8 @@ def read_embeddings(folder: str | Path) -> tuple[dict[str, Any], np.ndarray, lis
 
 
 def split_held_out(ids: list[str], counts: np.ndarray, fraction: float, seed: int) -> np.ndarray:
-    """(F,) bool: frames of the recordings held out. By recording, so that no neighbour of a frame is trained on."""
+    """(F,) bool: frames of the recordings held out. By recording, so that no neighbour of a frame is trained
+    on."""
     draws = keyed_random.uniform(keyed_random.keys("quantizer held out", seed, ids=ids), 0)[:, 0].numpy()
     held_out = draws < fraction
     # At least one recording on each side, whatever the draws.

@@ -1,4 +1,5 @@
-"""Data-driven start of the codebooks (residual k-means) and of the classifiers (linear discriminants); ours."""
+"""Data-driven start of the codebooks (residual k-means) and of the classifiers (linear discriminants);
+ours."""
 
 import torch
 from torch import Tensor

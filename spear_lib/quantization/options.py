@@ -1,4 +1,5 @@
-"""Options of the quantiser's recipe: one file (conf/quantizer/*.yaml) for extract_embeddings and train_quantizer."""
+"""Options of the quantiser's recipe: one file (conf/quantizer/*.yaml) for extract_embeddings and
+train_quantizer."""
 
 from dataclasses import dataclass
 
@@ -44,8 +45,8 @@ class QuantizerTrainingOptions:
     codebook_size: int = 256
     """Entries per codebook K (paper: 256, one byte per code)."""
     normalisation: str = "channel"
-    """channel: zero mean, unit variance per channel (paper, speech teacher); global: zero mean per channel and one
-    scale for all; none (paper, audio teacher)."""
+    """channel: zero mean, unit variance per channel (paper, speech teacher); global: zero mean per channel
+    and one scale for all; none (paper, audio teacher)."""
     held_out_fraction: float = 0.05
     """Share of the recordings kept for the report (reference: 5 % of the frames)."""
     max_held_out_frames: int = 10000

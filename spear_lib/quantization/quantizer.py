@@ -1,8 +1,8 @@
 """Multi-codebook vector quantiser: frame embeddings to tokens and back (Guo et al. 2023; SPEAR Appendix A).
 
-Legend: B frames, N codebooks, K entries each, D channels. A frame is decoded as the sum of one code vector per
-codebook, without any order among the codebooks. Parameter names are those of the reference state dict, so that
-reference quantisers load directly.
+Legend: B frames, N codebooks, K entries each, D channels. A frame is decoded as the sum of one code vector
+per codebook, without any order among the codebooks. Parameter names are those of the reference state dict, so
+that reference quantisers load directly.
 """
 
 import hashlib
@@ -29,7 +29,8 @@ class QuantizerLosses(NamedTuple):
     reconstruction: Tensor
     """Squared error relative to the spread around the mean code: trains the code vectors only."""
     prediction: Tensor
-    """Cross-entropy (nats per codebook) of the classifiers against the found codes: trains the classifiers only."""
+    """Cross-entropy (nats per codebook) of the classifiers against the found codes: trains the classifiers
+    only."""
     logits_entropy: Tensor
     """1 - entropy of the mean classifier output / log K, in [0, 1]."""
     index_entropy: Tensor
@@ -45,8 +46,8 @@ class Quantizer(nn.Module):
     """N codebooks of K entries over D channels.
 
     Attributes:
-      mean, std: (D,) float32 buffers. ``encode`` normalises by them and ``decode`` undoes it, so callers never
-        normalise themselves. 0 and 1 where no normalisation is wanted.
+      mean, std: (D,) float32 buffers. ``encode`` normalises by them and ``decode`` undoes it, so callers
+        never normalise themselves. 0 and 1 where no normalisation is wanted.
       provenance: free JSON-able facts that travel with the file (teacher id, layer, training report, ...).
     """
 
@@ -57,11 +58,15 @@ class Quantizer(nn.Module):
         if not 1 <= num_codebooks <= 64:
             raise ValueError(f"num_codebooks is {num_codebooks}: it must be in 1..64")
         if not 2 <= codebook_size <= 256:
-            raise ValueError(f"codebook_size is {codebook_size}: it must be in 2..256 so that a code fits in one byte")
+            raise ValueError(
+                f"codebook_size is {codebook_size}: it must be in 2..256 so that a code fits in one byte"
+            )
         self.dim, self.num_codebooks, self.codebook_size = dim, num_codebooks, codebook_size
         self.to_logits = nn.Linear(dim, num_codebooks * codebook_size)
         self.logits_scale = nn.Parameter(torch.zeros(()))
-        self.centers = nn.Parameter(self.to_logits.weight.detach().clone().view(num_codebooks, codebook_size, dim))
+        self.centers = nn.Parameter(
+            self.to_logits.weight.detach().clone().view(num_codebooks, codebook_size, dim)
+        )
         self.centers_scale = nn.Parameter(torch.zeros(()))
         self.register_buffer("mean", torch.zeros(dim))
         self.register_buffer("std", torch.ones(dim))
@@ -72,7 +77,8 @@ class Quantizer(nn.Module):
 
     @property
     def id(self) -> str:
-        """16 hex digits of a hash over sizes and all tensors: two quantisers with one id give the same tokens."""
+        """16 hex digits of a hash over sizes and all tensors: two quantisers with one id give the same
+        tokens."""
         digest = hashlib.sha256(json.dumps([self.dim, self.num_codebooks, self.codebook_size]).encode())
         for name, tensor in sorted(self.state_dict().items()):
             digest.update(name.encode())
@@ -80,19 +86,22 @@ class Quantizer(nn.Module):
         return digest.hexdigest()[:16]
 
     def save(self, path: str | Path) -> Path:
-        """Write ``path`` (a folder: its quantizer.safetensors) aside and rename it. Returns the file's path."""
+        """Write ``path`` (a folder: its quantizer.safetensors) aside and rename it. Returns the file's
+        path."""
         return write_quantizer(self, path)
 
     @classmethod
     def load(cls, path: str | Path) -> "Quantizer":
-        """Read what ``save`` wrote; a folder means its quantizer.safetensors. The content hash is verified."""
+        """Read what ``save`` wrote; a folder means its quantizer.safetensors. The content hash is
+        verified."""
         state, facts = read_quantizer(path)
         quantizer = cls(facts["dim"], facts["num_codebooks"], facts["codebook_size"])
         quantizer.load_state_dict(state)
         quantizer.provenance = facts["provenance"]
         if quantizer.id != facts["id"]:
             raise ValueError(
-                f"{path}: the tensors hash to {quantizer.id} but the file says id {facts['id']}; the file was changed "
+                f"{path}: the tensors hash to {quantizer.id} but the file says id {facts['id']}; the file "
+                f"was changed "
                 "or damaged, restore it or train the quantiser again"
             )
         return quantizer
@@ -114,14 +123,19 @@ class Quantizer(nn.Module):
 
     def to_reference(self) -> dict[str, Any]:
         """The layout that the SPEAR authors' scripts read (the 8-digit id is cut from ours)."""
-        state = {name: value.clone() for name, value in self.state_dict().items() if name not in ("mean", "std")}
+        state = {
+            name: value.clone() for name, value in self.state_dict().items() if name not in ("mean", "std")
+        }
         state["id_buf"] = torch.tensor(list(self.id[:8].encode()), dtype=torch.uint8)
         return {"quantizer": state, "mean": self.mean.clone(), "std": self.std.clone()}
 
     def set_normalisation(self, mean: Tensor, std: Tensor) -> None:
-        """Channel statistics (D,) of the embeddings; ``std`` gets 1e-5 added once so that a dead channel is harmless."""
+        """Channel statistics (D,) of the embeddings; ``std`` gets 1e-5 added once so that a dead channel is
+        harmless."""
         if mean.shape != (self.dim,) or std.shape != (self.dim,):
-            raise ValueError(f"mean {tuple(mean.shape)} and std {tuple(std.shape)} must both be ({self.dim},)")
+            raise ValueError(
+                f"mean {tuple(mean.shape)} and std {tuple(std.shape)} must both be ({self.dim},)"
+            )
         with torch.no_grad():
             self.mean.copy_(mean)
             self.std.copy_(std + NORMALISATION_EPS)
@@ -172,12 +186,16 @@ class Quantizer(nn.Module):
           (..., N) uint8.
         """
         if x.shape[-1] != self.dim:
-            raise ValueError(f"embeddings have {x.shape[-1]} channels but the quantiser was trained for {self.dim}")
+            raise ValueError(
+                f"embeddings have {x.shape[-1]} channels but the quantiser was trained for {self.dim}"
+            )
         if refine_iters < 0:
             raise ValueError(f"refine_iters is {refine_iters}: it must be 0 or more")
         flat = x.reshape(-1, self.dim)
         if not torch.isfinite(flat).all():
-            raise ValueError("embeddings contain NaN or infinity; find the recording that made them and drop it")
+            raise ValueError(
+                "embeddings contain NaN or infinity; find the recording that made them and drop it"
+            )
         table = self.code_table()
         # Longer chunks gain nothing on a CPU and fall out of its cache (measured); a GPU wants them long.
         longest = 512 if x.device.type == "cpu" else 32768
@@ -193,12 +211,15 @@ class Quantizer(nn.Module):
         return codes.view(*x.shape[:-1], self.num_codebooks)
 
     def decode(self, codes: Tensor, *, normalised: bool = False) -> Tensor:
-        """(..., N) integer codes -> (..., D) float32: the sum of the code vectors, in the embeddings' own scale.
+        """(..., N) integer codes -> (..., D) float32: the sum of the code vectors, in the embeddings' own
+        scale.
 
         ``normalised=True`` leaves the result in normalised space.
         """
         if codes.shape[-1] != self.num_codebooks:
-            raise ValueError(f"codes have {codes.shape[-1]} codebooks but the quantiser has {self.num_codebooks}")
+            raise ValueError(
+                f"codes have {codes.shape[-1]} codebooks but the quantiser has {self.num_codebooks}"
+            )
         rows = codes.long() + torch.arange(self.num_codebooks, device=codes.device) * self.codebook_size
         flat = rows.reshape(-1, self.num_codebooks)
         vectors = F.embedding_bag(flat, self.effective_centers().view(-1, self.dim), mode="sum")
@@ -208,7 +229,8 @@ class Quantizer(nn.Module):
     # Training ---------------------------------------------------------------------------------------------
 
     def loss(self, x: Tensor, refine_iters: int = 1, *, normalised: bool = False) -> QuantizerLosses:
-        """The losses of a batch of frames x (..., D), codes found with ``refine_iters`` rounds and held fixed."""
+        """The losses of a batch of frames x (..., D), codes found with ``refine_iters`` rounds and held
+        fixed."""
         flat = x.reshape(-1, self.dim)
         flat = flat if normalised else self.normalise(flat)
         codes = self.encode(flat, refine_iters, normalised=True).long()
@@ -247,13 +269,15 @@ class Quantizer(nn.Module):
 
     @torch.no_grad()
     def product(self) -> "Quantizer":
-        """The quantiser of N/2 codebooks of K^2 entries that pairs codebooks (0,1), (2,3), ...: (k1, k2) -> k1*K + k2.
+        """The quantiser of N/2 codebooks of K^2 entries that pairs codebooks (0,1), (2,3), ...: (k1, k2) ->
+        k1*K + k2.
 
         Same decoded vectors and same logits (as sums); the reference's step from phase one to phase two.
         """
         if self.num_codebooks % 2 or self.codebook_size**2 > 256:
             raise ValueError(
-                f"a product quantiser needs an even number of codebooks and at most 16 entries each; this one has "
+                f"a product quantiser needs an even number of codebooks and at most 16 entries each; this "
+                f"one has "
                 f"{self.num_codebooks} of {self.codebook_size}"
             )
         size = self.codebook_size

@@ -1,12 +1,14 @@
-"""The refinement search of the multi-codebook quantiser, in Gram form (Guo et al. 2023; the Gram form is ours).
+"""The refinement search of the multi-codebook quantiser, in Gram form (Guo et al. 2023; the Gram form is
+ours).
 
 Legend: B frames, N codebooks, K entries each, D channels, C the (N*K, D) matrix of code vectors, G = C C^T,
 h = x C^T, j = n*K + k the row of entry k of codebook n, i_n the row that codebook n uses at present.
 
-With S_j = sum_n G[i_n, j] and r_j = S_j - h_j = <x^ - x, c_j>, changing codebook n alone to entry k changes the
-squared error by  delta[n, k] = 2 (r_j - r_{i_n}) + G[j, j] + G[i_n, i_n] - 2 G[i_n, j];  two groups of codebooks
-changed together cost  delta_a + delta_b + 2 X(a, b)  with X(a, b) = <Delta_a, Delta_b>, where Delta is the change
-of the decoded vector, again a sum of entries of G. So nothing of size D is touched per frame and candidate.
+With S_j = sum_n G[i_n, j] and r_j = S_j - h_j = <x^ - x, c_j>, changing codebook n alone to entry k changes
+the squared error by  delta[n, k] = 2 (r_j - r_{i_n}) + G[j, j] + G[i_n, i_n] - 2 G[i_n, j];  two groups of
+codebooks changed together cost  delta_a + delta_b + 2 X(a, b)  with X(a, b) = <Delta_a, Delta_b>, where Delta
+is the change of the decoded vector, again a sum of entries of G. So nothing of size D is touched per frame
+and candidate.
 """
 
 from dataclasses import dataclass
@@ -40,7 +42,9 @@ class CodeTable:
         self.vectors = centers.reshape(-1, self.dim).float().contiguous()  # (N*K, D)
         self.gram = self.vectors @ self.vectors.T  # (N*K, N*K)
         self.energy = self.gram.diagonal().contiguous()  # (N*K,)
-        blocks = self.gram.view(self.num_codebooks, self.codebook_size, self.num_codebooks, self.codebook_size)
+        blocks = self.gram.view(
+            self.num_codebooks, self.codebook_size, self.num_codebooks, self.codebook_size
+        )
         steps = torch.arange(self.num_codebooks, device=centers.device)
         self.own_block = blocks[steps, :, steps, :].reshape(-1, self.codebook_size).contiguous()  # (N*K, K)
         self.first_row = steps * self.codebook_size  # (N,)
@@ -56,14 +60,16 @@ class CodeTable:
         return x @ self.vectors.T
 
 
-def refine(table: CodeTable, h: Tensor, codes: Tensor, num_iterations: int, keep_best: bool = False) -> Tensor:
+def refine(
+    table: CodeTable, h: Tensor, codes: Tensor, num_iterations: int, keep_best: bool = False
+) -> Tensor:
     """Improve ``codes`` by ``num_iterations`` rounds of the pairwise beam search.
 
     Args:
       h: (B, N*K) inner products of the frames with all code vectors.
       codes: (B, N) int64, the starting point.
-      keep_best: return the best of all rounds, the start included. The search is not monotone, so this is never
-        worse; off by default because the reference returns the last round (golden parity).
+      keep_best: return the best of all rounds, the start included. The search is not monotone, so this is
+        never worse; off by default because the reference returns the last round (golden parity).
 
     Returns:
       (B, N) int64.

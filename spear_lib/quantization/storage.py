@@ -35,7 +35,9 @@ def write_quantizer(quantizer: "Quantizer", path: str | Path) -> Path:
         "id": quantizer.id,
         "provenance": quantizer.provenance,
     }
-    state = {name: value.detach().cpu().contiguous() for name, value in sorted(quantizer.state_dict().items())}
+    state = {
+        name: value.detach().cpu().contiguous() for name, value in sorted(quantizer.state_dict().items())
+    }
     aside = target.with_name(target.name + ".tmp")
     # One metadata entry: safetensors does not keep the order of several, and bytes must be reproducible.
     save_file(state, aside, metadata={"quantizer": json.dumps(facts, sort_keys=True)})
@@ -51,13 +53,17 @@ def read_quantizer(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]
     try:
         with safe_open(source, framework="pt") as file:
             metadata = file.metadata() or {}
-            state = {name: file.get_tensor(name) for name in file.keys()}
+            names = list(file.keys())
+            state = {name: file.get_tensor(name) for name in names}
     except SafetensorError as error:
-        raise ValueError(f"{source} is not a readable safetensors file ({error}); train the quantiser again") from error
+        raise ValueError(
+            f"{source} is not a readable safetensors file ({error}); train the quantiser again"
+        ) from error
     facts = json.loads(metadata.get("quantizer", "{}"))
     if facts.get("format") != FORMAT:
         raise ValueError(
-            f"{source} is not a quantiser of this library (format {facts.get('format')!r}, expected {FORMAT!r}); "
+            f"{source} is not a quantiser of this library (format {facts.get('format')!r}, expected "
+            f"{FORMAT!r}); "
             "files of the multi_quantization package are read by Quantizer.from_reference"
         )
     return state, facts
@@ -84,14 +90,17 @@ def read_reference(
     mean = torch.zeros(dim) if mean is None else mean.float().reshape(dim)
     std = torch.ones(dim) if std is None else std.float().reshape(dim)
     if not bool((std > 0).all()):
-        raise ValueError(f"the reference std has {int((std <= 0).sum())} channels that are not positive; it cannot be used")
+        raise ValueError(
+            f"the reference std has {int((std <= 0).sum())} channels that are not positive; it cannot be used"
+        )
     id_buf = wrapped["quantizer"].get("id_buf")
     reference_id = "" if id_buf is None else bytes(id_buf.tolist()).decode("ascii", errors="replace")
     return {name: value.float() for name, value in state.items()}, mean, std, reference_id
 
 
 def pack_codes(codes: Tensor, codebook_size: int) -> Tensor:
-    """Codes (..., N) of at most 16 entries into bytes, as the reference does: the even codebook is the low digit.
+    """Codes (..., N) of at most 16 entries into bytes, as the reference does: the even codebook is the low
+    digit.
 
     Pairs are joined while two digits still fit in one byte; larger codebooks come back as uint8 unchanged.
     """

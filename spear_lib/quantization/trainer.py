@@ -1,8 +1,9 @@
 """Training of the quantiser: alternating minimisation of the reconstruction error (ours).
 
-The reference trains code vectors and classifiers together with Adam for 70 000 steps. With the codes fixed, however,
-the best code vectors of all codebooks together are the solution of one least-squares problem, so a few rounds of
-(search the codes, solve) reach a low error in seconds. The classifiers, which only make the search's first
+The reference trains code vectors and classifiers together with Adam for 70 000 steps. With the codes fixed,
+however, the best code vectors of all codebooks together are the solution of one least-squares problem, so a
+few rounds of (search the codes, solve) reach a low error in seconds. The classifiers, which only make the
+search's first
 guess, are fitted afterwards: linear discriminants, then some Adam steps on the reference's prediction loss.
 
 Everything is keyed by the seed, and the state after every round is stored aside and renamed, so a killed
@@ -43,7 +44,8 @@ def train_quantizer(
     Args:
       data: training frames with their normalisation.
       seed: keys every random draw.
-      checkpoint_folder: where the state is kept between rounds; the caller deletes it when it has saved the result.
+      checkpoint_folder: where the state is kept between rounds; the caller deletes it when it has saved the
+        result.
       run_id: identity of data and options; a state of another run is refused.
     """
     dim = data.frames.shape[1]
@@ -67,7 +69,9 @@ def train_quantizer(
     return quantizer, state["history"]
 
 
-def _initial_state(data: FrameMatrix, options: QuantizerTrainingOptions, seed: int, run_id: str) -> dict[str, Any]:
+def _initial_state(
+    data: FrameMatrix, options: QuantizerTrainingOptions, seed: int, run_id: str
+) -> dict[str, Any]:
     sample = data.rows(_draw(len(data), options.init_frames, "init", seed))
     centers = residual_k_means(
         sample, options.num_codebooks, options.codebook_size, options.init_iterations, seed
@@ -124,7 +128,10 @@ def _one_round(
     )
     logger.info(
         "round %d: relative error %.4f on %d frames, %d unused codes revived",
-        number + 1, error / max(spread, 1e-20), len(index), revived,
+        number + 1,
+        error / max(spread, 1e-20),
+        len(index),
+        revived,
     )
 
 
@@ -150,7 +157,8 @@ def solve_centers(counts: Tensor, sums: Tensor, previous: Tensor, ridge: float) 
 
 
 def _revive(centers: Tensor, usage: Tensor, residual_rms: float, *seed: int | str) -> int:
-    """Move code vectors that are hardly used beside the most used one of their codebook; how many were moved."""
+    """Move code vectors that are hardly used beside the most used one of their codebook; how many were
+    moved."""
     draw = keyed_random.generator(*seed)
     limit = usage.sum(dim=1, keepdim=True) / (20 * usage.shape[1])
     moved = 0
@@ -165,7 +173,11 @@ def _revive(centers: Tensor, usage: Tensor, residual_rms: float, *seed: int | st
 
 
 def _fit_classifiers(
-    quantizer: Quantizer, state: dict[str, Any], data: FrameMatrix, options: QuantizerTrainingOptions, seed: int
+    quantizer: Quantizer,
+    state: dict[str, Any],
+    data: FrameMatrix,
+    options: QuantizerTrainingOptions,
+    seed: int,
 ) -> None:
     """Train to_logits to guess the codes that the search finds."""
     index = _draw(len(data), options.classifier_frames, "classifier", seed)
@@ -214,5 +226,7 @@ def _load_state(path: Path, run_id: str) -> dict[str, Any] | None:
         return None
     state = torch.load(path, weights_only=True)
     if state["run_id"] != run_id:
-        raise ValueError(f"{path} belongs to a training with other options or embeddings; delete it to start anew")
+        raise ValueError(
+            f"{path} belongs to a training with other options or embeddings; delete it to start anew"
+        )
     return state

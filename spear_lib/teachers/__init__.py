@@ -26,7 +26,9 @@ def create_teacher(name: str, path: str | Path | None = None, **options: Any) ->
     """
     if name not in TEACHERS:
         near = difflib.get_close_matches(name, TEACHERS, n=1, cutoff=0.0)[0]
-        raise ValueError(f"unknown teacher {name!r}; known are {', '.join(TEACHERS)} (did you mean {near!r}?)")
+        raise ValueError(
+            f"unknown teacher {name!r}; known are {', '.join(TEACHERS)} (did you mean {near!r}?)"
+        )
     if name == "spectral" and path:
         raise ValueError(f"the spectral teacher has no weights, but a path was given: {path}")
     if name == "spear":

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 
 class Teacher(nn.Module):
-    """Base class of teachers. A subclass sets the attributes below and implements ``frames`` and ``num_frames``.
+    """Base class of teachers. A subclass sets the attributes below and implements ``frames`` and
+    ``num_frames``.
 
     Attributes:
       name: how ``create_teacher`` calls it, for example ``spectral``.
@@ -43,7 +44,8 @@ class Teacher(nn.Module):
         return f"{self.name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
     def identity(self) -> dict[str, Any]:
-        """The JSON-able facts that ``id`` hashes; subclasses add their options and a hash of their weights."""
+        """The JSON-able facts that ``id`` hashes; subclasses add their options and a hash of their
+        weights."""
         return {
             "name": self.name,
             "frame_rate": self.frame_rate,

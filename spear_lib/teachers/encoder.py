@@ -1,4 +1,5 @@
-"""Any encoder that ``load_encoder`` reads as a teacher: second-iteration pre-training (ours, after HuBERT)."""
+"""Any encoder that ``load_encoder`` reads as a teacher: second-iteration pre-training (ours, after
+HuBERT)."""
 
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,8 @@
 """The spectral teacher: the shape of the log-mel spectrum around a frame, decorrelated. No weights (ours).
 
-It lets the whole recipe run from nothing: no download, exact reproduction anywhere. Its tokens carry the spectral
-envelope (which phone) and its change (which transition), with loudness and channel taken out per utterance.
+It lets the whole recipe run from nothing: no download, exact reproduction anywhere. Its tokens carry the
+spectral envelope (which phone) and its change (which transition), with loudness and channel taken out per
+utterance.
 
 Legend: B utterances, F fbank frames (10 ms), T teacher frames (20 ms), W = 2 * context + 1 fbank frames per
 teacher frame, M mel coefficients, Q time coefficients, D = M * Q.
@@ -32,7 +33,8 @@ class SpectralTeacher(Teacher):
       dynamic_range_db: the spectrum is raised to this many dB below the utterance's loudest bin, so that the
         noise floor of silence does not eat tokens; 0 switches it off.
       mean_normalisation: subtract every mel bin's mean over the utterance (takes out gain and channel).
-      energy_weight: factor on the coefficients of order 0 over the mel axis (loudness), which otherwise dominate.
+      energy_weight: factor on the coefficients of order 0 over the mel axis (loudness), which otherwise
+        dominate.
     """
 
     name = "spectral"
@@ -58,7 +60,8 @@ class SpectralTeacher(Teacher):
             raise ValueError(f"num_mel_coefficients is {num_mel_coefficients}: it must be in 1..{num_bins}")
         if not 1 <= num_time_coefficients <= width:
             raise ValueError(
-                f"num_time_coefficients is {num_time_coefficients}: it must be in 1..{width}, the frames seen "
+                f"num_time_coefficients is {num_time_coefficients}: it must be in 1..{width}, the frames "
+                f"seen "
                 f"with context_frames {context_frames}"
             )
         if dynamic_range_db < 0:
