@@ -15,9 +15,12 @@ A checkpoint is one file read with ``weights_only=True``. Its fields:
 There is no random state: every draw is keyed by (seed, epoch or step, utterance id).
 """
 
+import fcntl
 import logging
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +124,28 @@ class CheckpointFolder:
         for _, old in self.steps()[: -self.keep] if self.keep else []:
             old.unlink()
         return path
+
+
+@contextmanager
+def lock(experiment_dir: str | Path, active: bool = True) -> Iterator[None]:
+    """Keeps a second run out of the folder while inside; a killed process lets go of it.
+
+    Raises:
+      RuntimeError: when another process is training there.
+    """
+    if not active:
+        yield
+        return
+    Path(experiment_dir).mkdir(parents=True, exist_ok=True)
+    with (Path(experiment_dir) / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise RuntimeError(
+                f"another process is training in {experiment_dir}: wait until it ends, or use another "
+                "experiment_dir"
+            ) from error
+        yield
 
 
 def check_same_options(

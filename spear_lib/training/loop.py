@@ -26,7 +26,7 @@ from spear_lib.config import to_dict
 from spear_lib.optim import Eden, ScaledAdam, parameter_groups
 from spear_lib.training import distributed
 from spear_lib.training.averaging import ModelAverage
-from spear_lib.training.checkpoint import CheckpointFolder, check_same_options, load
+from spear_lib.training.checkpoint import CheckpointFolder, check_same_options, load, lock
 from spear_lib.training.distributed import World
 from spear_lib.training.freezing import freeze, thaw
 from spear_lib.training.health import STATUS_INTERRUPTED, LossGuard, SkippedSteps, stop_on_signal
@@ -83,7 +83,8 @@ def train(
       SystemExit: status 75 after SIGTERM or SIGUSR1, with everything saved.
     """
     world = world or World(device=distributed.choose_device(config.device))
-    with log_file(experiment_dir, world.is_main), stop_on_signal() as stop:
+    main = world.is_main
+    with lock(experiment_dir, main), log_file(experiment_dir, main), stop_on_signal() as stop:
         trainer = Trainer(
             task, train_data, valid_data, config, Path(experiment_dir), batch_seconds, world, options
         )
@@ -188,7 +189,9 @@ class Trainer:
                 self.guard.watch(result.loss_sum, batch)
                 self.precision.backward(result.loss_sum * world.world_size)
             self.totals.add(result.stats)
-            self.totals.add({"audio_seconds": (batch.audio_seconds, 1.0)})
+            self.totals.add({"data/audio_seconds": (batch.audio_seconds, 1.0)})
+            shares = getattr(batch, "statistics", {})  # how much was mixed, and the like
+            self.totals.add({f"data/{name}": pair for name, pair in shares.items()})
         self.guard.check(position.step + 1)
 
         position.step += 1
@@ -227,7 +230,8 @@ class Trainer:
         position = self.position
         totals = self.totals.collect(self.world)
         self.totals.clear()
-        audio_seconds = float(totals.pop("audio_seconds")[0])
+        data = {name: totals.pop(name) for name in list(totals) if name.startswith("data/")}
+        audio_seconds = float(data.pop("data/audio_seconds")[0])
         position.audio_hours += audio_seconds / 3600
         self._take_seconds()
         elapsed, steps = position.seconds - self.last_log_seconds, position.step - self.last_log_step
@@ -236,6 +240,7 @@ class Trainer:
         rate = self.optimizer.param_groups[0]["lr"]
         report = {
             **values,
+            **{name: float(total) / float(count) for name, (total, count) in data.items() if count > 0},
             "learning_rate": rate,
             "audio_seconds_per_second": audio_seconds / max(elapsed, 1e-9),
             "audio_hours": position.audio_hours,

@@ -15,8 +15,8 @@ from spear_lib.training.metrics import read_metrics
 def corpus(tmp_path_factory):
     folder = tmp_path_factory.mktemp("corpus")
     train, valid = make_corpus(folder, 16), make_corpus(folder, 5, "dev")
-    # Dropouts and layer skipping stay on: they are keyed by the utterance, not by the process. The parameter
-    # limiter looks at the gradient of one process (as the reference's), so it is off like Balancer and Whiten.
+    # Dropouts and layer skipping stay on: they are keyed by the utterance, not by the process. The limiter of
+    # parameters looks at the gradient of one process, as the reference's: it is off, like Balancer, Whiten.
     return folder, write_config(folder, train, valid, max_steps=20, save_interval=7, valid_interval=10)
 
 

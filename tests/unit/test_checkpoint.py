@@ -91,6 +91,12 @@ def test_other_options_are_refused_and_harmless_ones_are_not(tmp_path):
     assert max(losses(tmp_path)) == 13
 
 
+def test_two_runs_in_one_folder_are_refused(tmp_path):
+    with checkpoint.lock(tmp_path), pytest.raises(RuntimeError, match="another process is training in"):
+        run(tmp_path, toy_config())
+    run(tmp_path, toy_config(max_steps=1))
+
+
 def test_tokens_of_another_quantiser_are_refused(tmp_path):
     run(tmp_path, toy_config())
     with pytest.raises(ValueError, match="quantizer_ids quantiser-a and this run has quantiser-b"):
