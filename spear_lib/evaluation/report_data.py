@@ -1,7 +1,7 @@
 """What the report knows: everything a run left behind, read from the folders that were named to it.
 
-Nothing is recomputed except the code usage of the tokens (one pass over the packed stores). What is absent is
-listed under ``missing``, with the stage that makes it, instead of being left out silently.
+Nothing is recomputed. What is absent is listed under ``missing``, with the stage that makes it, instead of
+being left out silently.
 """
 
 import json
@@ -39,6 +39,12 @@ class Experiment:
             if record.get("kind") == kind and _is_number(record.get(name))
         ]
         return [step for step, _ in points], [value for _, value in points]
+
+    def names(self, kind: str, name: str) -> list[str]:
+        """Metrics called ``name`` in lines of ``kind``: with several token fields there is one per field
+        ("field/masked_loss")."""
+        found = (key for record in self.records if record.get("kind") == kind for key in record)
+        return [key for key in dict.fromkeys(found) if key.split("/")[-1] == name]
 
     @property
     def valid_kinds(self) -> list[str]:
@@ -166,6 +172,10 @@ def collect(data_dir: Path, experiment_dirs: list[Path], exp_dir: Path) -> Repor
     return data
 
 
+def _predicts_tokens(record: dict[str, Any]) -> bool:
+    return any(name.split("/")[-1] == "masked_loss" for name in record)
+
+
 def short_names(folders: list[Path]) -> list[str]:
     """The shortest tails of the paths that tell them apart: ["pretrained", "scratch"]."""
     for depth in range(1, 5):
@@ -210,29 +220,11 @@ def _collect_tokens(data: ReportData, data_dir: Path) -> None:
     root = data_dir / "tokens"
     for path in sorted(root.glob("**/store.json")):
         info = read_json(path)
-        entropies = token_entropies(path.parent, info)
+        entropies = info.get("unigram_entropy_nats", [])
         name = str(path.parent.relative_to(root))
         data.tokens.append({"name": name, "set": path.parent.name, "info": info, "entropies": entropies})
     if not data.tokens:
         data.missing.append("token stores (data/tokens/*/*/store.json): prepare.sh stage 5")
-
-
-def token_entropies(folder: Path, info: dict[str, Any]) -> list[float]:
-    """Entropy of the codes of each codebook in nats, from one pass over the store."""
-    from spear_lib.data.tokens import TokenStoreReader
-
-    reader = TokenStoreReader(folder)
-    counts = np.zeros((int(info["num_codebooks"]), int(info["codebook_size"])), dtype=np.int64)
-    for codes in reader.blocks():
-        for codebook in range(counts.shape[0]):
-            counts[codebook] += np.bincount(codes[:, codebook], minlength=counts.shape[1])
-    return [entropy(row) for row in counts]
-
-
-def entropy(counts: np.ndarray) -> float:
-    """Entropy in nats of a histogram (K,)."""
-    share = counts[counts > 0] / counts.sum()
-    return float(-(share * np.log(share)).sum())
 
 
 def _collect_experiment(data: ReportData, folder: Path, name: str) -> None:
@@ -243,7 +235,7 @@ def _collect_experiment(data: ReportData, folder: Path, name: str) -> None:
         records = read_metrics(metrics)
         config_path = folder / "config.yaml"
         config = yaml.safe_load(config_path.read_text(encoding="utf-8")) if config_path.exists() else {}
-        kind = "pretraining" if any("masked_loss" in record for record in records) else "finetuning"
+        kind = "pretraining" if any(_predicts_tokens(record) for record in records) else "finetuning"
         data.experiments.append(Experiment(name=name, kind=kind, records=records, config=config or {}))
     for path in sorted(folder.glob("**/wer-*.json")):
         result = read_json(path)

@@ -1,0 +1,396 @@
+"""The sections of the report: what was read, as sentences, tables and pictures."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+from spear_lib.evaluation import report_plots
+from spear_lib.evaluation.report_data import Experiment, ReportData
+from spear_lib.evaluation.report_render import Code, Fold, Picture, Section, Table
+from spear_lib.training.progress import format_seconds
+
+NUM_WORST = 5  # worst utterances shown per test set and arm
+
+
+def build_sections(data: ReportData) -> list[Section]:
+    """The report in reading order; a part without anything to show is named in the last section instead."""
+    sections = [_summary(data), _corpus(data), _quantizers(data), _tokens(data)]
+    sections += [_pretraining(data, run) for run in data.experiments if run.kind == "pretraining"]
+    sections += [_finetuning(data), _results(data), _probes(data), _stages(data), _reproduction(data)]
+    return [section for section in sections if section is not None]
+
+
+def last_record(records: list[dict], kind: str) -> dict[str, Any]:
+    """The last line of metrics of one kind; empty if there is none."""
+    matching = [record for record in records if record.get("kind") == kind]
+    return matching[-1] if matching else {}
+
+
+def number(value: Any, digits: int = 3) -> str:
+    """A number as a reader wants it: thousands separated, few digits, a dash for nothing."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    if isinstance(value, int) or float(value).is_integer():
+        return f"{int(value):,}"
+    return f"{value:,.{digits}f}" if abs(value) < 1e4 else f"{value:,.0f}"
+
+
+def _summary(data: ReportData) -> Section:
+    section = Section("In short")
+    section.blocks.append(
+        "Speech without transcripts teaches an encoder to predict the tokens of masked audio; then a few "
+        "transcribed minutes turn the encoder into a speech recogniser. The same recogniser trained without "
+        "the first step (from scratch) is the comparison."
+    )
+    rows = []
+    for run in data.experiments:
+        if run.kind == "pretraining":
+            kind = run.valid_kinds[0] if run.valid_kinds else "train"
+            for metric in run.names(kind, "masked_loss"):
+                chance, entropy = math.log(codebook_size(data)), number(_unigram(data, run))
+                rows.append(
+                    [
+                        f"Token loss on masked frames ({run.name}, {kind})",
+                        f"{number(run.last(kind, metric))} nats",
+                        f"chance {chance:.3f}, token frequencies alone {entropy}",
+                    ]
+                )
+    for name in _ordered(result["set"] for result in data.results):
+        row = [result for result in data.results if result["set"] == name]
+        values = "; ".join(f"{result['arm']} {result['wer']:.2f} %" for result in row)
+        words = row[0]["num_words"]
+        rows.append(
+            [f"Word error rate, {name}", values, f"{words:,} words, {row[0]['num_utterances']:,} utterances"]
+        )
+    if rows:
+        section.blocks.append(Table(["what", "result", "compare with"], rows, numeric=False))
+    if data.missing:
+        section.blocks.append("Not found, therefore not in this report: " + "; ".join(data.missing) + ".")
+    return section
+
+
+def _unigram(data: ReportData, run: Experiment) -> float | None:
+    """Loss of the best guess without audio, measured on the validation tokens if possible."""
+    measured = run.last(run.valid_kinds[0], "unigram_entropy") if run.valid_kinds else None
+    return measured if measured is not None else data.unigram_entropy(run.config)
+
+
+def codebook_size(data: ReportData) -> int:
+    """Codes per codebook of the tokens; 256 (one byte, as in the paper) when no store was found."""
+    return int(data.tokens[0]["info"].get("codebook_size", 256)) if data.tokens else 256
+
+
+def _ordered(names: Any) -> list[str]:
+    return list(dict.fromkeys(names))
+
+
+def _corpus(data: ReportData) -> Section | None:
+    if not data.corpus:
+        return None
+    columns = _ordered(key for row in data.corpus for key in row if key != "set")
+    rows = [
+        [row["set"], *(_corpus_cell(column, row.get(column)) for column in columns)] for row in data.corpus
+    ]
+    titles = {"hours": "audio", "mean_seconds": "mean (s)", "max_seconds": "longest (s)"}
+    header = ["set", *(titles.get(column, column.replace("_", " ")) for column in columns)]
+    return Section("Corpus", ["The audio that went in, after validation.", Table(header, rows)])
+
+
+def _corpus_cell(column: str, value: Any) -> str:
+    if column == "hours" and value is not None:
+        return f"{value:,.1f} h" if value >= 3 else f"{60 * value:.1f} min"
+    return number(value, 1)
+
+
+def facts_table(values: dict[str, Any]) -> Table:
+    """Scalars and short lists of a nested object as rows of name and value."""
+    rows = []
+
+    def add(prefix: str, value: Any) -> None:
+        if isinstance(value, dict):
+            for key, item in value.items():
+                add(f"{prefix}, {key}" if prefix else str(key), item)
+        elif isinstance(value, list):
+            if len(value) <= 16 and all(isinstance(item, int | float | str) for item in value):
+                rows.append([prefix.replace("_", " "), ", ".join(number(item) for item in value)])
+        else:
+            rows.append([prefix.replace("_", " "), number(value, 4)])
+
+    add("", values)
+    return Table(["", "value"], rows, numeric=False)
+
+
+def _quantizers(data: ReportData) -> Section | None:
+    if not data.quantizers:
+        return None
+    section = Section("Quantiser")
+    section.blocks.append(
+        "The quantiser writes each teacher frame as a few bytes, one per codebook; the frame is approximated "
+        "by the sum of the chosen code vectors. Relative reconstruction error 0 would be perfect, 1 is no "
+        "better than always answering with the mean."
+    )
+    for index, item in enumerate(data.quantizers):
+        section.blocks.append(f"Teacher: {item['name']}.")
+        if item["picture"]:
+            png = Path(item["picture"]).read_bytes()
+            section.blocks.append(Picture(f"quantizer-{index}", png, f"Quantiser of {item['name']}."))
+        report = item["report"]
+        errors = report.get("relative_error")
+        if isinstance(errors, dict):
+            header = ["rounds of refinement", *errors]
+            section.blocks.append(Table(header, [["relative error", *(number(v) for v in errors.values())]]))
+        section.blocks.append(Fold("All numbers of the quantiser", [facts_table(report)]))
+    return section
+
+
+def _tokens(data: ReportData) -> Section | None:
+    if not data.tokens:
+        return None
+    section = Section("Tokens")
+    section.blocks.append(
+        "The tokens are what the encoder learns to predict. A codebook is well used when its codes occur "
+        "about equally often; the entropy of the codes is the loss of the best guess that does not listen."
+    )
+    rows, entropies = [], {}
+    for item in data.tokens:
+        info, values = item["info"], item["entropies"]
+        mean = sum(values) / len(values) if values else None
+        rows.append(
+            [
+                item["name"],
+                number(info.get("num_cuts")),
+                number(info.get("num_frames")),
+                number(info.get("frame_rate")),
+                f"{info.get('num_codebooks')} × {info.get('codebook_size')}",
+                number(mean),
+            ]
+        )
+        if values and item["set"] == "train":
+            entropies[item["name"]] = values
+    header = ["store", "cuts", "frames", "frames/s", "codebooks × codes", "entropy (nats)"]
+    section.blocks.append(Table(header, rows))
+    if entropies:
+        png = report_plots.code_usage(entropies, codebook_size(data))
+        caption = "Perplexity of each codebook: the number of equally frequent codes that would be as varied."
+        section.blocks.append(Picture("code-usage", png, caption))
+    return section
+
+
+def _pretraining(data: ReportData, run: Experiment) -> Section:
+    section = Section(f"Pre-training: {run.name}")
+    section.blocks.append(
+        "Some frames of the input are hidden and the encoder predicts their tokens from the rest (masked "
+        "frames), and also those of the visible frames (unmasked). A masked loss below the token "
+        "frequencies means that it uses the context; zero is impossible."
+    )
+    valid = run.valid_kinds[0] if run.valid_kinds else None
+    losses = {"masked frames": "masked_loss", "unmasked frames": "unmasked_loss"}
+    shares = {"masked frames": "masked_accuracy", "unmasked frames": "unmasked_accuracy"}
+    entropy = _unigram(data, run)
+    slug = run.name.replace("/", "-")
+    png = report_plots.pretraining_loss(
+        _curves(run, "train", losses), _curves(run, valid, losses), entropy, codebook_size(data)
+    )
+    section.blocks.append(Picture(f"pretrain-loss-{slug}", png, "Token loss; lower is better."))
+    panels = []
+    for kind, name in (("train", "training"), (valid, "validation")):
+        curves = _curves(run, kind, shares, scale=100)
+        if curves:
+            panels.append((name, "tokens predicted right (%)", curves))
+    if panels:
+        png = report_plots.lines(panels)
+        section.blocks.append(Picture(f"pretrain-accuracy-{slug}", png, "Token accuracy; higher is better."))
+    section.blocks += _schedule(run, slug)
+    values = {kind: last_record(run.records, kind) for kind in ["train", *run.valid_kinds]}
+    section.blocks.append(Fold("Last values", [facts_table(values)]))
+    return section
+
+
+def _curves(run: Experiment, kind: str | None, names: dict[str, str], scale: float = 1.0) -> dict[str, Any]:
+    curves = {}
+    for label, name in names.items() if kind else ():
+        for metric in run.names(kind, name):
+            steps, values = run.curve(kind, metric)
+            prefix = metric.rsplit("/", 1)[0] + ": " if "/" in metric else ""
+            if steps:
+                curves[prefix + label] = (steps, [scale * value for value in values])
+    return curves
+
+
+def _schedule(run: Experiment, slug: str) -> list[Picture]:
+    panels = []
+    for title, label, name in (
+        ("learning rate", "learning rate (relative)", "learning_rate"),
+        ("throughput", "audio seconds per second", "audio_seconds_per_second"),
+    ):
+        curves = _curves(run, "train", {run.name: name})
+        if curves:
+            panels.append((title, label, curves))
+    if not panels:
+        return []
+    caption = "Learning rate of the schedule, and seconds of audio trained on per second of time."
+    return [Picture(f"schedule-{slug}", report_plots.lines(panels), caption)]
+
+
+def _finetuning(data: ReportData) -> Section | None:
+    runs = [run for run in data.experiments if run.kind == "finetuning"]
+    if not runs:
+        return None
+    section = Section("Fine-tuning")
+    section.blocks.append(
+        "The recogniser learns from the transcribed part. A training loss that falls while the validation "
+        "loss rises means that it learns the training voices by heart."
+    )
+    panels = []
+    train = {run.name: run.curve("train", "loss") for run in runs}
+    panels.append(("training", "loss (nats per frame)", {k: v for k, v in train.items() if v[0]}))
+    valid = {run.name: run.curve(run.valid_kinds[0], "loss") for run in runs if run.valid_kinds}
+    panels.append(("validation", "loss (nats per frame)", {k: v for k, v in valid.items() if v[0]}))
+    rates = {run.name: run.curve(run.valid_kinds[0], "wer") for run in runs if run.valid_kinds}
+    panels.append(
+        ("validation, greedy search", "word error rate (%)", {k: v for k, v in rates.items() if v[0]})
+    )
+    panels = [panel for panel in panels if panel[2]]
+    if panels:
+        png = report_plots.lines(panels)
+        section.blocks.append(Picture("finetune-curves", png, "Fine-tuning; lower is better."))
+    rows = []
+    for run in runs:
+        kind = run.valid_kinds[0] if run.valid_kinds else "valid"
+        rows.append(
+            [
+                run.name,
+                number(run.records[-1].get("step") if run.records else None),
+                number(run.last("train", "loss")),
+                number(run.last(kind, "loss")),
+                number(run.last(kind, "wer"), 2),
+            ]
+        )
+    header = ["arm", "steps", "training loss", "validation loss", "validation WER (%)"]
+    section.blocks.append(Table(header, rows))
+    return section
+
+
+def _results(data: ReportData) -> Section | None:
+    if not data.results:
+        return None
+    section = Section("Word error rates")
+    section.blocks.append(
+        "Substituted, inserted and deleted words divided by the words of the transcript, summed over the "
+        "set. The interval says how far chance in the choice of utterances reaches (95 %, bootstrap)."
+    )
+    sets = _ordered(result["set"] for result in data.results)
+    ordered = [result for name in sets for result in data.results if result["set"] == name]
+    rows = [
+        [
+            result["set"],
+            result["arm"],
+            str(result.get("method", "–")),
+            f"{result['wer']:.2f}",
+            "{:.2f} to {:.2f}".format(*result["interval_95"]),
+            number(result["substitutions"]),
+            number(result["insertions"]),
+            number(result["deletions"]),
+            number(result["num_words"]),
+        ]
+        for result in ordered
+    ]
+    header = ["test set", "arm", "search", "WER (%)", "95 % interval", "sub", "ins", "del", "words"]
+    section.blocks.append(Table(header, rows))
+    caption = "What the errors are made of."
+    section.blocks.append(Picture("wer", report_plots.word_error_rates(ordered), caption))
+    for result in ordered:
+        worst = result.get("worst", [])[:NUM_WORST]
+        if worst:
+            table = Table(
+                ["utterance", "errors", "transcript and recognised text"],
+                [
+                    [
+                        item["id"],
+                        f"{item['errors']}/{item['num_words']}",
+                        f"{item['reference']}  →  {item['hypothesis']}",
+                    ]
+                    for item in worst
+                ],
+                numeric=False,
+            )
+            section.blocks.append(Fold(f"Worst utterances: {result['set']}, {result['arm']}", [table]))
+    return section
+
+
+def _probes(data: ReportData) -> Section | None:
+    if not data.probes:
+        return None
+    section = Section("Probes of the frozen features")
+    section.blocks.append(
+        "A linear classifier on top of features that are not trained further: what it can read is already "
+        "there. Log-mel features and the same encoder with random weights are the comparison."
+    )
+    for index, item in enumerate(data.probes):
+        tasks = item.get("tasks", {})
+        if not tasks:
+            continue
+        rows = [
+            [
+                task,
+                name,
+                f"{value['mean']:.1f} ± {value['std']:.1f}",
+                value["metric"],
+                str(value.get("layer", "–")),
+            ]
+            for task, features in tasks.items()
+            for name, value in features.items()
+        ]
+        header = ["probe", "features", "result (%)", "measure", "layer (chosen on dev)"]
+        section.blocks.append(Picture(f"probes-{index}", report_plots.probes(tasks), "Higher is better."))
+        section.blocks.append(Table(header, rows, numeric=False))
+        section.blocks += [f"{task}: {text}" for task, text in item.get("description", {}).items()]
+    return section
+
+
+def _stages(data: ReportData) -> Section | None:
+    if not data.stages:
+        return None
+    section = Section("Time and memory")
+    section.blocks.append("What each stage cost on this machine: time on the clock and the largest process.")
+    rows = []
+    for marker in data.stages:
+        seconds, memory = marker.get("wall_seconds"), marker.get("peak_memory_mb")
+        rows.append(
+            [
+                f"{marker.get('stage')} {marker.get('description', '')}".strip(),
+                format_seconds(seconds) if seconds is not None else "–",
+                f"{memory:,.0f}" if memory is not None else "–",
+                str(marker.get("finished", "–")),
+            ]
+        )
+    total = sum(marker.get("wall_seconds") or 0.0 for marker in data.stages)
+    largest = max((marker.get("peak_memory_mb") or 0.0 for marker in data.stages), default=0.0)
+    rows.append(["all", format_seconds(total), f"{largest:,.0f}", ""])
+    section.blocks.append(Table(["stage", "time", "peak memory (MB)", "finished"], rows))
+    return section
+
+
+def _reproduction(data: ReportData) -> Section:
+    section = Section("To do it again", ["The exact commands and versions."])
+    commands = _ordered(str(marker["command"]) for marker in data.stages if marker.get("command"))
+    if commands:
+        section.blocks.append(Code("\n".join(commands)))
+    details = []
+    for marker in data.stages:
+        options = {key: marker[key] for key in ("options", "identities", "commit") if marker.get(key)}
+        if options:
+            details += [f"Stage {marker.get('stage')}", facts_table(options)]
+    if details:
+        section.blocks.append(Fold("Options and identities of every stage", details))
+    for run in data.experiments:
+        if run.config:
+            import yaml
+
+            text = yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True)
+            section.blocks.append(Fold(f"Configuration of {run.name}", [Code(text.rstrip())]))
+    rows = [[name, version] for name, version in data.versions.items()]
+    section.blocks.append(Table(["package", "version"], rows, numeric=False))
+    return section

@@ -1,0 +1,125 @@
+"""The report: complete from complete folders, honest about missing pieces, self-contained, escaped."""
+
+import json
+import re
+import sys
+
+import pytest
+from report_fixtures import make_data, make_everything, write_lines
+
+from spear_lib.bin import report as report_command
+from spear_lib.evaluation import report_data, report_render
+from spear_lib.evaluation.report_render import Code, Fold, Picture, Section, Table
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("recipe")
+    make_everything(folder)
+    monkeypatch = pytest.MonkeyPatch()
+    names = ("pretrain", "finetune_pretrained", "finetune_scratch")
+    folders = ",".join(str(folder / "exp" / name) for name in names)
+    arguments = ["--data_dir", str(folder / "data"), "--experiment_dirs", f"[{folders}]"]
+    arguments += ["--output_dir", str(folder / "exp" / "report"), "--title", "Toy & recipe"]
+    monkeypatch.setattr(sys, "argv", ["report", *arguments])
+    report_command.main()
+    monkeypatch.undo()
+    return folder / "exp" / "report"
+
+
+def test_json_holds_the_numbers(finished):
+    content = json.loads((finished / "report.json").read_text())
+    assert content["missing"] == []
+    assert [row["set"] for row in content["corpus"]] == ["train", "labelled", "dev", "test-clean"]
+    assert [(run["name"], run["kind"]) for run in content["experiments"]] == [
+        ("pretrain", "pretraining"),
+        ("finetune_pretrained", "finetuning"),
+        ("finetune_scratch", "finetuning"),
+    ]
+    assert content["experiments"][0]["last"]["valid/dev"]["step"] == 1000
+    assert content["unigram_entropy"] == pytest.approx(sum([4.6, 4.7, 4.8] * 2 + [4.6, 4.7]) / 8)
+    rates = {(r["arm"], r["set"]): r["wer"] for r in content["results"]}
+    # 5 of 20 utterances of 6 words have 1 substitution and 1 deletion.
+    assert rates["finetune_pretrained", "dev"] == pytest.approx(100 * 10 / 120, abs=0.005)
+    assert [marker["stage"] for marker in content["stages"]] == [0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12, 13]
+
+
+@pytest.mark.parametrize("name", ["report.md", "report.html"])
+def test_every_section_is_there(finished, name):
+    text = (finished / name).read_text()
+    for heading in ("In short", "Corpus", "Quantiser", "Tokens", "Pre-training: pretrain", "Fine-tuning",
+                    "Word error rates", "Probes of the frozen features", "Time and memory",
+                    "To do it again"):  # fmt: skip
+        assert heading in text
+    assert "8.33" in text and "4.710" in text and "5.545" in text and "./run.sh --mini true" in text
+
+
+def test_html_opens_offline(finished):
+    text = (finished / "report.html").read_text()
+    assert text.count("data:image/png;base64,") == len(list((finished / "pictures").glob("*.png"))) == 8
+    assert "<script" not in text and "Toy &amp; recipe" in text
+    assert not re.findall(r'(?:src|href)="(?!data:image|#)', text)
+    assert "THE HAT &lt;SAT&gt;" in text and "<SAT>" not in text
+
+
+def test_markdown_pictures_exist(finished):
+    names = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", (finished / "report.md").read_text())
+    assert len(names) == 8 and all((finished / name).stat().st_size > 5000 for name in names)
+
+
+def test_missing_pieces_are_named(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "exp" / "empty").mkdir(parents=True)
+    data = report_data.collect(tmp_path / "data", [tmp_path / "exp" / "empty"], tmp_path / "exp")
+    missing = " ".join(data.missing)
+    for piece in ("stage 1", "stage 4", "stage 5", "stage 13", "probes.json", "stage-*.json", "empty"):
+        assert piece in missing
+    from spear_lib.evaluation.report import write_report
+
+    write_report(tmp_path / "data", [], tmp_path / "exp", tmp_path / "report", "t", "c")
+    assert "Not found" in (tmp_path / "report" / "report.md").read_text()
+
+
+def test_absent_folders_are_errors(tmp_path):
+    with pytest.raises(ValueError, match="run prepare.sh first"):
+        report_data.collect(tmp_path / "nowhere", [], tmp_path)
+    with pytest.raises(ValueError, match="nowhere does not exist"):
+        report_data.collect(tmp_path, [tmp_path / "nowhere"], tmp_path)
+
+
+def test_damaged_files_are_named(tmp_path):
+    make_data(tmp_path / "data")
+    path = tmp_path / "data" / "manifests" / "librispeech_statistics.json"
+    path.write_text('{"train": {')
+    with pytest.raises(ValueError, match=r"librispeech_statistics.json is not valid JSON"):
+        report_data.collect(tmp_path / "data", [], tmp_path)
+
+
+def test_resumed_metrics_count_once_and_a_cut_line_is_dropped(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    records = [
+        {"step": s, "kind": "train", "loss": v} for s, v in ((10, 3.0), (20, 2.0), (10, 3.5), (20, 2.5))
+    ]
+    write_lines(path, records)
+    with path.open("a") as file:
+        file.write('{"step": 30, "kin')
+    assert [(r["step"], r["loss"]) for r in report_data.read_metrics(path)] == [(10, 3.5), (20, 2.5)]
+    path.write_text('{"step"\n{"step": 1}\n')
+    with pytest.raises(ValueError, match="line 1 is not JSON"):
+        report_data.read_metrics(path)
+
+
+def test_short_names_tell_folders_apart(tmp_path):
+    same = [tmp_path / "seed0" / "pretrained", tmp_path / "seed1" / "pretrained"]
+    assert report_data.short_names(same) == ["seed0/pretrained", "seed1/pretrained"]
+    assert report_data.short_names([tmp_path / "a", tmp_path / "b"]) == ["a", "b"]
+
+
+def test_rendering_escapes_and_folds():
+    blocks = [
+        Fold("more <b>", [Table(["a|b", "n"], [["x|y", "1"]]), Picture("p", b"png", "see"), Code("a < b")])
+    ]
+    page = report_render.to_html("t", "m", [Section("S", ["lead", *blocks])])
+    assert "<summary>more &lt;b&gt;</summary>" in page and "a &lt; b" in page
+    text = report_render.to_markdown("t", "m", [Section("S", blocks)], "pictures")
+    assert "| x\\|y | 1 |" in text and "](pictures/p.png)" in text
