@@ -265,7 +265,7 @@ class PretrainingData(CutData):
 
     @property
     def token_facts(self) -> dict[str, dict]:
-        """Token field -> what its manifest and store say: quantizer_id, frame_rate, num_codebooks, and so on."""
+        """Token field -> what its manifest and store say (quantizer_id, frame_rate, num_codebooks, ...)."""
         return self.examples.token_facts
 
 

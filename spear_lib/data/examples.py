@@ -211,8 +211,8 @@ class PretrainingExamples(Examples):
             expected = self.quantizer_ids[position] if self.quantizer_ids else first["quantizer_id"]
             if found != expected:
                 raise ValueError(
-                    f"tokens {name!r} of cut {cut.id} were made by quantiser {found}, expected {expected}: use cuts "
-                    "whose tokens that quantiser made, or run the token stages for this manifest"
+                    f"tokens {name!r} of cut {cut.id} were made by quantiser {found}, expected {expected}: "
+                    "use cuts whose tokens that quantiser made, or run the token stages for this manifest"
                 )
             rate = facts["frame_rate"]
             if abs(SAMPLE_RATE / rate - round(SAMPLE_RATE / rate)) > 1e-6:

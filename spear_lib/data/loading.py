@@ -7,9 +7,13 @@ raised in the main process in one line; a worker that dies (out of memory, kille
 DataLoader's watch and never waited for.
 """
 
+import atexit
 import logging
+import multiprocessing
+import os
 import signal
 import traceback
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -57,11 +61,40 @@ def _identity(value: Any) -> Any:
     return value
 
 
-def _start_worker(worker: int) -> None:
-    # A signal sent to the whole process group (scheduler, Ctrl-C) is the main process's to handle: it saves,
-    # then ends its workers. Workers that died at once would look like a crash.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
+class _Ending:
+    """A byte shared with the workers: 1 once the main process wants them gone."""
+
+    alive: "weakref.WeakSet[_Ending]" = weakref.WeakSet()
+
+    def __init__(self) -> None:
+        self.flag = multiprocessing.RawValue("b", 0)
+        self.alive.add(self)
+
+    @classmethod
+    def all_of_them(cls) -> None:
+        for ending in cls.alive:
+            ending.flag.value = 1
+
+
+# Runs before multiprocessing's own exit function, which terminates workers and waits for them.
+atexit.register(_Ending.all_of_them)
+
+
+class _StartWorker:
+    """A signal to the whole process group (scheduler, timeout, Ctrl-C) is the main process's to handle: it saves,
+    then ends its workers. Workers that died at once would look like a crash."""
+
+    def __init__(self, flag: Any) -> None:
+        self.flag = flag
+
+    def __call__(self, worker: int) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, self.terminate)
+
+    def terminate(self, number: int, frame: Any) -> None:
+        if self.flag.value:
+            os._exit(0)
 
 
 def load_ahead(
@@ -88,6 +121,7 @@ def load_ahead(
         results: Any = (made[index] for index in range(len(works)))
         yield from (_checked(result) for result in results)
         return
+    ending = _Ending()
     loader = DataLoader(
         made,
         batch_size=None,
@@ -96,18 +130,25 @@ def load_ahead(
         collate_fn=_identity,
         prefetch_factor=prefetch,
         timeout=timeout,
-        worker_init_fn=_start_worker,
+        worker_init_fn=_StartWorker(ending.flag),
     )
     results = iter(loader)
-    for _ in range(len(works)):
-        try:
-            result = next(results)
-        except RuntimeError as error:
-            raise RuntimeError(
-                f"a data worker ended or got stuck ({str(error).splitlines()[0]}); it may have been killed "
-                "for memory: lower num_workers or batch_seconds, or set num_workers to 0 to see the error"
-            ) from error
-        yield _checked(result)
+    try:
+        for _ in range(len(works)):
+            yield _checked(_next(results))
+    finally:
+        ending.flag.value = 1
+        del results  # ends the workers, also when an error's traceback keeps this frame alive
+
+
+def _next(results: Iterator[Any]) -> dict[str, Any] | _Failure:
+    try:
+        return next(results)
+    except RuntimeError as error:
+        raise RuntimeError(
+            f"a data worker ended or got stuck ({str(error).splitlines()[0]}); it may have been killed for memory: "
+            "lower num_workers or batch_seconds, or set num_workers to 0 to see the error"
+        ) from error
 
 
 def _checked(result: dict[str, Any] | _Failure) -> Batch:

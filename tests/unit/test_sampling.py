@@ -1,0 +1,139 @@
+"""Batches: every cut once, bounded padded size, the same for any number of processes, resume by position."""
+
+import numpy as np
+import pytest
+
+from spear_lib.data.sampling import BatchSampler
+
+
+@pytest.fixture
+def durations():
+    return np.random.default_rng(0).gamma(4.0, 2.0, 1000) + 0.5
+
+
+def global_batches(sampler, epoch):
+    return [sampler.global_batch(epoch, index) for index in range(sampler.num_batches(epoch))]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 10, 50, 1000])
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_every_cut_exactly_once(durations, count, shuffle):
+    sampler = BatchSampler(durations[:count], 150, seed=3, shuffle=shuffle)
+    for epoch in (0, 1):
+        assert sorted(cut for batch in global_batches(sampler, epoch) for cut in batch) == list(range(count))
+
+
+def test_padded_size_is_bounded_and_padding_is_small(durations):
+    sampler = BatchSampler(durations, 200)
+    batches = global_batches(sampler, 0)
+    padded = np.array([durations[batch].max() * len(batch) for batch in batches])
+    assert padded.max() <= 200
+    assert durations.sum() / padded.sum() > 0.88
+    assert len(batches) < 1.2 * durations.sum() / 200
+    assert (padded > 100).all()  # no handful left over at the end
+
+
+def test_max_cuts(durations):
+    batches = global_batches(BatchSampler(durations, 1000, max_cuts=16), 0)
+    assert max(map(len, batches)) == 16
+    assert sorted(cut for batch in batches for cut in batch) == list(range(1000))
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_processes_share_the_same_global_batches(durations, world_size):
+    alone = BatchSampler(durations, 200, seed=5)
+    ranks = [
+        BatchSampler(durations, 200, seed=5, rank=rank, world_size=world_size) for rank in range(world_size)
+    ]
+    for epoch in (0, 7):
+        assert {sampler.num_batches(epoch) for sampler in ranks} == {alone.num_batches(epoch)}
+        for index in range(alone.num_batches(epoch)):
+            shares = [sampler.share(sampler.global_batch(epoch, index)) for sampler in ranks]
+            assert sorted(sum(shares, [])) == sorted(alone.global_batch(epoch, index))
+            sizes = [len(share) for share in shares]
+            assert max(sizes) - min(sizes) <= 1 and min(sizes) > 0
+            seconds = [durations[share].sum() for share in shares]
+            assert max(seconds) - min(seconds) <= durations[alone.global_batch(epoch, index)].max()
+
+
+def test_epochs_differ_and_are_repeatable(durations):
+    first, again = BatchSampler(durations, 200, seed=1), BatchSampler(durations, 200, seed=1)
+    assert global_batches(first, 0) == global_batches(again, 0)
+    assert global_batches(first, 3) == global_batches(again, 3)  # whatever was asked for before
+    zero, one = ({tuple(sorted(batch)) for batch in global_batches(first, epoch)} for epoch in (0, 1))
+    assert len(zero & one) <= 2  # the few longest cuts may meet again
+    other_seed = {tuple(sorted(batch)) for batch in global_batches(BatchSampler(durations, 200, seed=2), 0)}
+    assert len(zero & other_seed) <= 2
+
+
+def test_equal_durations_are_shuffled_without_jitter():
+    sampler = BatchSampler(np.full(100, 2.0), 20, jitter=0.0)
+    assert global_batches(sampler, 0) != global_batches(sampler, 1)
+    assert sorted(sum(global_batches(sampler, 0), [])) == list(range(100))
+
+
+def test_long_and_short_batches_come_in_random_order(durations):
+    longest = [durations[batch].max() for batch in global_batches(BatchSampler(durations, 200), 0)]
+    assert abs(np.corrcoef(longest, np.arange(len(longest)))[0, 1]) < 0.5
+
+
+def test_validation_order_is_fixed(durations):
+    sampler = BatchSampler(durations, 200, shuffle=False)
+    assert global_batches(sampler, 0) == global_batches(sampler, 5)
+    longest = [durations[batch].max() for batch in global_batches(sampler, 0)]
+    assert longest == sorted(longest)
+
+
+def test_resume_in_the_middle(durations):
+    unbroken = BatchSampler(durations, 200, rank=1, world_size=2)
+    expected = list(unbroken) + list(unbroken)  # epochs 0 and 1
+    assert unbroken.state_dict() == {"epoch": 2, "batch": 0}
+    broken = BatchSampler(durations, 200, rank=1, world_size=2)
+    batches = iter(broken)
+    seen = [next(batches) for _ in range(13)]
+    state = broken.state_dict()
+    assert state == {"epoch": 0, "batch": 13}
+    resumed = BatchSampler(durations, 200, rank=1, world_size=2)
+    resumed.load_state_dict(state)
+    assert seen + list(resumed) + list(resumed) == expected
+
+
+def test_cuts_longer_than_the_budget_still_come(caplog):
+    sampler = BatchSampler(np.array([3.0, 30.0, 40.0, 50.0]), 10.0)
+    assert "longest cut (50.0 s)" in caplog.text
+    assert sorted(sum(global_batches(sampler, 0), [])) == [0, 1, 2, 3]
+
+
+def test_no_rank_is_ever_without_cuts():
+    for count in range(3, 40):
+        sampler = BatchSampler(np.random.default_rng(count).uniform(1, 30, count), 40.0, world_size=3)
+        assert min(len(batch) for batch in global_batches(sampler, 0)) >= 3
+        assert sum(len(batch) for batch in global_batches(sampler, 0)) == count
+
+
+def test_many_cuts_are_planned_quickly():
+    sampler = BatchSampler(np.random.default_rng(0).uniform(1, 20, 300_000), 600.0)
+    import time
+
+    start = time.perf_counter()
+    assert sampler.num_batches(0) > 5000
+    assert time.perf_counter() - start < 5.0  # measured: 0.2 s
+
+
+def test_errors():
+    with pytest.raises(ValueError, match="no cuts to form batches of"):
+        BatchSampler(np.array([]), 10)
+    with pytest.raises(ValueError, match="cut number 1 has a duration of 0.0 s"):
+        BatchSampler(np.array([1.0, 0.0]), 10)
+    with pytest.raises(ValueError, match="cut number 2 has a duration of nan s"):
+        BatchSampler(np.array([1.0, 2.0, np.nan]), 10)
+    with pytest.raises(ValueError, match="batch_seconds is 0.0"):
+        BatchSampler(np.array([1.0]), 0)
+    with pytest.raises(ValueError, match="1 cuts cannot be shared by 2 processes"):
+        BatchSampler(np.array([1.0]), 10, world_size=2)
+    with pytest.raises(ValueError, match="rank 2 does not exist among 2 processes"):
+        BatchSampler(np.array([1.0, 2.0]), 10, rank=2, world_size=2)
+    with pytest.raises(ValueError, match="max_cuts is 1: 2 processes"):
+        BatchSampler(np.array([1.0, 2.0]), 10, world_size=2, max_cuts=1)
+    with pytest.raises(ValueError, match=r"lacks \['batch'\]"):
+        BatchSampler(np.array([1.0]), 10).load_state_dict({"epoch": 1})
