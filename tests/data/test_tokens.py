@@ -1,0 +1,339 @@
+"""Tokens on cuts: the packed store, its reader, and every known trap of token fields in lhotse."""
+
+import pickle
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from lhotse import CutSet, MonoCut, Recording
+from lhotse.audio import AudioSource
+
+from spear_lib.data import tokens as token_module
+from spear_lib.data.tokens import (
+    PADDING,
+    TokenFacts,
+    TokenStoreReader,
+    TokenStoreWriter,
+    attach_tokens,
+    collate_tokens,
+    load_tokens,
+    token_facts,
+    validate,
+    write_store_facts,
+)
+from spear_lib.data.tokens_store import store_facts
+
+FACTS = TokenFacts(
+    field="toy_cb4",
+    teacher_id="toy-1",
+    quantizer_id="q1",
+    frame_rate=50.0,
+    first_frame_center_ms=5.0,
+    num_codebooks=4,
+    codebook_size=256,
+    cuts_id="c1",
+)
+
+
+def cut_of(
+    name: str, duration: float, start: float = 0.0, recording_duration: float | None = None
+) -> MonoCut:
+    total = recording_duration or start + duration
+    recording = Recording(name, [AudioSource("file", [0], f"{name}.wav")], 16000, round(total * 16000), total)
+    return MonoCut(name, start=start, duration=duration, channel=0, recording=recording)
+
+
+def codes_of(num_frames: int, seed: int = 0) -> np.ndarray:
+    codes = np.random.default_rng(seed).integers(0, 256, size=(num_frames, 4)).astype(np.uint8)
+    codes[-1] = 255
+    return codes
+
+
+def make_store(folder: Path, cuts: list[MonoCut], facts: TokenFacts = FACTS) -> dict[str, np.ndarray]:
+    codes = {cut.id: codes_of(round(cut.duration * facts.frame_rate), n) for n, cut in enumerate(cuts)}
+    half = (len(cuts) + 1) // 2
+    with TokenStoreWriter(folder, facts) as writer:
+        for shard, part in enumerate([cuts[:half], cuts[half:]]):
+            writer.write_shard(shard, [(cut.id, cut.start, cut.duration, codes[cut.id]) for cut in part])
+        writer.finish(2)
+    return codes
+
+
+@pytest.fixture
+def store(tmp_path):
+    cuts = [cut_of("a", 1.0), cut_of("b", 0.5), cut_of("c", 2.0, start=1.0, recording_duration=4.0)]
+    codes = make_store(tmp_path / "store", cuts)
+    return tmp_path / "store", list(attach_tokens(cuts, tmp_path / "store")), codes
+
+
+def test_every_cut_gets_its_own_tokens_back(store):
+    folder, cuts, codes = store
+    for cut in cuts:
+        assert np.array_equal(load_tokens(cut, "toy_cb4"), codes[cut.id])
+        assert np.array_equal(cut.load_toy_cb4(), codes[cut.id])
+        assert np.array_equal(TokenStoreReader(folder).read(cut.id), codes[cut.id])
+    assert cuts[0].load_toy_cb4().dtype == np.uint8
+    assert token_module.quantizer_id(cuts[0], "toy_cb4") == "q1"
+
+
+def test_manifests_survive_files_and_pickling(store, tmp_path):
+    _, cuts, codes = store
+    CutSet.from_cuts(cuts).to_file(tmp_path / "cuts.jsonl.gz")
+    for cut in CutSet.from_file(tmp_path / "cuts.jsonl.gz"):
+        assert np.array_equal(load_tokens(pickle.loads(pickle.dumps(cut)), "toy_cb4"), codes[cut.id])
+
+
+def test_shar_export_keeps_tokens(store, tmp_path):
+    from lhotse.shar import ArrayTarWriter, TarIterator
+
+    _, cuts, codes = store
+    with ArrayTarWriter(str(tmp_path / "tokens.tar"), shard_size=None, compression="numpy") as writer:
+        for cut in cuts:
+            writer.write(cut.id, cut.load_toy_cb4(), cut.toy_cb4)
+    for (manifest, _), cut in zip(TarIterator(str(tmp_path / "tokens.tar")), cuts):
+        assert np.array_equal(manifest.load(), codes[cut.id])
+
+
+# The traps of spec/augment_and_mask §6, by number --------------------------------------------------------
+
+
+def test_trap_1_and_2_padding_is_minus_100_in_int64():
+    batch = collate_tokens([codes_of(5), codes_of(3)])
+    assert batch.dtype == torch.int64 and batch.shape == (2, 5, 4)
+    assert (batch[1, 3:] == PADDING).all() and (batch[1, :3] >= 0).all()
+    # 255 stays 255, and -100 has not become 156 anywhere.
+    assert batch[0, 4].tolist() == [255] * 4
+    assert np.array_equal(batch[0].numpy(), codes_of(5))
+
+
+def test_trap_2_minus_100_cannot_enter_a_store(tmp_path):
+    with TokenStoreWriter(tmp_path, FACTS) as writer:
+        bad = codes_of(3).astype(np.int64)
+        bad[1, 1] = PADDING
+        with pytest.raises(
+            ValueError, match=r"lie in -100\.\.255.*padding \(-100\) must never reach the store"
+        ):
+            writer.write_shard(0, [("a", 0.0, 0.06, bad)])
+        with pytest.raises(ValueError, match=r"shape \(3, 3\), expected \(frames, 4\)"):
+            writer.write_shard(0, [("a", 0.0, 0.06, codes_of(3)[:, :3])])
+
+
+def test_trap_3_cuts_that_do_not_start_at_zero(store):
+    _, cuts, codes = store
+    assert cuts[2].toy_cb4.start == 1.0
+    assert load_tokens(cuts[2], "toy_cb4").shape == (100, 4)
+    # What lhotse does if the field starts at 0: an array of the wrong part. We say so.
+    cuts[2].custom["toy_cb4"].start = 0.0
+    with pytest.raises(ValueError, match=r"has 50 frames of tokens 'toy_cb4', expected 100.0 \+- 2"):
+        load_tokens(cuts[2], "toy_cb4")
+
+
+def test_windows_get_their_own_frames(store):
+    _, cuts, codes = store
+    window = cuts[2].truncate(offset=0.5, duration=0.8)
+    assert np.array_equal(load_tokens(window, "toy_cb4"), codes["c"][25:65])
+    pieces = [load_tokens(piece, "toy_cb4") for piece in cuts[2].cut_into_windows(0.7)]
+    assert np.array_equal(np.concatenate(pieces), codes["c"])
+
+
+@pytest.mark.parametrize("factor", [0.9, 1.1])
+def test_trap_4_changed_speed_is_refused(store, factor):
+    _, cuts, _ = store
+    with pytest.raises(ValueError, match="speed (was )?changed"):
+        load_tokens(cuts[0].perturb_speed(factor), "toy_cb4")
+
+
+def test_trap_5_and_6_mixtures_are_refused(store):
+    _, cuts, _ = store
+    mixed = cuts[0].drop_features().mix(cut_of("noise", 5.0), snr=10)
+    with pytest.raises(ValueError, match="is a mixture.*before mixing"):
+        load_tokens(mixed, "toy_cb4")
+
+
+@pytest.mark.parametrize("duration", [0.505, 0.51, 0.515, 0.993, 0.02, 1.0])
+def test_trap_7_rounding_of_durations_is_tolerated(tmp_path, duration):
+    cut = cut_of("a", duration)
+    frames = int(np.ceil(((round(duration * 16000) + 80) // 160) / 2))  # the spectral teacher's own count
+    with TokenStoreWriter(tmp_path, FACTS) as writer:
+        writer.write_shard(0, [("a", 0.0, duration, codes_of(frames))])
+        writer.finish(1)
+    (cut,) = attach_tokens([cut], tmp_path)
+    assert abs(load_tokens(cut, "toy_cb4").shape[0] - frames) <= 1
+
+
+def test_padded_cuts_are_refused(store):
+    _, cuts, _ = store
+    with pytest.raises(ValueError, match="is a mixture"):
+        load_tokens(cuts[0].pad(duration=3.0), "toy_cb4")
+
+
+def test_trap_11_missing_tokens_are_errors(store):
+    folder, cuts, _ = store
+    with pytest.raises(ValueError, match=r"cut x has no tokens 'toy_cb4' \(it has none\); run stage 6"):
+        load_tokens(cut_of("x", 1.0), "toy_cb4")
+    with pytest.raises(ValueError, match=r"no tokens 'other' \(it has toy_cb4\)"):
+        load_tokens(cuts[0], "other")
+    shutil.rmtree(folder)
+    with pytest.raises(ValueError, match="token file .* does not exist"):
+        load_tokens(cuts[0], "toy_cb4")
+
+
+def test_validate_counts_and_limits(store):
+    folder, cuts, _ = store
+    report = validate(cuts, "toy_cb4", "q1")
+    assert (report.num_cuts, report.num_frames, report.num_missing, report.num_mismatched) == (3, 175, 0, 0)
+    bad = [*cuts, cut_of("x", 1.0), cuts[0].perturb_speed(1.1)]
+    with pytest.raises(
+        ValueError, match="2 of 5 cuts have no usable tokens.*1 missing, 1 mismatched.*0.10%.*cut x"
+    ):
+        validate(bad, "toy_cb4")
+    assert validate(bad, "toy_cb4", max_bad_fraction=0.5).num_missing == 1
+    with pytest.raises(ValueError, match="come from quantiser q1, expected q2"):
+        validate(cuts, "toy_cb4", "q2")
+
+
+def test_batches_of_two_quantisers_are_refused():
+    with pytest.raises(ValueError, match="4 and 8 codebooks"):
+        collate_tokens([codes_of(3), np.zeros((3, 8), dtype=np.uint8)])
+    with pytest.raises(ValueError, match="empty list"):
+        collate_tokens([])
+
+
+# The store ----------------------------------------------------------------------------------------------
+
+
+def test_attaching_refuses_other_audio(store):
+    folder, _, _ = store
+    with pytest.raises(ValueError, match="no tokens of cut zz"):
+        list(attach_tokens([cut_of("zz", 1.0)], folder))
+    with pytest.raises(ValueError, match="cut a lasts 1.500 s.*were made for 1.000 s"):
+        list(attach_tokens([cut_of("a", 1.5)], folder))
+    with pytest.raises(ValueError, match="holds the field 'toy_cb4', not 'wavlm'"):
+        list(attach_tokens([], folder, "wavlm"))
+
+
+def test_attaching_refuses_wrong_frame_counts(tmp_path):
+    with TokenStoreWriter(tmp_path, FACTS) as writer:
+        writer.write_shard(0, [("a", 0.0, 1.0, codes_of(25))])
+        writer.finish(1)
+    with pytest.raises(ValueError, match=r"cut a has 25 token frames, expected 50.0 \+- 2"):
+        list(attach_tokens([cut_of("a", 1.0)], tmp_path))
+
+
+def test_one_writer_per_split(tmp_path):
+    with TokenStoreWriter(tmp_path, FACTS, 1, 2):
+        with pytest.raises(RuntimeError, match="another job is writing .*split-1-of-2"):
+            TokenStoreWriter(tmp_path, FACTS, 1, 2)
+        TokenStoreWriter(tmp_path, FACTS, 2, 2).close()
+    TokenStoreWriter(tmp_path, FACTS, 1, 2).close()
+    with pytest.raises(ValueError, match="split is 3: it must be in 1..2"):
+        TokenStoreWriter(tmp_path, FACTS, 3, 2)
+
+
+def test_writer_refuses_a_store_of_another_run(tmp_path):
+    TokenStoreWriter(tmp_path, FACTS).close()
+    other = TokenFacts(**{**FACTS.__dict__, "quantizer_id": "q2"})
+    with pytest.raises(
+        ValueError, match="with quantizer_id = 'q1', but this run has 'q2'; delete the folder"
+    ):
+        TokenStoreWriter(tmp_path, other)
+
+
+def test_committed_shards_are_found_and_damaged_ones_not(tmp_path):
+    with TokenStoreWriter(tmp_path, FACTS) as writer:
+        assert not writer.is_done(0, ["a"])
+        writer.write_shard(0, [("a", 0.0, 0.1, codes_of(5))])
+        (writer.folder / "shard-00001.bin.tmp").write_bytes(b"left by a killed run")
+    with TokenStoreWriter(tmp_path, FACTS) as writer:
+        assert not list(writer.folder.glob("*.tmp"))
+        assert writer.is_done(0, ["a"])
+        with pytest.raises(ValueError, match="holds other cuts than this run"):
+            writer.is_done(0, ["b"])
+        (writer.folder / "shard-00000.bin").write_bytes(b"x")
+        assert not writer.is_done(0, ["a"])
+
+
+def test_unfinished_stores_are_refused(tmp_path, store):
+    with pytest.raises(ValueError, match="no tokens in .*dump_tokens"):
+        TokenStoreReader(tmp_path / "nothing")
+    with TokenStoreWriter(tmp_path / "s", FACTS, 1, 2) as writer:
+        writer.finish(0)
+    with pytest.raises(ValueError, match="split 2 of 2 was never started"):
+        TokenStoreReader(tmp_path / "s")
+    TokenStoreWriter(tmp_path / "s", FACTS, 2, 2).close()
+    with pytest.raises(ValueError, match="not finished; run dump_tokens --num_splits 2 --split 2 again"):
+        TokenStoreReader(tmp_path / "s")
+    TokenStoreWriter(tmp_path / "s", FACTS, 1, 3).close()
+    with pytest.raises(ValueError, match="num_splits 2 and 3; delete one"):
+        TokenStoreReader(tmp_path / "s")
+
+
+def test_damage_is_found(store):
+    folder, cuts, _ = store
+    reader = TokenStoreReader(folder)
+    reader.verify()
+    data = folder / "split-1-of-1" / "shard-00000.bin"
+    content = bytearray(data.read_bytes())
+    content[7] ^= 1
+    data.write_bytes(content)
+    with pytest.raises(ValueError, match="changed since it was written"):
+        reader.verify()
+    data.write_bytes(content[:-8])
+    with pytest.raises(ValueError, match="has 292 bytes, expected 300"):
+        TokenStoreReader(folder)
+    with pytest.raises(ValueError, match="cut short or the cuts belong to another token store"):
+        load_tokens(cuts[1], "toy_cb4")
+    index = data.with_suffix(".json")
+    index.write_text("{")
+    with pytest.raises(ValueError, match="not valid JSON"):
+        TokenStoreReader(folder)
+    index.unlink()
+    with pytest.raises(ValueError, match="is gone; run this split"):
+        TokenStoreReader(folder)
+
+
+def test_a_cut_held_twice_is_found(tmp_path):
+    with TokenStoreWriter(tmp_path, FACTS) as writer:
+        for shard in range(2):
+            writer.write_shard(shard, [("a", 0.0, 0.1, codes_of(5))])
+        writer.finish(2)
+    with pytest.raises(ValueError, match="cut a is in .* twice"):
+        TokenStoreReader(tmp_path)
+
+
+def test_facts_travel_with_cuts_and_store(store):
+    folder, cuts, _ = store
+    short = token_facts(cuts[0], "toy_cb4")
+    assert short == {"field": "toy_cb4", "quantizer_id": "q1", "frame_rate": 50.0, "num_codebooks": 4}
+    with pytest.raises(ValueError, match="store.json does not exist; run stage 6"):
+        store_facts(folder)
+    write_store_facts(folder, FACTS, {"num_cuts": 3})
+    full = token_facts(cuts[0], "toy_cb4")
+    assert (full["first_frame_center_ms"], full["teacher_id"], full["num_cuts"]) == (5.0, "toy-1", 3)
+    write_store_facts(folder, TokenFacts(**{**FACTS.__dict__, "quantizer_id": "q2"}), {})
+    with pytest.raises(ValueError, match="attached for quantiser q1, but .* now holds tokens of q2"):
+        token_facts(cuts[0], "toy_cb4")
+
+
+def test_a_replaced_file_is_read_anew(tmp_path):
+    with TokenStoreWriter(tmp_path, FACTS) as writer:
+        for seed in (1, 2):
+            writer.write_shard(0, [("a", 0.0, 1.0, codes_of(50, seed))])
+            writer.finish(1)
+            (cut,) = attach_tokens([cut_of("a", 1.0)], tmp_path)
+            assert np.array_equal(load_tokens(cut, "toy_cb4"), codes_of(50, seed))
+
+
+def test_histograms_count_every_code(store):
+    folder, _, codes = store
+    everything = np.concatenate(list(codes.values()))
+    counts = TokenStoreReader(folder).histograms()
+    assert counts.shape == (4, 256) and counts.sum() == everything.size
+    assert np.array_equal(counts[2], np.bincount(everything[:, 2], minlength=256))
+
+
+def test_bad_keys_say_so():
+    with pytest.raises(ValueError, match="token key '12:3' is not"):
+        token_module.PackedTokenReader("x").read("12:3")

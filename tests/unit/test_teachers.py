@@ -1,0 +1,191 @@
+"""Teachers: frame geometry, independence of batch mates and loudness, identities, messages."""
+
+import dataclasses
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from spear_lib import pretrained
+from spear_lib.quantization.options import SpectralOptions
+from spear_lib.teachers import create_teacher
+from spear_lib.teachers.embedding import length_batches, recipe_of, teacher_from_options, teacher_from_recipe
+from spear_lib.teachers.spectral import cosine_basis
+
+
+def noise(*lengths: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(sum(lengths))
+    waveforms = 0.1 * torch.randn(len(lengths), max(lengths), generator=generator)
+    return waveforms, torch.tensor(lengths)
+
+
+def test_spectral_declares_its_geometry():
+    teacher = create_teacher("spectral")
+    assert (teacher.name, teacher.field_prefix) == ("spectral", "spectral")
+    assert (teacher.sample_rate, teacher.frame_rate, teacher.embedding_dim) == (16000, 50.0, 80)
+    assert teacher.first_frame_center_ms == 5.0
+    assert teacher.describe()["teacher_id"] == teacher.id
+
+
+def test_spectral_frame_count_is_exact():
+    teacher = create_teacher("spectral")
+    for num_samples in [1, 79, 80, 239, 240, 400, 1360, 8000, 8159, 8160, 16000, 16081]:
+        waveforms, lengths = noise(num_samples)
+        embeddings, counts = teacher.embed(waveforms, lengths)
+        assert counts.tolist() == [teacher.num_frames(num_samples)]
+        assert embeddings.shape == (1, int(counts[0]), 80)
+    assert teacher.num_frames(16000) == 50
+
+
+def test_spectral_does_not_see_batch_mates_or_padding():
+    teacher = create_teacher("spectral")
+    waveforms, lengths = noise(24000, 8000, 15999)
+    together, counts = teacher.embed(waveforms, lengths)
+    for row, (length, count) in enumerate(zip(lengths.tolist(), counts.tolist())):
+        alone, _ = teacher.embed(waveforms[row : row + 1, :length], lengths[row : row + 1])
+        torch.testing.assert_close(together[row, :count], alone[0], atol=1e-4, rtol=0)
+        assert not together[row, count:].any()
+    louder = waveforms.clone()
+    louder[1, 8000:] = 1.0  # behind the end
+    assert torch.equal(teacher.embed(louder, lengths)[0][1], together[1])
+
+
+def test_spectral_takes_out_loudness():
+    teacher = create_teacher("spectral")
+    waveforms, lengths = noise(16000)
+    loud, quiet = teacher.embed(waveforms, lengths)[0], teacher.embed(0.1 * waveforms, lengths)[0]
+    torch.testing.assert_close(loud, quiet, atol=1e-2, rtol=0)
+    kept = create_teacher("spectral", mean_normalisation=False)
+    difference = kept.embed(waveforms, lengths)[0] - kept.embed(0.1 * waveforms, lengths)[0]
+    assert float(difference.abs().max()) > 1
+
+
+@pytest.mark.parametrize("second", [0.205, 0.405, 0.6])
+def test_a_click_lights_the_frame_whose_centre_it_is(second):
+    teacher = create_teacher("spectral", context_frames=0, num_time_coefficients=1, num_mel_coefficients=1)
+    waveform = 1e-4 * noise(16000)[0]
+    waveform[0, int(16000 * second) - 40 : int(16000 * second) + 40] += 0.5
+    embeddings, lengths = teacher.embed(waveform, torch.tensor([16000]))
+    loudest = int(embeddings[0, :, 0].argmax())
+    center = teacher.first_frame_center_ms / 1000 + loudest / teacher.frame_rate
+    assert abs(center - second) <= 0.0125
+
+
+def test_context_and_time_coefficients_see_the_slope():
+    teacher = create_teacher("spectral", num_mel_coefficients=1, num_time_coefficients=2)
+    waveform = noise(16000)[0] * torch.linspace(0.01, 1, 16000)
+    slope = teacher.embed(waveform, torch.tensor([16000]))[0].view(50, 1, 2)[5:45, 0, 1]
+    # A rising level is a negative first cosine (the cosine falls over the window).
+    assert float(slope.mean()) < 0
+    falling = teacher.embed(waveform.flip(1), torch.tensor([16000]))[0].view(50, 1, 2)[5:45, 0, 1]
+    assert float(falling.mean()) > 0
+
+
+def test_silence_and_dynamic_range_stay_finite():
+    teacher = create_teacher("spectral")
+    embeddings, _ = teacher.embed(torch.zeros(1, 8000), torch.tensor([8000]))
+    assert torch.isfinite(embeddings).all()
+    # 60 dB below the peak is the floor: 60 dB and 90 dB of digital silence look the same.
+    waveforms, lengths = noise(16000)
+    first, second = waveforms.clone(), waveforms.clone()
+    first[0, 8000:] *= 1e-5
+    second[0, 8000:] = 0
+    one, two = teacher.embed(first, lengths)[0], teacher.embed(second, lengths)[0]
+    torch.testing.assert_close(one[0, 30:], two[0, 30:], atol=1e-3, rtol=0)
+
+
+def test_cosine_basis_is_orthonormal():
+    basis = cosine_basis(9, 4)
+    torch.testing.assert_close(basis.T @ basis, torch.eye(4), atol=1e-6, rtol=0)
+    torch.testing.assert_close(basis[:, 0], torch.full((9,), 1 / 3), atol=1e-6, rtol=0)
+
+
+def test_identity_follows_every_option():
+    plain = create_teacher("spectral")
+    assert plain.id == create_teacher("spectral").id
+    other = {
+        "num_mel_coefficients": 12,
+        "num_time_coefficients": 3,
+        "context_frames": 6,
+        "dynamic_range_db": 50.0,
+        "mean_normalisation": False,
+        "energy_weight": 1.0,
+    }
+    assert set(other) == {field.name for field in dataclasses.fields(SpectralOptions)}
+    ids = {create_teacher("spectral", **{name: value}).id for name, value in other.items()}
+    assert len(ids | {plain.id}) == 1 + len(other)
+
+
+def test_recipe_makes_the_same_teacher_again():
+    options = SpectralOptions(num_mel_coefficients=10)
+    teacher = teacher_from_options("spectral", "", None, options)
+    assert teacher_from_recipe(recipe_of("spectral", "", None, options)).id == teacher.id
+
+
+class StubEncoder(torch.nn.Module):
+    """As much of SpearEncoder as the teacher uses: hidden state i is i times the frame's number."""
+
+    config = SimpleNamespace(num_encoder_layers=(1, 2), encoder_dim=(4, 6))
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(2))
+
+    def extract(self, waveforms, lengths):
+        assert not self.training
+        frames = ((waveforms.shape[1] + 80) // 160 - 7) // 2
+        ramp = torch.arange(float(frames)).view(1, -1, 1).expand(len(waveforms), -1, 6)
+        return SimpleNamespace(hidden_states=[index * ramp for index in range(3)])
+
+
+def test_encoder_as_a_teacher(monkeypatch):
+    monkeypatch.setattr(pretrained, "load_encoder", lambda path: StubEncoder().train(), raising=False)
+    teacher = create_teacher("spear", "some/folder", layer=-1)
+    assert (teacher.layer, teacher.field_prefix, teacher.embedding_dim) == ("hidden_states[2]", "spear_l2", 6)
+    assert (teacher.frame_rate, teacher.first_frame_center_ms) == (50.0, 45.0)
+    embeddings, counts = teacher.embed(*noise(16000, 9000))
+    assert counts.tolist() == [46, 24] == [teacher.num_frames(16000), teacher.num_frames(9000)]
+    assert embeddings[0, 45, 0] == 90 and embeddings[1, 23, 0] == 46 and not embeddings[1, 24:].any()
+    first = create_teacher("spear", "some/folder", layer=0)
+    assert first.id != teacher.id and first.embedding_dim == 4
+    with torch.no_grad():
+        teacher.encoder.weight[0] = 2
+    assert teacher.id != create_teacher("spear", "some/folder").id
+    with pytest.raises(ValueError, match="layer is 3: the encoder at some/folder has hidden states 0..2"):
+        create_teacher("spear", "some/folder", layer=3)
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: create_teacher("spectrall"), "unknown teacher 'spectrall'.*did you mean 'spectral'"),
+        (lambda: create_teacher("spectral", "x.pt"), "has no weights, but a path was given: x.pt"),
+        (lambda: create_teacher("spear"), "needs the path of an encoder"),
+        (lambda: create_teacher("spectral", bins=3), "wrong options for teacher 'spectral'.*bins"),
+        (lambda: create_teacher("spectral", num_time_coefficients=12), "must be in 1..9"),
+        (lambda: create_teacher("spectral", num_mel_coefficients=0), "must be in 1..128"),
+        (lambda: create_teacher("spectral", context_frames=-1), "context_frames is -1"),
+        (lambda: create_teacher("spectral", dynamic_range_db=-1.0), "dynamic_range_db is -1.0"),
+        (
+            lambda: create_teacher("spectral").embed(torch.zeros(8000), torch.tensor([8000])),
+            r"waveforms \(B, N\)",
+        ),
+        (
+            lambda: create_teacher("spectral").embed(torch.full((1, 800), torch.nan), torch.tensor([800])),
+            "NaN or infinity",
+        ),
+    ],
+)
+def test_messages(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_batches_hold_neighbours_in_length_within_the_limit():
+    durations = [3.0, 1.0, 9.0, 2.0, 2.5, 0.5]
+    cuts = [SimpleNamespace(id=str(number), duration=duration) for number, duration in enumerate(durations)]
+    batches = length_batches(cuts, 6.0)
+    assert sorted(position for batch in batches for position in batch) == list(range(6))
+    for batch in batches:
+        assert len(batch) == 1 or len(batch) * max(durations[position] for position in batch) <= 6.0
+    assert len(batches) < 6
