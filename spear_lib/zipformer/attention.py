@@ -99,7 +99,8 @@ class _AttentionWeightsFunction(torch.autograd.Function):
             buffer = grad.new_zeros(*grad.shape[:3], 2 * num_frames - 1)
             _relative_view(buffer, num_frames).copy_(grad)
             grad_position_query = torch.matmul(buffer, position_key.to(buffer.dtype))
-            grad_position_key = torch.einsum("bhir,bhid->hrd", buffer, position_query).to(position_key.dtype)
+            grad_position_key = torch.matmul(buffer.transpose(2, 3), position_query).sum(dim=0)
+            grad_position_key = grad_position_key.to(position_key.dtype)
         else:
             # A zero, not None: every parameter gets a gradient in every step, as DDP needs.
             grad_position_query = torch.zeros_like(position_query)

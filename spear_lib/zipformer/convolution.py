@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from spear_lib.zipformer.cpu_convolutions import depthwise_conv1d
 from spear_lib.zipformer.modules import scaled_linear, swoosh
 from spear_lib.zipformer.regularisers import Balancer, Whiten
 from spear_lib.zipformer.schedule import Schedule, StepContext
@@ -33,7 +34,8 @@ class ChunkCausalDepthwiseConv1d(nn.Module):
         return 1.0 + F.pad(left, (0, missing)) + F.pad(right, (missing, 0))
 
     def forward(self, x: Tensor, chunk_size: int = -1) -> Tensor:
-        """x (B, D, T) -> (B, D, T); chunk_size in frames of the stack, -1 = one chunk."""
+        """x (B, T, D) -> (B, T, D); chunk_size in frames of the stack, -1 = one chunk."""
+        x = x.transpose(1, 2)
         batch, dim, num_frames = x.shape
         if chunk_size < 0 or chunk_size > num_frames:
             chunk_size = num_frames
@@ -43,7 +45,7 @@ class ChunkCausalDepthwiseConv1d(nn.Module):
         chunks = chunks.transpose(1, 2).reshape(-1, dim, chunk_size)
         chunks = self.chunkwise_conv(chunks) * self._edge_scale(chunk_size)
         chunks = chunks.view(batch, -1, dim, chunk_size).transpose(1, 2).reshape(batch, dim, -1)
-        return causal + chunks[..., :num_frames]
+        return (causal + chunks[..., :num_frames]).transpose(1, 2)
 
 
 class ConvolutionModule(nn.Module):
@@ -70,7 +72,7 @@ class ConvolutionModule(nn.Module):
             self.depthwise_conv = nn.Conv1d(dim, dim, kernel, groups=dim, padding=kernel // 2)
         self.balancer2 = Balancer(
             context,
-            1,
+            -1,
             Schedule((0, 0.1), (8000, 0.05)),
             1.0,
             Schedule((0, 0.2), (20000, 0.5)),
@@ -86,10 +88,8 @@ class ConvolutionModule(nn.Module):
         values = values * self.balancer1(gate).sigmoid()
         if valid is not None:
             values = values * valid.to(values.dtype)
-        values = values.transpose(1, 2)
         if self.causal:
             values = self.depthwise_conv(values, chunk_size)
         else:
-            values = self.depthwise_conv(values)
-        values = self.balancer2(values).transpose(1, 2)
-        return self.out_proj(swoosh(self.whiten(values), "R"))
+            values = depthwise_conv1d(values, self.depthwise_conv.weight, self.depthwise_conv.bias)
+        return self.out_proj(swoosh(self.whiten(self.balancer2(values)), "R"))

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spear_lib.zipformer.config import ZipformerConfig
+from spear_lib.zipformer.cpu_convolutions import first_conv2d
 from spear_lib.zipformer.modules import BiasNorm, scale_initialisation, swoosh
 from spear_lib.zipformer.regularisers import Balancer, ScaleGrad, Whiten
 from spear_lib.zipformer.schedule import Schedule, StepContext
@@ -18,6 +19,11 @@ MIN_FBANK_FRAMES = 9
 def embedding_frames(num_fbank_frames: int) -> int:
     """Frames at 50 Hz that come out of ``num_fbank_frames``; 0 where the input is too short."""
     return (num_fbank_frames - 7) // 2 if num_fbank_frames >= MIN_FBANK_FRAMES else 0
+
+
+def _convolve(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """A convolution from (B, T, W, C) to (B, T', W', C'): the channels-last layout of the library."""
+    return conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
 class ConvNeXt(nn.Module):
@@ -39,17 +45,16 @@ class ConvNeXt(nn.Module):
         self.draw = context.new_draws()
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (B, C, T, W) -> (B, T, W, C)."""
-        # Channels last from the depthwise convolution on: the pointwise ones are plain matrix products.
-        residual = x.permute(0, 2, 3, 1)
-        h = self.depthwise_conv(x).permute(0, 2, 3, 1)
+        """x (B, T, W, C) -> (B, T, W, C)."""
+        # Channels last: the pointwise convolutions are plain matrix products.
+        h = _convolve(self.depthwise_conv, x)
         h = F.linear(h, self.pointwise_conv1.weight.flatten(1), self.pointwise_conv1.bias)
         h = swoosh(self.hidden_balancer(h), "L")
         h = F.linear(h, self.pointwise_conv2.weight.flatten(1), self.pointwise_conv2.bias)
         if self.training and self.stochastic:
             rate = self.layerdrop_rate(self.context.batch_count)
             h = h * self.context.keep(self.draw, rate).view(-1, 1, 1, 1)
-        return self.out_whiten(self.out_balancer(residual + h))
+        return self.out_whiten(self.out_balancer(x + h))
 
 
 class ConvolutionalFrontEnd(nn.Module):
@@ -66,11 +71,11 @@ class ConvolutionalFrontEnd(nn.Module):
             {
                 "0": nn.Conv2d(1, first, 3, padding=(0, 1)),
                 "1": ScaleGrad(0.2),
-                "2": Balancer(context, 1, 0.05, 0.95, 0.2, 1.0, enabled=enabled),
+                "2": Balancer(context, -1, 0.05, 0.95, 0.2, 1.0, enabled=enabled),
                 "4": nn.Conv2d(first, second, 3, stride=2),
-                "5": Balancer(context, 1, 0.05, 0.95, 0.2, 4.0, enabled=enabled),
+                "5": Balancer(context, -1, 0.05, 0.95, 0.2, 4.0, enabled=enabled),
                 "7": nn.Conv2d(second, third, 3, stride=(1, 2)),
-                "8": Balancer(context, 1, 0.05, 0.95, 0.2, 4.0, enabled=enabled),
+                "8": Balancer(context, -1, 0.05, 0.95, 0.2, 4.0, enabled=enabled),
             }
         )
         self.convnext = ConvNeXt(context, third, config)
@@ -84,12 +89,12 @@ class ConvolutionalFrontEnd(nn.Module):
         self.draws = context.new_draws(dim)
 
     def convolve(self, fbank: Tensor) -> Tensor:
-        """fbank (B, F, M) -> output of the three convolutions (B, C, T, W)."""
+        """fbank (B, F, M) -> output of the three convolutions (B, T, W, C)."""
         conv = self.conv
-        x = conv["1"](conv["0"](fbank.unsqueeze(1)))
+        x = conv["1"](first_conv2d(fbank, conv["0"].weight, conv["0"].bias))
         x = swoosh(conv["2"](x), "R")
-        x = swoosh(conv["5"](conv["4"](x)), "R")
-        return swoosh(conv["8"](conv["7"](x)), "R")
+        x = swoosh(conv["5"](_convolve(conv["4"], x)), "R")
+        return swoosh(conv["8"](_convolve(conv["7"], x)), "R")
 
     def project(self, x: Tensor) -> Tensor:
         """x (B, T, W, C) -> (B, T, D); the published column order of ``out`` is channel-major."""
@@ -101,8 +106,8 @@ class ConvolutionalFrontEnd(nn.Module):
         x = self.convolve(fbank)
         lengths = torch.div(lengths - 7, 2, rounding_mode="floor").clamp(min=0)
         if self.config.padding == "exact":
-            valid = torch.arange(x.shape[2], device=x.device) < lengths.unsqueeze(1)
-            x = x * valid[:, None, :, None].to(x.dtype)
+            valid = torch.arange(x.shape[1], device=x.device) < lengths.unsqueeze(1)
+            x = x * valid[:, :, None, None].to(x.dtype)
         x = self.out_norm(self.out_whiten(self.project(self.convnext(x))))
         if self.training and self.config.stochastic:
             rate = self.dropout(self.context.batch_count)
