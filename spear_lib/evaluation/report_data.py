@@ -177,9 +177,10 @@ def _predicts_tokens(record: dict[str, Any]) -> bool:
 
 
 def short_names(folders: list[Path]) -> list[str]:
-    """The shortest tails of the paths that tell them apart: ["pretrained", "scratch"]."""
+    """The shortest tails of the paths that tell them apart, without "finetune_", e.g. "scratch"."""
     for depth in range(1, 5):
-        names = ["/".join(folder.resolve().parts[-depth:]) for folder in folders]
+        parts = [folder.resolve().parts[-depth:] for folder in folders]
+        names = ["/".join((*part[:-1], part[-1].removeprefix("finetune_"))) for part in parts]
         if len(set(names)) == len(names):
             return names
     return [str(folder) for folder in folders]

@@ -36,19 +36,29 @@ def _figure(num_panels: int = 1, height: float = 3.2) -> tuple[Figure, list[Axes
 
 def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
-    figure.tight_layout()
     # No date or version in the file: the same numbers give the same bytes.
     figure.savefig(buffer, format="png", dpi=120, metadata={"Software": None})
     plt.close(figure)
     return buffer.getvalue()
 
 
-def _plot(axis: Axes, curves: dict[str, Curve], marker: bool = False) -> None:
+def _plot(axis: Axes, curves: dict[str, Curve]) -> None:
     for position, (name, (steps, values)) in enumerate(curves.items()):
         colour = COLOURS[position % len(COLOURS)]
-        # A single point has no line: show it as a dot.
-        style = "o-" if marker or len(steps) == 1 else "-"
+        # Few points are measurements, not a curve: show where they are.
+        style = "o-" if len(steps) <= 20 else "-"
         axis.plot(steps, values, style, color=colour, label=name, markersize=3.5, linewidth=1.4)
+
+
+def _legend(figure: Figure, axes: Sequence[Axes]) -> None:
+    """One legend below all panels, where it hides nothing."""
+    entries = {}
+    for axis in axes:
+        entries.update(zip(*axis.get_legend_handles_labels()[::-1]))
+    if len(entries) > 1:
+        figure.legend(
+            entries.values(), entries.keys(), loc="outside lower center", ncols=4, frameon=False, fontsize=8
+        )
 
 
 def pretraining_loss(
@@ -64,7 +74,7 @@ def pretraining_loss(
     panels = [(name, curves) for name, curves in (("training", train), ("validation", valid)) if curves]
     figure, axes = _figure(max(len(panels), 1))
     for axis, (name, curves) in zip(axes, panels):
-        _plot(axis, curves, marker=name == "validation")
+        _plot(axis, curves)
         axis.axhline(math.log(codebook_size), color="#555555", linestyle="--", linewidth=1)
         axis.annotate(
             f"chance, ln {codebook_size} = {math.log(codebook_size):.2f}",
@@ -91,20 +101,19 @@ def pretraining_loss(
         low, high = axis.get_ylim()
         axis.set_ylim(low, max(high, math.log(codebook_size) * 1.06))
         axis.set(title=name, xlabel="optimiser step", ylabel="loss (nats per codebook and frame)")
-        axis.legend(frameon=False, fontsize=8, loc="lower left")
+    _legend(figure, axes)
     return _png(figure)
 
 
-def lines(
-    panels: Sequence[tuple[str, str, dict[str, Curve]]], x_label: str = "optimiser step", marker: bool = False
-) -> bytes:
+def lines(panels: Sequence[tuple[str, str, dict[str, Curve]]], x_label: str = "optimiser step") -> bytes:
     """Panels side by side: (title, name and unit of the vertical axis, curves)."""
     figure, axes = _figure(len(panels))
     for axis, (title, y_label, curves) in zip(axes, panels):
-        _plot(axis, curves, marker)
+        _plot(axis, curves)
         axis.set(title=title, xlabel=x_label, ylabel=y_label)
-        if len(curves) > 1:
-            axis.legend(frameon=False, fontsize=8)
+        if min(min(values) for _, values in curves.values()) >= 0:
+            axis.set_ylim(bottom=0)
+    _legend(figure, axes)
     return _png(figure)
 
 

@@ -95,7 +95,13 @@ def _corpus(data: ReportData) -> Section | None:
     ]
     titles = {"hours": "audio", "mean_seconds": "mean (s)", "max_seconds": "longest (s)"}
     header = ["set", *(titles.get(column, column.replace("_", " ")) for column in columns)]
-    return Section("Corpus", ["The audio that went in, after validation.", Table(header, rows)])
+    return Section(
+        "Corpus",
+        [
+            "The audio that went in, after validation. Fine-tuning reads the labelled set alone.",
+            Table(header, rows),
+        ],
+    )
 
 
 def _corpus_cell(column: str, value: Any) -> str:

@@ -33,14 +33,14 @@ def test_json_holds_the_numbers(finished):
     assert [row["set"] for row in content["corpus"]] == ["train", "labelled", "dev", "test-clean"]
     assert [(run["name"], run["kind"]) for run in content["experiments"]] == [
         ("pretrain", "pretraining"),
-        ("finetune_pretrained", "finetuning"),
-        ("finetune_scratch", "finetuning"),
+        ("pretrained", "finetuning"),
+        ("scratch", "finetuning"),
     ]
     assert content["experiments"][0]["last"]["valid/dev"]["step"] == 1000
     assert content["unigram_entropy"] == pytest.approx(sum([4.6, 4.7, 4.8] * 2 + [4.6, 4.7]) / 8)
     rates = {(r["arm"], r["set"]): r["wer"] for r in content["results"]}
     # 5 of 20 utterances of 6 words have 1 substitution and 1 deletion.
-    assert rates["finetune_pretrained", "dev"] == pytest.approx(100 * 10 / 120, abs=0.005)
+    assert rates["pretrained", "dev"] == pytest.approx(100 * 10 / 120, abs=0.005)
     assert [marker["stage"] for marker in content["stages"]] == [0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12, 13]
 
 
