@@ -23,10 +23,13 @@ Curve = tuple[Sequence[float], Sequence[float]]
 
 
 def _figure(num_panels: int = 1, height: float = 3.2) -> tuple[Figure, list[Axes]]:
-    figure, axes = plt.subplots(
-        1, num_panels, figsize=(9.0 if num_panels > 1 else 6.4, height), squeeze=False
-    )
+    size = (9.0 if num_panels > 1 else 6.4, height)
+    figure, axes = plt.subplots(1, num_panels, figsize=size, squeeze=False, layout="constrained")
     for axis in axes[0]:
+        axis.tick_params(labelsize=9)
+        for text in (axis.xaxis.label, axis.yaxis.label):
+            text.set_fontsize(9)
+        axis.title.set_fontsize(10)
         axis.grid(True, color="#dddddd", linewidth=0.6)
         axis.set_axisbelow(True)
         for side in ("top", "right"):
@@ -112,7 +115,7 @@ def lines(panels: Sequence[tuple[str, str, dict[str, Curve]]], x_label: str = "o
         _plot(axis, curves)
         axis.set(title=title, xlabel=x_label, ylabel=y_label)
         if min(min(values) for _, values in curves.values()) >= 0:
-            axis.set_ylim(bottom=0)
+            axis.set_ylim(0, 1.04 * axis.get_ylim()[1])
     _legend(figure, axes)
     return _png(figure)
 
