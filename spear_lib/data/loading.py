@@ -81,8 +81,10 @@ atexit.register(_Ending.all_of_them)
 
 
 class _StartWorker:
-    """A signal to the whole process group (scheduler, timeout, Ctrl-C) is the main process's to handle: it saves,
-    then ends its workers. Workers that died at once would look like a crash."""
+    """Signals to the whole process group (scheduler, timeout, Ctrl-C) are the main process's to handle.
+
+    It saves, then ends its workers; workers that died at once would look like a crash.
+    """
 
     def __init__(self, flag: Any) -> None:
         self.flag = flag
@@ -146,8 +148,8 @@ def _next(results: Iterator[Any]) -> dict[str, Any] | _Failure:
         return next(results)
     except RuntimeError as error:
         raise RuntimeError(
-            f"a data worker ended or got stuck ({str(error).splitlines()[0]}); it may have been killed for memory: "
-            "lower num_workers or batch_seconds, or set num_workers to 0 to see the error"
+            f"a data worker ended or got stuck ({str(error).splitlines()[0]}); it may have been killed "
+            "for memory: lower num_workers or batch_seconds, or set num_workers to 0 to see the error"
         ) from error
 
 
