@@ -55,6 +55,8 @@ if [[ -f $noise_cuts ]]; then noise=(--data.noise_cuts "[$noise_cuts]"); fi
 # Beside the encoder that is probed.
 probe_dir=$exp_dir/pretrain/probe
 if [[ -n $encoder ]]; then probe_dir=$exp_dir/finetune_pretrained/probe; fi
+evaluation_made=()
+if [[ $probe == true ]]; then evaluation_made+=(--leaves "$probe_dir/probes.json"); fi
 encoder_of_stage_12=${encoder:-$exp_dir/pretrain/encoder}
 arms="pretrained"
 scratch_conf=conf/finetune/scratch/$conf.yaml
@@ -102,6 +104,7 @@ stage_13() {
     "$python" -m spear_lib.bin.decode --config "conf/decode/$conf.yaml" --experiment_dir "$exp_dir/finetune_$arm" \
       --units "$units" --cuts "[$cuts]"
   done
+  if [[ $probe != true ]]; then return 0; fi
   "$python" -m spear_lib.bin.probe --config "conf/probe/$conf.yaml" --encoder "$encoder_of_stage_12" \
     --train_cuts "[$(set_manifest train)]" --dev_cuts "[$(set_manifest dev)]" --test_cuts "[${cuts#*,}]" \
     --output_dir "$probe_dir" --seed "$seed"
@@ -115,6 +118,8 @@ stage_14() {
     --output_dir "$exp_dir/report" --exp_dir "$exp_dir" --title "$report_title"
 }
 
+for arm in $arms; do evaluation_made+=(--leaves "$exp_dir/finetune_$arm/decode"); done
+
 # An encoder that was named replaces stages 10 and 11.
 encoder_stage=11
 if [[ -n $encoder ]]; then encoder_stage=""; fi
@@ -124,6 +129,6 @@ run_stage 10 "pre-training" stage_10 --after "6 2" --options "teacher seed" --co
 run_stage 11 "averaging" stage_11 --after 10 --leaves "$exp_dir/pretrain/encoder"
 run_stage 12 "fine-tuning" stage_12 --after "$encoder_stage 7 1 2" --options "encoder compare_scratch seed" \
   "${finetune_confs[@]}" "${arms_made[@]}"
-run_stage 13 "evaluation" stage_13 --after 12 --options "test_sets seed" --config "conf/decode/$conf.yaml" \
-  --config "conf/probe/$conf.yaml" --leaves "$exp_dir/finetune_pretrained/decode" --leaves "$probe_dir"
+run_stage 13 "evaluation" stage_13 --after 12 --options "test_sets probe seed" \
+  --config "conf/decode/$conf.yaml" --config "conf/probe/$conf.yaml" "${evaluation_made[@]}"
 run_stage 14 "report" stage_14 --after 13 --leaves "$exp_dir/report/report.html"

@@ -10,6 +10,8 @@ report_title="SPEAR on LibriSpeech"
 token_sets="train dev"
 # Sets to decode beside dev.
 test_sets="test-clean test-other"
+# Probe the frozen features: needs dev and test sets whose speakers are not in train.
+probe=true
 # Whose embeddings are quantised unless --teacher says otherwise.
 default_teacher=spectral
 

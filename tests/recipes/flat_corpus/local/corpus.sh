@@ -6,6 +6,7 @@ corpus=flat
 report_title="SPEAR on a flat folder"
 token_sets="train dev"
 test_sets="exam"
+probe=false
 default_teacher=spectral
 
 corpus_facts() {
