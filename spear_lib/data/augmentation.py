@@ -1,5 +1,4 @@
-"""Augmentations of fine-tuning: speed perturbation of waveforms, SpecAugment of fbank batches; all draws
-keyed.
+"""Augmentations of fine-tuning: speed perturbation of waveforms, SpecAugment of fbank; draws are keyed.
 
 Legend: B utterances, T fbank frames (10 ms), F mel bins.
 
@@ -22,24 +21,24 @@ _SITE = 920_001  # first of this module's sites for keyed_random.uniform
 
 @dataclass(frozen=True)
 class SpecAugmentConfig:
-    """What is hidden from the encoder in fine-tuning (the reference's lhotse settings; Park et al. 2019)."""
+    """What is hidden from the encoder in fine-tuning (Park et al. 2019; values: lhotse's defaults)."""
 
     enabled: bool = True
     """False: features are left as they are."""
     probability: float = 0.9
-    """Share of utterances that are augmented (reference)."""
+    """Share of utterances that are augmented (lhotse)."""
     time_warp: int = 80
-    """Largest shift of the warped point in 10 ms frames; 0 switches warping off (reference: 80)."""
+    """Largest shift of the warped point in 10 ms frames; 0 switches warping off (lhotse: 80)."""
     num_frequency_masks: int = 2
-    """Frequency masks per utterance (reference)."""
+    """Frequency masks per utterance (lhotse)."""
     frequency_mask_bins: int = 27
-    """Most mel bins of a frequency mask (reference: 27 of 80; of 128 bins a smaller share)."""
+    """Most mel bins of a frequency mask (lhotse: 27 of 80; of 128 bins a smaller share)."""
     num_time_masks: int = 10
-    """Most time masks per utterance (reference)."""
+    """Most time masks per utterance (lhotse)."""
     time_mask_frames: int = 100
-    """Most 10 ms frames of a time mask (reference)."""
+    """Most 10 ms frames of a time mask (lhotse)."""
     max_time_fraction: float = 0.15
-    """Most of an utterance that its time masks cover together (reference)."""
+    """Most of an utterance that its time masks cover together (lhotse)."""
 
     def __post_init__(self) -> None:
         for name in ("probability", "max_time_fraction"):
@@ -91,8 +90,7 @@ def spec_augment(
 
 
 def _time_masks(width: int, lengths: Tensor, keys: Tensor, config: SpecAugmentConfig) -> Tensor:
-    """(B, T) bool: spans of 0 to ``time_mask_frames`` frames, together at most ``max_time_fraction`` of the
-    utterance."""
+    """(B, T) bool: spans of 0 to ``time_mask_frames``, together at most ``max_time_fraction`` of a row."""
     count, longest = config.num_time_masks, config.time_mask_frames
     if count == 0 or longest == 0:
         return torch.zeros((len(keys), width), dtype=torch.bool, device=keys.device)
@@ -113,8 +111,7 @@ def _frequency_masks(num_bins: int, keys: Tensor, config: SpecAugmentConfig) -> 
 
 
 def _spans(width: int, lengths: Tensor, limits: Tensor, keys: Tensor, site: int) -> Tensor:
-    """Union of spans, (B, width) bool: span m of row b has 0..limits[b, m] positions and lies within
-    lengths[b]."""
+    """Union of spans, (B, width) bool: span m of row b has 0..limits[b, m] positions inside lengths[b]."""
     count = limits.shape[1]
     size = torch.floor(uniform(keys, site, count) * (limits + 1)).to(torch.int64)
     size = torch.minimum(size, lengths.unsqueeze(1))

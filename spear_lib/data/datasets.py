@@ -29,12 +29,11 @@ class LoadingConfig:
     """How cuts become batches."""
 
     batch_seconds: float = 200.0
-    """Padded audio of a batch over ALL processes, s (paper Table 8 gives its batches in seconds over all
-    GPUs)."""
+    """Padded audio of a batch over ALL processes, s (ours: the mini preset's order of size)."""
     min_duration: float = 0.5
     """Shorter cuts are left out, s (ours: an encoder frame needs 0.085 s, a mask 0.1 s)."""
     max_duration: float = 30.0
-    """Longer cuts are left out, s (paper §4: LibriLight cuts of at most 30 s)."""
+    """Longer cuts are left out, s (ours; spec teachers: WavLM embeds at most 30 s)."""
     duration_jitter: float = 0.1
     """Batch mates differ in duration by about this share; larger mixes more and pads more (ours)."""
     max_cuts: int | None = None
@@ -46,8 +45,7 @@ class LoadingConfig:
     worker_timeout: float = 600.0
     """A batch that takes longer is an error, s (ours)."""
     max_bad_fraction: float = 0.001
-    """Largest share of the cuts that may be unusable (missing audio or tokens) before training stops (ours,
-    spec §6)."""
+    """Share of the cuts that may lack audio or tokens before training stops (ours, augment_and_mask §6)."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,7 @@ class PretrainingDataConfig(LoadingConfig):
     quantizer_ids: list[str] = field(default_factory=list)
     """Expected quantiser of each token field; none: not checked."""
     mixed_token_field: str = ""
-    """Field that token mixing mixes (paper §3.2: the speech teacher's); default the first of token_fields."""
+    """Field that token mixing mixes (spec §5.1: the speech teacher's); default: the first."""
     masking: MaskingConfig = field(default_factory=MaskingConfig)
     mixing: MixingConfig = field(default_factory=MixingConfig)
 

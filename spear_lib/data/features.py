@@ -16,10 +16,10 @@ from lhotse.features.kaldi.layers import create_frame_window, get_mel_banks
 from torch import Tensor, nn
 
 SAMPLE_RATE = 16000
-"""Samples per second of every waveform that reaches the features (paper §4)."""
+"""Samples per second of every waveform that reaches the features (ours: one rate everywhere)."""
 
 NUM_MEL_BINS = 128
-"""Mel bins of the encoder's input (paper §3, released weights)."""
+"""Mel bins of the encoder's input (released weights)."""
 
 PAD_VALUE = math.log(1e-10)
 """Value of the frames behind an utterance's end (the reference's padding value, -23.0259)."""
@@ -35,8 +35,7 @@ _CHUNK = 4096  # frames per FFT call on the CPU: the temporaries stay in the cac
 
 
 def fbank_length(num_samples):
-    """Number of 10 ms frames of ``num_samples`` samples (an int or an integer tensor): (n + 80) // 160,
-    lhotse's rule."""
+    """Number of 10 ms frames of n samples (int or integer tensor): (n + 80) // 160, lhotse's rule."""
     return (num_samples + _FRAME_SHIFT // 2) // _FRAME_SHIFT
 
 
@@ -76,11 +75,12 @@ class FbankExtractor(nn.Module):
 
         Args:
           waveforms: (B, N) float, in [-1, 1] (more is allowed), 16 kHz. What lies behind an utterance's end
-          is ignored. num_samples: (B,) int64, samples of each utterance; at most N.
+            is ignored.
+          num_samples: (B,) int64, samples of each utterance; at most N.
 
         Returns:
-          fbank (B, T, F) float32 with T = (N + 80) // 160, frames behind an utterance's end being
-          ``PAD_VALUE``; lengths (B,) int64 in frames.
+          fbank (B, T, F) float32 with T = (N + 80) // 160 and ``PAD_VALUE`` behind the ends;
+          lengths (B,) int64 in frames.
 
         Raises:
           ValueError: shapes or dtype do not fit.
@@ -142,8 +142,7 @@ class FbankExtractor(nn.Module):
 
 
 def _log_mel_of(frames: Tensor, window: Tensor, mel_filters: Tensor) -> Tensor:
-    """(..., 400) samples -> (..., F): DC removal, pre-emphasis, window, power spectrum, mel, log (Kaldi's
-    order)."""
+    """(..., 400) samples -> (..., F): DC removal, pre-emphasis, window, power spectrum, mel, log."""
     frames = frames - frames.mean(dim=-1, keepdim=True)
     previous = torch.cat(
         (frames[..., :1], frames[..., :-1]), dim=-1

@@ -31,16 +31,15 @@ class MaskingConfig:
     enabled: bool = True
     """False: nothing is masked (the reference's validation)."""
     time_probability: float = 0.5
-    """Share of 10 ms frames covered if spans never overlapped (paper Table 9: 0.5 speech, 0.65 audio and
-    mixed)."""
+    """Share of frames covered if spans never overlapped (spec §2: 0.5 speech, 0.65 audio and mixed)."""
     time_span: int = 10
-    """Length of a time span in 10 ms frames (paper §3: 100 ms)."""
+    """Length of a time span in 10 ms frames (spec §2: 10, 100 ms)."""
     time_min_spans: int = 2
     """Fewest time spans of an utterance (reference)."""
     channel_probability: float = 0.25
-    """Share of mel bins covered if spans never overlapped (paper Table 9)."""
+    """Share of mel bins covered if spans never overlapped (spec §2)."""
     channel_span: int = 15
-    """Length of a channel span in mel bins (paper Table 9: 15 speech, 20 audio and mixed)."""
+    """Length of a channel span in mel bins (spec §2: 15 speech, 20 audio and mixed)."""
 
     def __post_init__(self) -> None:
         for name in ("time_probability", "channel_probability"):
@@ -85,8 +84,7 @@ def time_mask(
 def channel_mask(
     keys: Tensor, probability: float = 0.25, span: int = 15, num_mel_bins: int = 128, min_spans: int = 0
 ) -> Tensor:
-    """Masked mel bins of each utterance, (B, F) bool; one draw for its whole duration (spec augment_and_mask
-    §2)."""
+    """Masked mel bins of each utterance, (B, F) bool; one draw for its whole duration (spec §2)."""
     lengths = torch.full(keys.shape, num_mel_bins, dtype=torch.int64, device=keys.device)
     return _span_mask(
         lengths, keys, probability, span, min_spans, num_mel_bins, _SITE_CHANNEL_COUNT, _SITE_CHANNEL_START
@@ -94,8 +92,7 @@ def channel_mask(
 
 
 def span_counts(lengths: Tensor, draws: Tensor, probability: float, span: int, min_spans: int) -> Tensor:
-    """Number of spans, (B,) int64, for uniform ``draws`` (B,): floor(p n / L + U), at least ``min_spans``,
-    at most n // L."""
+    """Number of spans, (B,) int64, for uniform ``draws`` (B,): floor(p n / L + U) in [min_spans, n // L]."""
     counts = torch.floor(lengths.to(torch.float64) * (probability / span) + draws.to(torch.float64)).to(
         torch.int64
     )
@@ -160,6 +157,5 @@ def student_mask_fraction(mask: Tensor, num_frames: int, frame_rate: float) -> T
 
 
 def student_mask(mask: Tensor, num_frames: int, frame_rate: float = 50.0) -> Tensor:
-    """Student frames that count as masked, (B, T') bool: at least half of what they see is (5 of 9, 6 of 11;
-    ours)."""
+    """Student frames that count as masked, (B, T') bool: at least 5 of 9, or 6 of 11, seen frames are (ours)."""
     return student_mask_fraction(mask, num_frames, frame_rate) >= 0.5

@@ -1,5 +1,4 @@
-"""Mixing a second signal into a training utterance: noise mixing, utterance mixing, token mixing (paper
-§3.2, B.2).
+"""Mixing into a training utterance: noise, another utterance, or tokens too (spec augment_and_mask §5).
 
 Legend: N samples of the primary w, N' samples of the secondary w', T token frames, C codebooks.
 
@@ -27,27 +26,23 @@ class MixingConfig:
     enabled: bool = True
     """False: no mixing at all, whatever the probabilities."""
     noise_probability: float = 0.1
-    """Share of utterances with added noise, targets clean (paper Table 9: Base .1, Large .2, audio and mixed
-    .5)."""
+    """Share with added noise, targets clean (spec §5: .1 Base, .2 Large, .5 audio and mixed)."""
     noise_snr_db: tuple[float, float] = (5.0, 20.0)
-    """Range of the SNR in dB (reference: 5..20 speech, 10..20 audio and mixed)."""
+    """Range of the SNR in dB (spec §5: 5..20 speech, 10..20 audio and mixed)."""
     noise_overlap: tuple[float, float] = (0.2, 0.8)
-    """Share of the utterance under noise (reference: speech .2-.8; 1,1 = from its start to its end, audio
-    and mixed)."""
+    """Share of the utterance under noise (spec §5: .2-.8 speech; 1, 1 for audio and mixed: all of it)."""
     utterance_probability: float = 0.0
-    """Share with a part of another utterance, targets clean (paper Table 9: .1; here token mixing takes its
-    place)."""
+    """Share with part of another utterance, targets clean (paper Table 9: .1; see spec §7)."""
     utterance_snr_db: tuple[float, float] = (-5.0, 5.0)
-    """Range of the SNR in dB (paper B.2)."""
+    """Range of the SNR in dB (spec §5)."""
     utterance_overlap: tuple[float, float] = (0.2, 0.5)
-    """Share of the primary that the other utterance covers (WavLM style, paper B.2)."""
+    """Share of the primary that the other utterance covers (spec §5, WavLM style)."""
     token_probability: float = 0.1
-    """Share of speech utterances with another whole utterance and mixed targets (paper §3.2, Eq. 4-5)."""
+    """Share of speech utterances with another whole utterance and mixed targets (paper Eq. 4-5; spec §5: .1)."""
     token_snr_db: tuple[float, float] = (-5.0, 5.0)
-    """Range of the SNR in dB (paper B.2)."""
+    """Range of the SNR in dB (spec §5)."""
     token_delay: str = "contain"
-    """"contain": the shorter signal lies inside the longer; "any": any delay with some overlap (ours, spec
-    §5.1)."""
+    """"contain": the shorter signal lies inside the longer; "any": any delay that overlaps (spec §5.1)."""
     token_delay_hop: int = 320
     """Delays are multiples of this many samples: 320 at 50 Hz, 640 for a student at 25 Hz (spec §5.1)."""
 
@@ -97,8 +92,7 @@ class MixingConfig:
 
 @dataclass
 class Mixture:
-    """Result of mixing one utterance: ``waveform`` (N,), what happened, and for token mixing ``tokens`` (T,
-    C)."""
+    """One mixed utterance: ``waveform`` (N,), what happened, and for token mixing ``tokens`` (T, C)."""
 
     waveform: np.ndarray
     gain: float
@@ -127,8 +121,7 @@ def gain_of(primary: np.ndarray, secondary: np.ndarray, snr_db: float) -> float 
 def add_at(
     primary: np.ndarray, secondary: np.ndarray, gain: float, position: int
 ) -> tuple[np.ndarray, float]:
-    """primary + gain * secondary with its sample 0 at ``position`` (may be negative); and the share
-    covered."""
+    """primary + gain * secondary, its sample 0 at ``position`` (may be negative); and the share covered."""
     start, end = max(0, position), min(len(primary), position + len(secondary))
     mixed = primary.astype(np.float32, copy=True)
     if end > start:
