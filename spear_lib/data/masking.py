@@ -157,5 +157,5 @@ def student_mask_fraction(mask: Tensor, num_frames: int, frame_rate: float) -> T
 
 
 def student_mask(mask: Tensor, num_frames: int, frame_rate: float = 50.0) -> Tensor:
-    """Student frames that count as masked, (B, T') bool: at least 5 of 9, or 6 of 11, seen frames are (ours)."""
+    """Student frames that count as masked, (B, T') bool: at least 5 of 9, or 6 of 11, seen are (ours)."""
     return student_mask_fraction(mask, num_frames, frame_rate) >= 0.5

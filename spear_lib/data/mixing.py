@@ -38,7 +38,7 @@ class MixingConfig:
     utterance_overlap: tuple[float, float] = (0.2, 0.5)
     """Share of the primary that the other utterance covers (spec §5, WavLM style)."""
     token_probability: float = 0.1
-    """Share of speech utterances with another whole utterance and mixed targets (paper Eq. 4-5; spec §5: .1)."""
+    """Share of speech utterances with another whole one and mixed targets (paper Eq. 4-5; spec §5: .1)."""
     token_snr_db: tuple[float, float] = (-5.0, 5.0)
     """Range of the SNR in dB (spec §5)."""
     token_delay: str = "contain"
