@@ -13,8 +13,8 @@ from torch import Tensor
 logger = logging.getLogger(__name__)
 
 STATUS_INTERRUPTED = 75
-"""Exit status after SIGTERM or SIGUSR1: a checkpoint was saved, the same command goes on from it.
-(EX_TEMPFAIL of sysexits.h; batch systems can requeue on it.)"""
+"""Exit status after SIGTERM or SIGUSR1: a checkpoint was saved, and the same command goes on from it (EX_TEMPFAIL
+of sysexits.h). A batch system can requeue on it. torchrun reports it in its table and itself ends with 1."""
 
 
 class LossGuard:

@@ -108,6 +108,6 @@ def environment() -> dict[str, str]:
 
 def run(arguments: list[str], expected_status: int = 0) -> str:
     """Standard error of the command; fails the test on another exit status."""
-    result = subprocess.run(arguments, env=environment(), capture_output=True, text=True, timeout=300)
+    result = subprocess.run(arguments, env=environment(), capture_output=True, text=True, timeout=550)
     assert result.returncode == expected_status, result.stderr
     return result.stderr
