@@ -13,7 +13,7 @@ from torch import Tensor
 logger = logging.getLogger(__name__)
 
 STATUS_INTERRUPTED = 75
-"""Exit status after SIGTERM or SIGUSR1: a checkpoint was saved, and the same command goes on from it (EX_TEMPFAIL
+"""Exit status after SIGTERM or SIGUSR1: all is saved, and the same command goes on from it (EX_TEMPFAIL
 of sysexits.h). A batch system can requeue on it. torchrun reports it in its table and itself ends with 1."""
 
 
