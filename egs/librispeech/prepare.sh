@@ -44,6 +44,12 @@ option split 0 "Only this part of stage 5, 1 to --num-splits (0: all parts, and 
 parse_options "$@"
 
 check_stage_range 0 7
+part=""
+if ((split != 0)); then
+  if ((stage != 5 || stop_stage != 5)); then usage_error "--split is for stage 5 alone: add --stage 5 --stop-stage 5"; fi
+  if ((split < 0 || split > num_splits)); then usage_error "--split $split: it goes from 1 to --num-splits $num_splits"; fi
+  part=$split/$num_splits
+fi
 find_python
 if [[ -z $conf ]]; then
   if [[ $mini == true ]]; then conf=mini; else conf=base; fi
@@ -114,11 +120,6 @@ run_stage 3 "teacher embeddings" stage_3 --after 1 --options "teacher teacher_pa
   --config "$quantizer_conf" --leaves "$embeddings"
 run_stage 4 "quantiser" stage_4 --after 3 --options "seed" --config "$quantizer_conf" --leaves "$quantizer" \
   --identity "quantizer=$quantizer/report.json:quantizer_id"
-part=""
-if ((split > 0)); then
-  if ((stage != 5 || stop_stage != 5)); then usage_error "--split is for stage 5 alone: add --stage 5 --stop-stage 5"; fi
-  part=$split/$num_splits
-fi
 run_stage 5 "tokens" stage_5 --after "1 4" --leaves "$data_dir/tokens/$teacher" --part "$part"
 cuts_made=()
 for set in $token_sets; do cuts_made+=(--leaves "$(token_cuts "$set")"); done

@@ -22,7 +22,7 @@ corpus_facts() {
   # Options of local/prepare_corpus.py, which synthesises the corpus of --mini true.
   corpus_options=()
   case $1 in
-    mini) num_units=100 ;;
+    mini) num_units=60 ;;
     tiny)
       num_units=50
       corpus_options=(--size tiny)
