@@ -72,7 +72,8 @@ def main() -> None:
     folder = Path(options.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     data = FrameMatrix(train_frames, mean, std + NORMALISATION_EPS)
-    quantizer, history = train_quantizer(data, training, options.seed, folder, run_id)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    quantizer, history = train_quantizer(data, training, options.seed, folder, run_id, device)
     report = make_report(quantizer, held_out_frames, train_frames)
     quantizer.provenance = {
         "teacher": summary["teacher"],

@@ -90,4 +90,6 @@ def statistics(frames: Tensor, normalisation: str, chunk: int = 65536) -> tuple[
     variance = (squares / frames.shape[0] - mean.square()).clamp(min=0)
     if normalisation == "global":
         variance = variance.mean().expand(dim)
+    elif normalisation == "half":
+        variance = (variance * variance.mean()).sqrt()
     return mean.float(), variance.sqrt().float()

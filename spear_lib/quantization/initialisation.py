@@ -61,11 +61,13 @@ def discriminant_classifiers(x: Tensor, codes: Tensor, codebook_size: int) -> tu
     """
     weights, biases = [], []
     energy = (x.T @ x).double() / x.shape[0]
-    ridge = torch.eye(x.shape[1], dtype=torch.float64) * (1e-3 * energy.diagonal().mean() + 1e-12)
+    ridge = torch.eye(x.shape[1], dtype=torch.float64, device=x.device) * (
+        1e-3 * energy.diagonal().mean() + 1e-12
+    )
     overall = x.mean(dim=0)
     for codebook in range(codes.shape[1]):
         count = torch.bincount(codes[:, codebook], minlength=codebook_size).float()
-        total = torch.zeros(codebook_size, x.shape[1]).index_add_(0, codes[:, codebook], x)
+        total = torch.zeros(codebook_size, x.shape[1], device=x.device).index_add_(0, codes[:, codebook], x)
         # Rare classes lean on the overall mean.
         means = ((total + overall) / (count + 1).unsqueeze(1)).double()
         within = energy - (means.T * (count / x.shape[0]).double()) @ means

@@ -73,8 +73,8 @@ class QuantizerTrainingOptions:
     """Adam's rate, falling linearly to 0 (reference, phase two)."""
 
     def __post_init__(self) -> None:
-        if self.normalisation not in ("channel", "global", "none"):
-            raise ValueError(f"normalisation is {self.normalisation!r}: use channel, global or none")
+        if self.normalisation not in ("channel", "half", "global", "none"):
+            raise ValueError(f"normalisation is {self.normalisation!r}: use channel, half, global or none")
         if not 0 < self.held_out_fraction < 0.5:
             raise ValueError(f"held_out_fraction is {self.held_out_fraction}: it must be in (0, 0.5)")
         for name in ("rounds", "frames_per_round", "init_frames", "classifier_frames", "max_held_out_frames"):

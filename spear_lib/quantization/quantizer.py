@@ -71,7 +71,7 @@ class Quantizer(nn.Module):
         self.register_buffer("mean", torch.zeros(dim))
         self.register_buffer("std", torch.ones(dim))
         self.provenance: dict[str, Any] = {}
-        self._table: tuple[tuple[int, ...], search.CodeTable] | None = None
+        self._table: tuple[tuple[int | str, ...], search.CodeTable] | None = None
 
     # Identity and storage ---------------------------------------------------------------------------------
 
@@ -157,7 +157,8 @@ class Quantizer(nn.Module):
 
     def code_table(self) -> search.CodeTable:
         """The Gram matrix and friends of the present code vectors (cached until they change)."""
-        versions = (self.centers._version, self.centers_scale._version, self.centers.data_ptr())
+        where = (self.centers.data_ptr(), str(self.centers.device))
+        versions = (self.centers._version, self.centers_scale._version, *where)
         if self._table is None or self._table[0] != versions:
             with torch.no_grad():
                 self._table = (versions, search.CodeTable(self.effective_centers()))

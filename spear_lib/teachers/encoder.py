@@ -4,9 +4,12 @@ HuBERT)."""
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from spear_lib.teachers.base import Teacher, weights_hash
+
+_MIN_SAMPLES = 1360  # one 50 Hz frame of the encoder
 
 
 class EncoderTeacher(Teacher):
@@ -27,7 +30,10 @@ class EncoderTeacher(Teacher):
 
     def _set_encoder(self, encoder: Any, layer: int, where: str) -> None:
         self.encoder = encoder.eval()
-        count = sum(encoder.config.num_encoder_layers)
+        layers = encoder.config.per_stack("num_encoder_layers")
+        widths = encoder.config.per_stack("encoder_dim")
+        per_layer = [width for width, depth in zip(widths, layers) for _ in range(depth)]
+        count = len(per_layer)
         index = layer + count if layer < 0 else layer
         if not 0 <= index < count:
             raise ValueError(f"layer is {layer}: the encoder at {where} has hidden states 0..{count - 1}")
@@ -38,9 +44,7 @@ class EncoderTeacher(Teacher):
         # Hidden states are at 50 Hz even where the output is averaged in pairs to 25 Hz.
         self.first_frame_center_ms = 45.0
         self.normalisation = "none (the encoder's own)"
-        dims = encoder.config.encoder_dim
-        per_layer = [d for d, n in zip(dims, encoder.config.num_encoder_layers) for _ in range(n)]
-        self.embedding_dim = int(per_layer[index]) if not isinstance(dims, int) else int(dims)
+        self.embedding_dim = per_layer[index]
 
     def identity(self) -> dict[str, Any]:
         return {**super().identity(), "weights": weights_hash(self.encoder)}
@@ -52,7 +56,10 @@ class EncoderTeacher(Teacher):
 
     def frames(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         self.encoder.eval()
-        output = self.encoder.extract(waveforms, lengths)
+        # Utterances that are too short for the encoder have no frames; they run with silence and are cut off.
+        missing = max(0, _MIN_SAMPLES - waveforms.shape[1])
+        waveforms = torch.nn.functional.pad(waveforms, (0, missing))
+        output = self.encoder.extract(waveforms, lengths.clamp(min=_MIN_SAMPLES))
         hidden = output.hidden_states[self.layer_index]
         counts = ((lengths + 80) // 160 - 7) // 2
         return hidden, counts.clamp(min=0, max=hidden.shape[1])

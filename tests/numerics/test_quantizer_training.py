@@ -151,6 +151,8 @@ def test_statistics_are_the_channels():
     torch.testing.assert_close(std, exact.std(0, correction=0).float(), atol=1e-5, rtol=1e-5)
     mean, std = statistics(frames, "global")
     torch.testing.assert_close(std, exact.var(0, correction=0).mean().sqrt().float().expand(12))
+    half = statistics(frames, "half")[1]
+    torch.testing.assert_close(half, (exact.std(0, correction=0).float() * std).sqrt(), atol=1e-4, rtol=1e-4)
     assert statistics(frames, "none")[1].tolist() == [1.0] * 12
 
 
@@ -204,7 +206,7 @@ def test_report_is_complete_and_drawn(trained, tmp_path):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"normalisation": "batch"}, "normalisation is 'batch': use channel, global or none"),
+        ({"normalisation": "batch"}, "normalisation is 'batch': use channel, half, global or none"),
         ({"rounds": 0}, "rounds is 0: it must be at least 1"),
         ({"held_out_fraction": 0.7}, r"held_out_fraction is 0.7: it must be in \(0, 0.5\)"),
     ],

@@ -125,7 +125,7 @@ def test_recipe_makes_the_same_teacher_again():
 class StubEncoder(torch.nn.Module):
     """As much of SpearEncoder as the teacher uses: hidden state i is i times the frame's number."""
 
-    config = SimpleNamespace(num_encoder_layers=(1, 2), encoder_dim=(4, 6))
+    config = SimpleNamespace(per_stack={"num_encoder_layers": (1, 2), "encoder_dim": (4, 6)}.get)
 
     def __init__(self):
         super().__init__()
@@ -153,6 +153,21 @@ def test_encoder_as_a_teacher(monkeypatch):
     assert teacher.id != create_teacher("spear", "some/folder").id
     with pytest.raises(ValueError, match="layer is 3: the encoder at some/folder has hidden states 0..2"):
         create_teacher("spear", "some/folder", layer=3)
+
+
+def test_a_real_encoder_does_not_see_batch_mates(monkeypatch):
+    from spear_lib.zipformer import SpearEncoder, ZipformerConfig
+
+    torch.manual_seed(0)
+    encoder = SpearEncoder(ZipformerConfig.mini())
+    monkeypatch.setattr(pretrained, "load_encoder", lambda path: encoder, raising=False)
+    teacher = create_teacher("spear", "folder", layer=1)
+    waveforms, lengths = noise(8000, 5000, 400)
+    together, counts = teacher.embed(waveforms, lengths)
+    assert together.shape == (3, teacher.num_frames(8000), teacher.embedding_dim)
+    assert counts.tolist() == [21, 12, 0]
+    alone, _ = teacher.embed(waveforms[1:2, :5000], lengths[1:2])
+    torch.testing.assert_close(together[1, :12], alone[0], atol=1e-4, rtol=1e-3)
 
 
 @pytest.mark.parametrize(
