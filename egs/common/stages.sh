@@ -167,7 +167,7 @@ run_stage() {
     exit "$status"
   fi
   if [[ -n $part ]]; then
-    log "stage $number: part $part is done. When all parts are: run stage $number once without --split to check and close it"
+    log "stage $number: part $part is done; when all are, the same command without --split checks them and closes the stage"
   else
     "$python" "$common_dir/marker.py" write "${arguments[@]}" --metrics "$metrics" --started "$started"
     rm -f "$metrics"

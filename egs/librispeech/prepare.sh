@@ -125,4 +125,4 @@ cuts_made=()
 for set in $token_sets; do cuts_made+=(--leaves "$(token_cuts "$set")"); done
 run_stage 6 "attaching tokens" stage_6 --after 5 "${cuts_made[@]}"
 run_stage 7 "text units" stage_7 --after 1 --options "num_units" --leaves "$data_dir/units/bpe.model"
-log "the data is ready in $data_dir"
+if ((stop_stage == 7)); then log "the data is ready in $data_dir"; fi
