@@ -1,7 +1,6 @@
 """Fine-tune an encoder for speech recognition with the pruned transducer loss (stage 12)."""
 
 import dataclasses
-import logging
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,8 +18,6 @@ from spear_lib.training.distributed import world as open_world
 from spear_lib.training.loop import train
 from spear_lib.training.options import TrainingConfig
 from spear_lib.zipformer import SpearEncoder, ZipformerConfig
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -119,13 +116,12 @@ def main() -> None:
             options.data, seed, world.rank, world.world_size, training=False, cuts=options.dev_cuts
         )
         if world.is_main:
-            start = "random weights (scratch)" if options.scratch else options.encoder
             rate = training.lr_scales.get("encoder", 1.0)
             frozen = f", frozen for {training.freeze_steps} steps" if training.freeze else ""
             first_screen(
                 "Fine-tuning for speech recognition",
                 {
-                    "starts from": start,
+                    "starts from": "random weights" if options.scratch else options.encoder,
                     **task.facts(),
                     "training audio": describe_audio(train_data),
                     "validation": describe_audio(valid),
@@ -135,7 +131,7 @@ def main() -> None:
                     "experiment": options.experiment_dir,
                 },
             )
-        results = train(
+        train(
             task,
             train_data,
             {"dev": valid},
@@ -145,8 +141,6 @@ def main() -> None:
             world=world,
             options=options,
         )
-        if world.is_main and results:
-            logger.info("done: %s", task.describe(results["dev"]))
 
 
 if __name__ == "__main__":
