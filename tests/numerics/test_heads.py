@@ -1,4 +1,4 @@
-"""The prediction heads against the reference's JointCodebookLoss(is_joint=False) and against plain PyTorch."""
+"""The prediction heads against the reference's JointCodebookLoss(is_joint=False) and plain PyTorch."""
 
 from pathlib import Path
 
