@@ -29,8 +29,6 @@ from spear_lib.zipformer import SpearEncoder, ZipformerConfig
 
 logger = logging.getLogger(__name__)
 
-PAPER_BATCH = "400 s on each of 16 GPUs in the reference"
-
 
 @dataclass(frozen=True)
 class PretrainOptions:
@@ -137,7 +135,7 @@ def facts(
         "kernels": "PyTorch's own (no other backend is needed)",
         "processes": processes.world_size,
         "training cuts": f"{train_data.num_cuts}, {hours:.2f} h of audio, about {steps} steps per epoch",
-        "batch": f"{seconds:g} s of audio over all processes ({PAPER_BATCH})",
+        "batch": f"{seconds:g} s of audio over all processes (reference: 400 s on each of 16 GPUs)",
         "learning rate": f"{training.learning_rate:g} (ScaledAdam: relative to each tensor's size), falls "
         "after "
         f"{training.lr_batches:g} steps and {training.lr_hours:g} h",
