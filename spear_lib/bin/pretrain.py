@@ -127,8 +127,7 @@ def facts(
 ) -> dict[str, object]:
     """Lines of the first screen."""
     training, seconds = options.training, options.data.batch_seconds * options.training.accumulate_batches
-    precision = Precision(training.precision, processes.device)
-    hours = train_data.total_seconds / 3600
+    precision, hours = Precision(training.precision, processes.device), train_data.total_seconds / 3600
     steps = max(1, train_data.num_batches(0) // training.accumulate_batches)
     lines = {
         "precision": f"{precision.name} ({precision.reason})",
