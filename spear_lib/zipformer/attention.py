@@ -53,12 +53,20 @@ class PositionalEncoding(nn.Module):
         return table
 
 
-def _relative_view(buffer: Tensor, num_frames: int) -> Tensor:
+def _relative_view(buffer: Tensor) -> Tensor:
     """View (B, H, T, T) of a contiguous buffer (B, H, T, 2 T - 1): element (i, j) is column T - 1 - i + j."""
-    batch, heads, _, width = buffer.shape
+    batch, heads, num_frames, width = buffer.shape
     strides = (heads * num_frames * width, num_frames * width, width - 1, 1)
     offset = buffer.storage_offset() + num_frames - 1
     return buffer.as_strided((batch, heads, num_frames, num_frames), strides, offset)
+
+
+def _chunks(query: Tensor) -> list[slice]:
+    """Parts of the batch to work on: all of it, or on a CPU single utterances, whose scores fit its cache."""
+    batch = query.shape[0]
+    if query.device.type != "cpu":
+        return [slice(0, batch)]
+    return [slice(index, index + 1) for index in range(batch)]
 
 
 class _AttentionWeightsFunction(torch.autograd.Function):
@@ -66,45 +74,60 @@ class _AttentionWeightsFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, query, key, position_query, position_key, mask, use_position, penalise):
-        num_frames = query.shape[2]
+        batch, heads, num_frames, _ = query.shape
+        weights = query.new_empty(batch, heads, num_frames, num_frames)
+        penalty = torch.empty_like(weights) if penalise else None
+        positions = position_key.to(query.dtype).transpose(1, 2)
+        chunks = _chunks(query)
+        buffer = None
         with torch.autocast(query.device.type, enabled=False):
-            scores = torch.matmul(query, key.transpose(2, 3))
-            if use_position:
-                relative = torch.matmul(position_query, position_key.to(position_query.dtype).transpose(1, 2))
-                scores.add_(_relative_view(relative, num_frames))
-                del relative
-            penalty = score_penalty(scores) if penalise else None
-            if mask is not None:
-                scores.masked_fill_(mask, MASKED_SCORE)
-            weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+            for part in chunks:
+                scores = torch.matmul(query[part], key[part].transpose(2, 3))
+                if use_position:
+                    if buffer is None:
+                        buffer = query.new_empty(*scores.shape[:3], 2 * num_frames - 1)
+                    torch.matmul(position_query[part], positions, out=buffer)
+                    scores.add_(_relative_view(buffer))
+                if penalty is not None:
+                    penalty[part] = score_penalty(scores)
+                if mask is not None:
+                    # Added rather than filled in: exp gives exactly 0 either way, and this is one cheap pass.
+                    scores.add_(mask if mask.shape[0] == 1 else mask[part])
+                weights[part] = torch.softmax(scores, dim=-1, dtype=torch.float32)
         ctx.use_position = use_position
-        ctx.has_mask = mask is not None
-        ctx.save_for_backward(query, key, position_query, position_key, weights, mask, penalty)
-        return weights
+        ctx.save_for_backward(query, key, position_query, position_key, weights, penalty)
+        # The first head once more, so that its own consumer does not need a gradient of all heads.
+        return weights, weights[:, 0].clone()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad):
-        query, key, position_query, position_key, weights, mask, penalty = ctx.saved_tensors
+    def backward(ctx, grad_weights, grad_first):
+        query, key, position_query, position_key, weights, penalty = ctx.saved_tensors
         num_frames = query.shape[2]
-        grad = torch.ops.aten._softmax_backward_data(grad.float(), weights.float(), -1, torch.float32)
-        if mask is not None:
-            grad.masked_fill_(mask, 0.0)  # matters only for rows without any source
-        if penalty is not None:
-            grad.add_(penalty)
-        grad = grad.to(query.dtype)
-        grad_query = torch.matmul(grad, key)
-        grad_key = torch.matmul(grad.transpose(2, 3), query)
-        if ctx.use_position:
-            buffer = grad.new_zeros(*grad.shape[:3], 2 * num_frames - 1)
-            _relative_view(buffer, num_frames).copy_(grad)
-            grad_position_query = torch.matmul(buffer, position_key.to(buffer.dtype))
-            grad_position_key = torch.matmul(buffer.transpose(2, 3), position_query).sum(dim=0)
-            grad_position_key = grad_position_key.to(position_key.dtype)
-        else:
-            # A zero, not None: every parameter gets a gradient in every step, as DDP needs.
-            grad_position_query = torch.zeros_like(position_query)
-            grad_position_key = torch.zeros_like(position_key)
+        grad_query, grad_key = torch.empty_like(query), torch.empty_like(key)
+        # A zero, not None, without positions: every parameter gets a gradient in every step, as DDP needs.
+        grad_position_query = torch.zeros_like(position_query)
+        grad_position_key = torch.zeros_like(position_key, dtype=torch.float32)
+        positions = position_key.to(query.dtype)
+        buffer = None
+        for part in _chunks(query):
+            grad = grad_weights[part].to(torch.float32, copy=True)
+            grad[:, 0] += grad_first[part]
+            grad = torch.ops.aten._softmax_backward_data(grad, weights[part].float(), -1, torch.float32)
+            if penalty is not None:
+                grad.add_(penalty[part])
+            grad = grad.to(query.dtype)
+            grad_query[part] = torch.matmul(grad, key[part])
+            grad_key[part] = torch.matmul(grad.transpose(2, 3), query[part])
+            if not ctx.use_position:
+                continue
+            if buffer is None:  # what lies outside the view stays zero
+                buffer = grad.new_zeros(*grad.shape[:3], 2 * num_frames - 1)
+            _relative_view(buffer).copy_(grad)
+            grad_position_query[part] = torch.matmul(buffer, positions)
+            product = torch.matmul(buffer.transpose(2, 3), position_query[part])
+            grad_position_key += product.sum(dim=0, dtype=torch.float32)
+        grad_position_key = grad_position_key.to(position_key.dtype)
         return grad_query, grad_key, grad_position_query, grad_position_key, None, None, None
 
 
@@ -141,13 +164,13 @@ class RelPositionMultiheadAttentionWeights(nn.Module):
         self.skip_coin = context.new_coin()
         self.penalty_coin = context.new_coin()
 
-    def forward(self, x: Tensor, table: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Weights (B, H, T, T); rows are targets.
+    def forward(self, x: Tensor, table: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Weights of all heads (B, H, T, T) and of the first head (B, T, T); rows are targets.
 
         Args:
           x: (B, T, D).
           table: positional encodings (2 T - 1, P).
-          mask: bool, broadcastable to (B, H, T, T), True = source not seen by the target.
+          mask: added to the scores, broadcastable to (B, H, T, T); MASKED_SCORE = source not seen.
         """
         batch, num_frames, _ = x.shape
         heads = self.num_heads
@@ -165,6 +188,7 @@ class RelPositionMultiheadAttentionWeights(nn.Module):
         query = query.reshape(batch, num_frames, heads, -1).transpose(1, 2)
         key = key.reshape(batch, num_frames, heads, -1).transpose(1, 2)
         position_query = position_query.reshape(batch, num_frames, heads, -1).transpose(1, 2)
+        mask = mask.to(query.dtype) if mask is not None else None
         return _AttentionWeightsFunction.apply(
             query, key, position_query, position_key, mask, use_position, penalise
         )

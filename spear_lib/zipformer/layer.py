@@ -135,17 +135,17 @@ class ZipformerLayer(nn.Module):
         Args:
           x: (B, T, D).
           table: positional encodings (2 T - 1, P).
-          mask: bool, broadcastable to (B, H, T, T), True = source not seen.
+          mask: added to attention scores, broadcastable to (B, H, T, T); MASKED_SCORE = not seen.
           valid: (B, T, 1) bool, False on padding, or None without padding.
           chunk_size: frames of the stack per chunk, for causal convolutions.
 
         Returns:
           (B, T, D).
         """
-        weights = self.self_attn_weights(x, table, mask)
+        weights, first_head = self.self_attn_weights(x, table, mask)
         attention_mask = self._mask(self.attention_skip_rate, self.attention_draw)
         h = x + self.feed_forward1(x)
-        branch = self.balancer_na(self.nonlin_attention(h, weights[:, 0]))
+        branch = self.balancer_na(self.nonlin_attention(h, first_head))
         h = _add(h, branch, attention_mask)
         h = _add(h, self.self_attn1(h, weights), attention_mask)
         branch = self.conv_module1(h, valid, chunk_size)

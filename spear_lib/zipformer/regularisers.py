@@ -36,7 +36,7 @@ class _BalancerFunction(torch.autograd.Function):
             x32 = x.float()
             mean = x32.mean(dim=others)
             count = x.numel() // x.shape[channel_dim]
-            square = torch.linalg.vector_norm(x32, dim=others).square() / count
+            square = x32.square().sum(dim=others) / count
             std2 = (square - mean * mean).clamp_(min=_FLOOR)
             std = std2.sqrt()
             square = square.clamp_(min=_FLOOR)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spear_lib.zipformer.attention import PositionalEncoding
+from spear_lib.zipformer.attention import MASKED_SCORE, PositionalEncoding
 from spear_lib.zipformer.config import ZipformerConfig
 from spear_lib.zipformer.layer import ZipformerLayer
 from spear_lib.zipformer.modules import Bypass, Downsample, upsample
@@ -57,12 +57,12 @@ class _FrameMasks:
         return None if self.valid is None else self.valid[:, ::factor].unsqueeze(-1)
 
     def attention(self, factor: int) -> Tensor | None:
-        """True where a source is not seen, broadcastable to (B, H, T / factor, T / factor)."""
-        padding = None if self.valid is None else ~self.valid[:, None, None, ::factor]
-        if self.chunk_mask is None:
-            return padding
-        chunks = self.chunk_mask[::factor, ::factor]
-        return chunks[None, None] if padding is None else padding | chunks
+        """What is added to scores, broadcastable to (B, H, T / factor, T / factor), or None."""
+        unseen = None if self.valid is None else ~self.valid[:, None, None, ::factor]
+        if self.chunk_mask is not None:
+            chunks = self.chunk_mask[None, None, ::factor, ::factor]
+            unseen = chunks if unseen is None else unseen | chunks
+        return None if unseen is None else unseen.to(torch.float32) * MASKED_SCORE
 
     def replicate(self) -> dict[str, Tensor]:
         """Arguments of Downsample that make it independent of padding."""

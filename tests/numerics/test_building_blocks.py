@@ -9,7 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from spear_lib.zipformer import SpearEncoder, ZipformerConfig
-from spear_lib.zipformer.attention import positional_table
+from spear_lib.zipformer.attention import MASKED_SCORE, positional_table
 from spear_lib.zipformer.layer import ZipformerLayer
 from spear_lib.zipformer.modules import Downsample, bias_norm, swoosh, upsample
 from spear_lib.zipformer.regularisers import (
@@ -119,22 +119,24 @@ def layer(golden):
 def _layer_inputs(golden):
     x = golden["layer.src"].transpose(0, 1).contiguous()
     valid = torch.arange(x.shape[1]) < golden["layer.lens"].unsqueeze(1)
-    return x, golden["layer.pos_emb"][0], ~valid[:, None, None], valid.unsqueeze(-1)
+    mask = (~valid[:, None, None]).float() * MASKED_SCORE
+    return x, golden["layer.pos_emb"][0], mask, valid.unsqueeze(-1)
 
 
 def test_layer_parts(golden, layer):
     x, table, mask, valid = _layer_inputs(golden)
-    masked = mask | golden["layer.attn_mask"].bool()
-    weights = layer.self_attn_weights(x, table, mask)
+    masked = torch.minimum(mask, golden["layer.attn_mask"].float() * MASKED_SCORE)
+    weights, first_head = layer.self_attn_weights(x, table, mask)
+    assert torch.equal(first_head, weights[:, 0])
     close = {"atol": 1e-5, "rtol": 0}
 
     def check(value, key):
         torch.testing.assert_close(value, golden[f"layer.{key}"].transpose(0, 1), **close)
 
     check(weights, "attn_weights")
-    check(layer.self_attn_weights(x, table, masked), "attn_weights_masked")
+    check(layer.self_attn_weights(x, table, masked)[0], "attn_weights_masked")
     check(layer.self_attn1(x, weights), "self_attn1")
-    check(layer.nonlin_attention(x, weights[:, 0]), "nonlin_attention")
+    check(layer.nonlin_attention(x, first_head), "nonlin_attention")
     check(layer.feed_forward1(x), "feed_forward1")
     check(layer.feed_forward2(x), "feed_forward2")
     check(layer.feed_forward3(x), "feed_forward3")
@@ -152,7 +154,7 @@ def test_layer_gradients(golden, layer):
     layer(x, table, mask, valid).backward(golden["layer.grad_out"].transpose(0, 1))
     torch.testing.assert_close(x.grad, golden["layer.grad_src"].transpose(0, 1), atol=1e-4, rtol=0)
     x.grad = None
-    weights = layer.self_attn_weights(x, table, mask)
+    weights, _ = layer.self_attn_weights(x, table, mask)
     weights.backward(golden["layer.grad_attn_weights"].transpose(0, 1))
     expected = golden["layer.grad_src_from_attn_weights"].transpose(0, 1)
     torch.testing.assert_close(x.grad, expected, atol=1e-4, rtol=0)
