@@ -14,6 +14,7 @@ from spear_lib.data.tokens_store import write_json
 from spear_lib.quantization.embeddings import FrameMatrix, read_embeddings, split_held_out, statistics
 from spear_lib.quantization.options import QuantizerTrainingOptions, SamplingOptions, SpectralOptions
 from spear_lib.quantization.quantizer import NORMALISATION_EPS
+from spear_lib.quantization.reference_trainer import train_reference
 from spear_lib.quantization.report import make_report, plot_report
 from spear_lib.quantization.trainer import CHECKPOINT, train_quantizer
 
@@ -73,7 +74,8 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     data = FrameMatrix(train_frames, mean, std + NORMALISATION_EPS)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    quantizer, history = train_quantizer(data, training, options.seed, folder, run_id, device)
+    train = train_reference if training.method == "reference" else train_quantizer
+    quantizer, history = train(data, training, options.seed, folder, run_id, device)
     report = make_report(quantizer, held_out_frames, train_frames)
     quantizer.provenance = {
         "teacher": summary["teacher"],
@@ -88,7 +90,7 @@ def main() -> None:
     write_json(folder / "report.json", report)
     # Last: its presence says that the stage is done.
     quantizer.save(folder)
-    (folder / CHECKPOINT).unlink()
+    (folder / CHECKPOINT).unlink(missing_ok=True)
     logger.info(
         "quantiser %s: relative error %s on held-out frames (Gaussian bound %.4f), %d of %d codes unused",
         quantizer.id,

@@ -51,28 +51,39 @@ class QuantizerTrainingOptions:
     """Share of the recordings kept for the report (reference: 5 % of the frames)."""
     max_held_out_frames: int = 10000
     """At most this many frames in the report (reference: 10 000)."""
+    method: str = "least_squares"
+    """least_squares: rounds of search and closed-form update (ours, fast); reference: Adam in two phases
+    (paper)."""
     init_frames: int = 20000
     """Frames of the residual k-means that initialises the codebooks (ours)."""
     init_iterations: int = 8
     """Lloyd iterations per codebook (ours)."""
-    rounds: int = 12
+    rounds: int = 8
     """Rounds of search (one refinement) and closed-form update of all code vectors (ours)."""
-    frames_per_round: int = 40000
+    frames_per_round: int = 20000
     """Random frames per round (ours)."""
-    statistics_decay: float = 0.5
+    statistics_decay: float = 0.8
     """Weight of the earlier rounds' statistics in the update; 0 forgets them (ours)."""
     ridge: float = 1.0
     """Pull of a code vector towards its last value, in frames (ours)."""
-    classifier_frames: int = 40000
+    classifier_frames: int = 20000
     """Frames that train the classifiers of the first guess (ours)."""
-    classifier_steps: int = 200
+    classifier_steps: int = 100
     """Adam steps of the classifiers after their closed-form start (ours)."""
     classifier_batch: int = 1024
     """Frames per Adam step (paper: 1024)."""
     classifier_learning_rate: float = 0.0025
     """Adam's rate, falling linearly to 0 (reference, phase two)."""
+    phase_one_steps: int = 35000
+    """Method reference: Adam steps with 2N codebooks of 16 (SPEAR's scripts)."""
+    phase_two_steps: int = 35000
+    """Method reference: Adam steps with N codebooks of 256 (SPEAR's scripts)."""
+    batch_frames: int = 1024
+    """Method reference: frames per step (SPEAR's scripts)."""
 
     def __post_init__(self) -> None:
+        if self.method not in ("least_squares", "reference"):
+            raise ValueError(f"method is {self.method!r}: use least_squares or reference")
         if self.normalisation not in ("channel", "half", "global", "none"):
             raise ValueError(f"normalisation is {self.normalisation!r}: use channel, half, global or none")
         if not 0 < self.held_out_fraction < 0.5:

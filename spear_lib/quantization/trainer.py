@@ -64,16 +64,18 @@ def train_quantizer(
     with torch.no_grad():
         quantizer.mean.copy_(data.mean)
         quantizer.std.copy_(data.std)
-    state = _load_state(checkpoint_folder / CHECKPOINT, run_id, device)
+    state = load_state(checkpoint_folder / CHECKPOINT, run_id)
     if state is None:
         state = _initial_state(data, options, seed, run_id, device)
-        _save_state(state, checkpoint_folder / CHECKPOINT)
-    elif state["round"]:
+        save_state(state, checkpoint_folder / CHECKPOINT)
+    else:
+        for name in ("centers", "cooccurrence", "sums"):
+            state[name] = state[name].to(device)
         logger.info("goes on after round %d of %d", state["round"], options.rounds)
     rounds = range(state["round"], options.rounds)
     for number in progress(rounds, total=len(rounds), description="quantiser", unit="rounds"):
         _one_round(state, data, options, seed, number, device)
-        _save_state(state, checkpoint_folder / CHECKPOINT)
+        save_state(state, checkpoint_folder / CHECKPOINT)
     with torch.no_grad():
         quantizer.centers.copy_(state["centers"])
     _fit_classifiers(quantizer.to(device), state, data, options, seed)
@@ -232,14 +234,17 @@ def _draw(total: int, count: int, *seed: int | str) -> Tensor:
     return torch.from_numpy(chosen).sort().values
 
 
-def _save_state(state: dict[str, Any], path: Path) -> None:
+def save_state(state: dict[str, Any], path: Path) -> None:
+    """Write the state aside and rename it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(path.name + ".tmp")
     torch.save(state, aside)
     os.replace(aside, path)
 
 
-def _load_state(path: Path, run_id: str, device: torch.device) -> dict[str, Any] | None:
+def load_state(path: Path, run_id: str) -> dict[str, Any] | None:
+    """What ``save_state`` kept, on the CPU; None where there is nothing; ValueError if it is another
+    run's."""
     if not path.exists():
         return None
     state = torch.load(path, weights_only=True, map_location="cpu")
@@ -247,6 +252,4 @@ def _load_state(path: Path, run_id: str, device: torch.device) -> dict[str, Any]
         raise ValueError(
             f"{path} belongs to a training with other options or embeddings; delete it to start anew"
         )
-    for name in ("centers", "cooccurrence", "sums"):
-        state[name] = state[name].to(device)
     return state

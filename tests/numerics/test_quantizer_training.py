@@ -68,7 +68,7 @@ def test_first_guess_is_worth_having(trained):
 
 
 def test_stopped_and_started_again_ends_with_the_same_quantiser(trained, tmp_path, monkeypatch):
-    save, calls = trainer._save_state, []
+    save, calls = trainer.save_state, []
 
     def save_and_stop(state, path):
         save(state, path)
@@ -76,7 +76,7 @@ def test_stopped_and_started_again_ends_with_the_same_quantiser(trained, tmp_pat
         if len(calls) in (2, 4):
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(trainer, "_save_state", save_and_stop)
+    monkeypatch.setattr(trainer, "save_state", save_and_stop)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             train_quantizer(matrix(toy_frames()), OPTIONS, 0, tmp_path, "run")
