@@ -55,7 +55,10 @@ class AsrTask(Task):
 
     def begin_step(self, batch: Any, clock: StepClock) -> None:
         self.step = clock.step - 1  # the loss weights count from 0
-        self.model.encoder.begin_step(clock.batch_count, clock.step_key, batch.keys)
+        self.model.encoder.begin_step(clock.batch_count, clock.step_key, batch.keys, clock.gradient_scale)
+
+    def after_backward(self) -> None:
+        self.model.encoder.limit_gradients()
 
     def compute(self, batch: Any) -> StepResult:
         model = self.model

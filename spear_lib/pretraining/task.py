@@ -78,7 +78,10 @@ class PretrainingTask(Task):
             )
 
     def begin_step(self, batch: Any, clock: StepClock) -> None:
-        self.model.encoder.begin_step(clock.batch_count, clock.step_key, batch.keys)
+        self.model.encoder.begin_step(clock.batch_count, clock.step_key, batch.keys, clock.gradient_scale)
+
+    def after_backward(self) -> None:
+        self.model.encoder.limit_gradients()
 
     def compute(self, batch: Any) -> StepResult:
         encoder = self.model.encoder

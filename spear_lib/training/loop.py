@@ -2,9 +2,9 @@
 ours).
 
 Order within a step, as in the reference (spec optim §2.2): the step counter goes up; every micro-batch sets
-the schedule clock, runs forward and backward; the learning rate is set from (step, hours); the optimiser
-moves; the model average, the log, the validation and the checkpoint follow. Nothing waits for the device
-except when logging.
+the schedule clock, runs forward and backward; the task may change the gradients of the global batch; the
+learning rate is set from (step, hours); the optimiser moves; the model average, the log, the validation and
+the checkpoint follow. Nothing waits for the device except when logging.
 
 The gradient is that of the SUM of the loss over the global batch: DDP averages over ranks, so each rank's
 loss is multiplied by the number of ranks.
@@ -180,8 +180,9 @@ class Trainer:
                 return False
             batch = batch.to(world.device)
             key = keyed_random.key("step", config.seed, position.step + 1, micro)
+            batch_count = clock + config.schedule_offset_batches
             self.task.begin_step(
-                batch, StepClock(position.step + 1, clock + config.schedule_offset_batches, hours, key)
+                batch, StepClock(position.step + 1, batch_count, hours, key, world.world_size)
             )
             with distributed.no_gradient_sync(self.module, micro + 1 < config.accumulate_batches):
                 with self.precision.autocast():
@@ -193,6 +194,7 @@ class Trainer:
             shares = getattr(batch, "statistics", {})  # how much was mixed, and the like
             self.totals.add({f"data/{name}": pair for name, pair in shares.items()})
         self.guard.check(position.step + 1)
+        self.task.after_backward()
 
         position.step += 1
         self.scheduler.step_batch(position.step)

@@ -11,7 +11,12 @@ fine-tuning and probes.
             self.model = model  # the nn.Module that is trained and saved
 
         def begin_step(self, batch, clock):  # before every training forward
-            self.model.encoder.begin_step(clock.batch_count, clock.step_key, batch.keys)
+            self.model.encoder.begin_step(
+                clock.batch_count, clock.step_key, batch.keys, clock.gradient_scale
+            )
+
+        def after_backward(self):  # once per step, with the gradients of the global batch
+            self.model.encoder.limit_gradients()
 
         def compute(self, batch):  # training and validation: look at self.model.training
             ...
@@ -40,6 +45,9 @@ class StepClock:
     """Nominal hours of audio seen before this step, over all ranks."""
     step_key: int
     """Key of the draws that belong to the step and not to an utterance; differs between micro-batches."""
+    gradient_scale: float = 1.0
+    """What the loop multiplies the loss by before backward: the number of ranks, as their gradients are
+    averaged. Gradients that do not come from the loss must be multiplied by it too."""
 
 
 @dataclass
@@ -64,6 +72,9 @@ class Task(ABC):
 
     def begin_step(self, batch: Any, clock: StepClock) -> None:  # noqa: B027  (optional by design)
         """Called before every training forward (never in validation): set schedules and keyed randomness."""
+
+    def after_backward(self) -> None:  # noqa: B027  (optional by design)
+        """Called once per step when the gradients are those of the global batch, before they are used."""
 
     @abstractmethod
     def compute(self, batch: Any) -> StepResult:

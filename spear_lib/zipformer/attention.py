@@ -16,6 +16,7 @@ from spear_lib.zipformer.schedule import Schedule, StepContext
 
 MASKED_SCORE = -1000.0  # finite, so that a row without any source stays finite
 _PENALTY_PROBABILITY = 0.1
+_PENALTY = 1.0e-4
 
 
 def positional_table(
@@ -73,10 +74,10 @@ class _AttentionWeightsFunction(torch.autograd.Function):
     """softmax(q k' + relative positional term) with only the weights kept for the backward pass."""
 
     @staticmethod
-    def forward(ctx, query, key, position_query, position_key, mask, use_position, penalise):
+    def forward(ctx, query, key, position_query, position_key, mask, use_position, penalty_size):
         batch, heads, num_frames, _ = query.shape
         weights = query.new_empty(batch, heads, num_frames, num_frames)
-        penalty = torch.empty_like(weights) if penalise else None
+        penalty = torch.empty_like(weights) if penalty_size else None
         positions = position_key.to(query.dtype).transpose(1, 2)
         chunks = _chunks(query)
         buffer = None
@@ -89,7 +90,7 @@ class _AttentionWeightsFunction(torch.autograd.Function):
                     torch.matmul(position_query[part], positions, out=buffer)
                     scores.add_(_relative_view(buffer))
                 if penalty is not None:
-                    penalty[part] = score_penalty(scores)
+                    penalty[part] = score_penalty(scores, penalty=penalty_size)
                 if mask is not None:
                     # Added rather than filled in: exp gives exactly 0 either way, and this is one cheap pass.
                     scores.add_(mask if mask.shape[0] == 1 else mask[part])
@@ -179,18 +180,19 @@ class RelPositionMultiheadAttentionWeights(nn.Module):
         query, key, position_query = projected.split([width, width, heads * self.pos_head_dim], dim=-1)
         key = self.whiten_keys(self.balance_keys(key))
         position_key = self.linear_pos(table).view(-1, heads, self.pos_head_dim).transpose(0, 1)
-        use_position, penalise = True, False
+        use_position, penalty = True, 0.0
         if self.training and self.stochastic:
             skip_rate = self.pos_emb_skip_rate(self.context.batch_count)
             use_position = self.context.coin(self.skip_coin) >= skip_rate
-        if self.training and self.limit_gradients and projected.requires_grad:
-            penalise = self.context.coin(self.penalty_coin) < _PENALTY_PROBABILITY
+        penalise = self.training and self.limit_gradients and projected.requires_grad
+        if penalise and self.context.coin(self.penalty_coin) < _PENALTY_PROBABILITY:
+            penalty = _PENALTY * self.context.gradient_scale
         query = query.reshape(batch, num_frames, heads, -1).transpose(1, 2)
         key = key.reshape(batch, num_frames, heads, -1).transpose(1, 2)
         position_query = position_query.reshape(batch, num_frames, heads, -1).transpose(1, 2)
         mask = mask.to(query.dtype) if mask is not None else None
         return _AttentionWeightsFunction.apply(
-            query, key, position_query, position_key, mask, use_position, penalise
+            query, key, position_query, position_key, mask, use_position, penalty
         )
 
 

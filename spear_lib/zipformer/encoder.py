@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from spear_lib.zipformer.config import ZipformerConfig
 from spear_lib.zipformer.front_end import MIN_FBANK_FRAMES, ConvolutionalFrontEnd, embedding_frames
+from spear_lib.zipformer.regularisers import limit_gradients
 from spear_lib.zipformer.schedule import StepContext
 from spear_lib.zipformer.stack import Zipformer
 
@@ -34,8 +35,9 @@ class SpearEncoder(nn.Module):
     """SPEAR's Zipformer encoder.
 
     In training mode call ``begin_step`` before every forward: it sets the schedule clock and the keys of all
-    random draws, so that a step is reproducible and independent of the number of processes. In evaluation
-    mode the encoder is deterministic and needs nothing.
+    random draws, so that a step is reproducible and independent of the number of processes; call
+    ``limit_gradients`` between the last backward and the optimiser. In evaluation mode the encoder is
+    deterministic and needs nothing.
 
     Attributes:
       output_dim: channels of encoder_out.
@@ -61,16 +63,33 @@ class SpearEncoder(nn.Module):
         random_parts = (config.balancer, config.whiten, config.limit_gradients, config.stochastic)
         self._needs_step = any(random_parts) or (config.causal and len(config.chunk_size) > 1)
 
-    def begin_step(self, batch_count: float, step_key: int, utterance_keys: Tensor) -> None:
+    def begin_step(
+        self, batch_count: float, step_key: int, utterance_keys: Tensor, gradient_scale: float = 1.0
+    ) -> None:
         """Prepare the next training forward.
 
         Args:
           batch_count: schedule clock, in batches of the reference size (spec: 600 s of audio each).
           step_key: key of the draws shared by the batch; the same on all processes.
           utterance_keys: (B,) int64, one key per utterance, see ``spear_lib.keyed_random.keys``.
+          gradient_scale: what the loss is multiplied by before backward (the number of processes whose
+            gradients are averaged); gradients that do not come from the loss are multiplied by it too.
         """
-        self.context.begin(batch_count, step_key, utterance_keys)
+        self.context.begin(batch_count, step_key, utterance_keys, gradient_scale)
         self._step_ready = True
+
+    def limit_gradients(self) -> None:
+        """Keep scales of norms and bypasses in range, by the sign of their gradients (Zipformer).
+
+        Call it once per training step after the last backward, on gradients that are summed over processes,
+        before they are clipped and used. It belongs to the last ``begin_step``. Does nothing where
+        ``config.limit_gradients`` is false, or for parameters without gradient.
+        """
+        if not self.config.limit_gradients:
+            return
+        if self.context.step_key is None:
+            raise RuntimeError("limit_gradients before the first begin_step: it belongs to a training step")
+        limit_gradients(self, self.context)
 
     def forward(
         self,

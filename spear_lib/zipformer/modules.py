@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from spear_lib.zipformer.regularisers import Limiter
-from spear_lib.zipformer.schedule import Schedule, StepContext
+from spear_lib.zipformer.schedule import Schedule, StepContext, as_schedule
 
 _LINEAR_TERM = 0.08
 _SHIFT = {"L": 4.0, "R": 1.0}
@@ -85,11 +85,12 @@ class BiasNorm(nn.Module):
         super().__init__()
         self.log_scale = nn.Parameter(torch.tensor(1.0))
         self.bias = nn.Parameter(torch.empty(dim).normal_(mean=0.0, std=1.0e-4))
-        self.limiter = Limiter(context, -1.5, 1.5, enabled=limit_gradients)
+        limiter = Limiter("log_scale", as_schedule(-1.5), 1.5, context.new_coin())
+        self.limiter = limiter if limit_gradients else None
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, T, D) -> (B, T, D) float32."""
-        return bias_norm(x, self.bias, self.limiter(self.log_scale))
+        return bias_norm(x, self.bias, self.log_scale)
 
 
 class Bypass(nn.Module):
@@ -109,15 +110,15 @@ class Bypass(nn.Module):
         super().__init__()
         self.bypass_scale = nn.Parameter(torch.full((dim,), 0.5))
         self.context = context
-        minimum = Schedule((0, 0.9), (20000, 0.2))
-        self.limiter = Limiter(context, minimum, 1.0, enabled=limit_gradients)
+        limiter = Limiter("bypass_scale", Schedule((0, 0.9), (20000, 0.2)), 1.0, context.new_coin())
+        self.limiter = limiter if limit_gradients else None
         self.skip_rate = skip_rate
         self.stochastic = stochastic
         self.draw = context.new_draws() if skip_rate is not None else None
 
     def forward(self, x: Tensor, h: Tensor) -> Tensor:
         """x, h (B, T, D) -> (B, T, D)."""
-        scale = self.limiter(self.bypass_scale)
+        scale = self.bypass_scale
         if self.training and self.stochastic and self.skip_rate is not None:
             skip_rate = self.skip_rate(self.context.batch_count)
             if skip_rate > 0.0:

@@ -1,10 +1,12 @@
-"""Identities whose backward pass shapes the gradient: Balancer, Whiten, limiter, score penalty, scale.
+"""What shapes gradients beside the loss: Balancer, Whiten, score penalty, scale, limiter of parameters.
 
-All of them act in training only. The gradients are closed forms of the Zipformer definitions; statistics are
-computed in the forward pass in float32, so that the backward pass is one sweep.
+All of them act in training only, and all but the limiter are identities with a backward pass of their own.
+The gradients are closed forms of the Zipformer definitions; statistics are computed in the forward pass in
+float32, so that the backward pass is one sweep.
 """
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -226,46 +228,47 @@ class Whiten(nn.Module):
         return whiten(x, self.num_groups, self.limit(self.context.batch_count), self.grad_scale)
 
 
-class _LimitFunction(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, value, minimum, maximum):
-        ctx.save_for_backward(value)
-        ctx.limits = (minimum, maximum)
-        return value.view_as(value)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):
-        (value,) = ctx.saved_tensors
-        minimum, maximum = ctx.limits
-        wrong = ((value < minimum) & (grad > 0)) | ((value > maximum) & (grad < 0))
-        return torch.where(wrong, -grad, grad), None, None
+def limit_gradient(value: Tensor, grad: Tensor, minimum: float, maximum: float) -> Tensor:
+    """``grad``, negated where value is out of range and descent would move it further out (same shapes)."""
+    wrong = ((value < minimum) & (grad > 0)) | ((value > maximum) & (grad < 0))
+    return torch.where(wrong, -grad, grad)
 
 
-def limit_gradient(value: Tensor, minimum: float, maximum: float) -> Tensor:
-    """Identity; negates the gradient where value is out of range and descent would move it further out."""
-    return _LimitFunction.apply(value, minimum, maximum)
+@dataclass(frozen=True)
+class Limiter:
+    """Bounds of one parameter whose gradient is limited in 60 % of the steps (Zipformer).
+
+    The reference does so in the backward pass, on the gradient of one process. Ours does it once per step on
+    the gradient of the global batch (``limit_gradients``), so that it does not depend on the number of
+    processes.
+    """
+
+    parameter_name: str
+    minimum: Schedule
+    maximum: float
+    coin: int
+    probability: float = 0.6
 
 
-class Limiter(nn.Module):
-    """Applies ``limit_gradient`` to a parameter in 60 % of the training calls (Zipformer)."""
+@torch.no_grad()
+def limit_gradients(module: nn.Module, context: StepContext) -> None:
+    """Apply the limiters of all submodules (attribute ``limiter``) to the gradients, in place.
 
-    def __init__(self, context: StepContext, minimum: Schedule | float, maximum: float, enabled: bool = True):
-        super().__init__()
-        self.context = context
-        self.minimum = as_schedule(minimum)
-        self.maximum = maximum
-        self.probability = 0.6
-        self.enabled = enabled
-        self.coin = context.new_coin()
-
-    def forward(self, value: Tensor) -> Tensor:
-        """Identity on a parameter of any shape."""
-        if not (self.training and self.enabled and value.requires_grad):
-            return value
-        if self.context.coin(self.coin) >= self.probability:
-            return value
-        return limit_gradient(value, self.minimum(self.context.batch_count), self.maximum)
+    Parameters with the same bounds are limited together: a few kernels per step, not a few per parameter.
+    """
+    chosen: dict[tuple[float, float], list[tuple[Tensor, Tensor]]] = {}
+    for part in module.modules():
+        limiter = getattr(part, "limiter", None)
+        if limiter is None or context.coin(limiter.coin) >= limiter.probability:
+            continue
+        parameter = getattr(part, limiter.parameter_name)
+        if parameter.grad is not None:
+            bounds = (limiter.minimum(context.batch_count), limiter.maximum)
+            chosen.setdefault(bounds, []).append((parameter.flatten(), parameter.grad.view(-1)))
+    for (minimum, maximum), pairs in chosen.items():
+        values, grads = zip(*pairs)
+        limited = limit_gradient(torch.cat(values), torch.cat(grads), minimum, maximum)
+        torch._foreach_copy_(grads, limited.split([grad.numel() for grad in grads]))
 
 
 def score_penalty(scores: Tensor, limit: float = 25.0, penalty: float = 1.0e-4) -> Tensor:

@@ -66,6 +66,7 @@ class StepContext:
         self.batch_count: float | None = None
         self.step_key: int | None = None
         self.utterance_keys: Tensor | None = None
+        self.gradient_scale = 1.0
         self._num_coins = 0
         self._num_draws = 0
         self._num_shared = 0
@@ -87,11 +88,14 @@ class StepContext:
         self._num_shared += 1
         return _SITE_SHARED + self._num_shared - 1
 
-    def begin(self, batch_count: float, step_key: int, utterance_keys: Tensor) -> None:
-        """Set the clock and keys of the next training forward."""
+    def begin(
+        self, batch_count: float, step_key: int, utterance_keys: Tensor, gradient_scale: float = 1.0
+    ) -> None:
+        """Set the clock and keys of the next training forward, see ``SpearEncoder.begin_step``."""
         self.batch_count = float(batch_count)
         self.step_key = int(step_key)
         self.utterance_keys = utterance_keys
+        self.gradient_scale = gradient_scale
         key = torch.tensor(self.step_key, dtype=torch.int64, device="cpu")
         self._coins = keyed_random.uniform(key, _SITE_COINS, self._num_coins).tolist()
         self._draws = None

@@ -15,8 +15,8 @@ from spear_lib.training.metrics import read_metrics
 def corpus(tmp_path_factory):
     folder = tmp_path_factory.mktemp("corpus")
     train, valid = make_corpus(folder, 16), make_corpus(folder, 5, "dev")
-    # Dropouts and layer skipping stay on: they are keyed by the utterance, not by the process. The limiter of
-    # parameters looks at the gradient of one process, as the reference's: it is off, like Balancer, Whiten.
+    # Dropouts, layer skipping and the limiter of parameters stay on: they are keyed by the utterance or the
+    # step, not by the process. Off are Balancer and Whiten, whose statistics are those of one process.
     return folder, write_config(folder, train, valid, max_steps=20, save_interval=7, valid_interval=10)
 
 
@@ -27,16 +27,15 @@ def losses(experiment_dir, name="loss"):
 
 def test_two_processes_equal_one(corpus):
     folder, config = corpus
-    without = ("--encoder.limit_gradients", "false")
-    run(command(config, folder / "one", *without))
-    run(command(config, folder / "two", *without, processes=2))
+    run(command(config, folder / "one"))
+    run(command(config, folder / "two", processes=2))
     for name in ("loss", "masked_loss", "masked_accuracy"):
         one, two = losses(folder / "one", name), losses(folder / "two", name)
         assert list(one) == list(two) and len(one) == 22
         assert one == pytest.approx(two, abs=1e-4), name
     # Resuming with another number of processes goes on with the same batches.
-    run(command(config, folder / "mixed", *without, "--training.max_steps", "10", processes=2))
-    run(command(config, folder / "mixed", *without))
+    run(command(config, folder / "mixed", "--training.max_steps", "10", processes=2))
+    run(command(config, folder / "mixed"))
     steps = [step for kind, step in losses(folder / "mixed") if kind == "train"]
     assert steps == list(range(1, 21))
     one, mixed = losses(folder / "one"), losses(folder / "mixed")

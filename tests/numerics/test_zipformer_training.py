@@ -77,8 +77,8 @@ def test_draws_of_an_utterance_do_not_depend_on_its_batch_mates(batch):
 
 
 def test_two_half_batches_give_the_gradient_of_the_whole_batch(batch):
-    # Statistics of Balancer and Whiten and the sign flips of the limiter belong to the local batch by design.
-    encoder = _tiny(balancer=False, whiten=False, limit_gradients=False)
+    # Statistics of Balancer and Whiten belong to the local batch by design.
+    encoder = _tiny(balancer=False, whiten=False)
     _, whole = _step(encoder, batch)
     whole = {name: grad.clone() for name, grad in whole.items()}
     _, half = _step(encoder, batch, rows=[0, 3])
@@ -88,6 +88,70 @@ def test_two_half_batches_give_the_gradient_of_the_whole_batch(batch):
         # The gradient of a down-sampling bias is a small difference of large sums.
         tolerance = (2e-3 if name.endswith("downsample.bias") else 1e-4) * max(1e-2, grad.abs().max().item())
         torch.testing.assert_close(half[name] + rest[name], grad, atol=tolerance, rtol=0)
+
+
+def test_limiter_turns_gradients_that_lead_out_of_range(batch):
+    encoder = _tiny()
+    keys = batch[3]
+    layer = encoder.encoder.encoders[0].layers[0]
+    scale, norm, frozen = layer.bypass.bypass_scale, layer.norm.log_scale, layer.bypass_mid.bypass_scale
+    torch.nn.init.constant_(norm, -1.6)
+    with torch.no_grad():
+        scale[:4] = torch.tensor([0.1, 0.1, 1.2, 0.5])
+    frozen.requires_grad_(False)
+    turned = []
+    for step in range(300):
+        encoder.begin_step(20000.0, keyed_random.key("step", step), keys)  # bypass scales from 0.2
+        scale.grad = torch.ones_like(scale)
+        scale.grad[1:3] = -1.0
+        norm.grad = torch.tensor(2.0)
+        encoder.limit_gradients()
+        assert norm.grad.abs() == 2.0 and frozen.grad is None
+        assert scale.grad[1] == -1.0 and (scale.grad[3:] == 1.0).all()  # leads back, and within range
+        assert scale.grad[0] == -scale.grad[2]
+        turned.append((scale.grad[0].item() == -1.0, norm.grad.item() == -2.0))
+    shares = torch.tensor(turned).float()
+    assert shares.mean(0).tolist() == pytest.approx([0.6, 0.6], abs=0.09)  # three standard deviations
+    assert (shares[:, 0] != shares[:, 1]).any()  # each parameter has its own coin
+    for limits, batch_count, expected in (
+        (True, 0.0, {-1.0, 1.0}),
+        (False, 0.0, {1.0}),
+        (True, 20000.0, {1.0}),
+    ):
+        encoder = _tiny(limit_gradients=limits)
+        scale = encoder.encoder.encoders[0].layers[0].bypass.bypass_scale  # 0.5: below 0.9 early in training
+        seen = set()
+        for step in range(20):
+            encoder.begin_step(batch_count, step, keys)
+            scale.grad = torch.ones_like(scale)
+            encoder.limit_gradients()
+            seen |= set(scale.grad.tolist())
+        assert seen == expected
+    with pytest.raises(RuntimeError, match="before the first begin_step"):
+        _tiny().limit_gradients()
+
+
+def test_score_penalty_weighs_what_the_loss_weighs(batch):
+    """Ranks multiply the loss by their number and average gradients: the penalty must follow."""
+    fbank, lengths, _, keys = batch
+    encoder = _tiny(stochastic=False, balancer=False, whiten=False)
+    attention = encoder.encoder.encoders[0].layers[0].self_attn_weights
+    with torch.no_grad():
+        attention.in_proj.weight.mul_(20.0)  # scores far above the limit of 25
+    weight, grads = attention.in_proj.weight, []
+    key = next(step for step in range(100) if _coin(encoder, keys, step, attention.penalty_coin) < 0.1)
+    for scale in (0.0, 1.0, 2.0):
+        encoder.begin_step(0.0, key, keys, scale)
+        encoder.zero_grad()
+        encoder(fbank, lengths).encoder_out.sum().mul(0.0).backward()
+        grads.append(weight.grad.clone())
+    assert (grads[0] == 0).all() and grads[1].abs().max() > 0
+    torch.testing.assert_close(grads[2], 2 * grads[1])
+
+
+def _coin(encoder, keys, step_key, coin):
+    encoder.begin_step(0.0, step_key, keys)
+    return encoder.context.coin(coin)
 
 
 @pytest.mark.parametrize("with_mask", [True, False])
