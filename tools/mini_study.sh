@@ -1,0 +1,78 @@
+#!/usr/bin/env bash
+# The measurements of RESULTS.md on the mini corpus, through the recipe's own commands; needs what
+# tools/quickstart.sh leaves in egs/librispeech/data. Two runs go side by side, one thread each.
+#
+#   tools/mini_study.sh grid     learning rates of both arms, on dev (fine-tuning from the encoder of exp/pretrain)
+#   tools/mini_study.sh seeds    three seeds of pre-training, both fine-tuning arms, decoding and probes
+#   tools/mini_study.sh table    the numbers of both as a table
+set -euo pipefail
+
+repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+recipe=$repository/egs/librispeech
+data=${DATA_DIR:-$recipe/data}
+exp=${EXP_DIR:-$recipe/exp}
+python=${PYTHON:-$repository/.venv/bin/python}
+export PYTHON=$python OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+export PYTHONPATH=$repository${PYTHONPATH:+:$PYTHONPATH}
+cd "$recipe"
+
+# finetune NAME ARM [OPTIONS]: one fine-tuning run of the grid, validated on dev at its end.
+finetune() {
+  local name=$1 arm=$2
+  shift 2
+  local start=(--config conf/finetune/mini.yaml --encoder "$exp/pretrain/encoder")
+  if [[ $arm == scratch ]]; then start+=(--config conf/finetune/scratch/mini.yaml --scratch true); fi
+  "$python" -m spear_lib.bin.finetune_asr "${start[@]}" --experiment_dir "$exp/study/grid/$name" \
+    --units "$data/units" --data.train_cuts "[$data/manifests/librispeech_cuts_labelled.jsonl.gz]" \
+    --data.noise_cuts "[$data/manifests/noise_cuts.jsonl.gz]" \
+    --dev_cuts "[$data/manifests/librispeech_cuts_dev.jsonl.gz]" "$@" 2>"$exp/study/grid/$name.log"
+  "$python" -m spear_lib.bin.decode --config conf/decode/mini.yaml --experiment_dir "$exp/study/grid/$name" \
+    --units "$data/units" --cuts "[$data/manifests/librispeech_cuts_dev.jsonl.gz]" 2>>"$exp/study/grid/$name.log"
+}
+
+grid() {
+  mkdir -p "$exp/study/grid"
+  local rate scale
+  {
+    for rate in 0.03 0.045 0.065 0.09; do echo "scratch-$rate scratch --training.learning_rate $rate"; done
+    for rate in 0.03 0.045 0.065; do
+      for scale in 0.05 0.1; do
+        echo "pretrained-$rate-$scale pretrained --training.learning_rate $rate --encoder_lr_scale $scale"
+      done
+    done
+  } | two_at_a_time finetune
+}
+
+seed() {
+  local options=(--mini true --data-dir "$data" --exp-dir "$exp/study/seed-$1" --seed "$1" --stop-stage 13)
+  ./run.sh "${options[@]}" >"$exp/study/seed-$1.log" 2>&1
+}
+
+seeds() {
+  mkdir -p "$exp/study"
+  printf '%s\n' 1 2 3 | two_at_a_time seed
+}
+
+# Runs "FUNCTION line" for every line of standard input, two at a time; fails if one of them did.
+two_at_a_time() {
+  local line failed=0
+  while read -r line; do
+    while (($(jobs -rp | wc -l) >= 2)); do wait -n || failed=1; done
+    # shellcheck disable=SC2086 # the line is a list of words
+    "$1" $line &
+  done
+  while (($(jobs -rp | wc -l) > 0)); do wait -n || failed=1; done
+  return "$failed"
+}
+
+table() {
+  "$python" "$repository/tools/mini_study_table.py" "$exp/study"
+}
+
+case ${1:-} in
+  grid | seeds | table) "$1" ;;
+  *)
+    sed -n '2,8s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+    exit 2
+    ;;
+esac
