@@ -211,7 +211,12 @@ def test_output_length_of_every_number_of_samples(factor):
 def test_unequal_widths_take_the_extra_channels_of_wider_stacks():
     torch.manual_seed(0)
     config = ZipformerConfig.mini(
-        encoder_dim=(24, 32, 48, 40, 28), encoder_unmasked_dim=24, feedforward_dim=32
+        downsampling_factor=(1, 2, 4, 2, 1),
+        num_encoder_layers=1,
+        encoder_dim=(24, 32, 48, 40, 28),
+        encoder_unmasked_dim=24,
+        feedforward_dim=32,
+        cnn_module_kernel=15,
     )
     encoder = SpearEncoder(config).eval()
     x = torch.randn(2, 20, 24)
