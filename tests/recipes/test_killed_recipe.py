@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from toy_recipe import REPOSITORY
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 RECIPE = REPOSITORY / "egs" / "librispeech"
 # What differs between two runs of the same training: clocks and speed.
@@ -47,7 +47,7 @@ class Run:
         )
 
     def finish(self, script: str, *arguments: str) -> None:
-        status = self.start(script, *arguments).wait(timeout=500)
+        status = self.start(script, *arguments).wait(timeout=1500)
         assert status == 0, (self.folder / "log.txt").read_text()[-3000:]
 
     def kill(self, script: str, stage: int, when: Callable[[], bool], delay: float = 0.0) -> None:
