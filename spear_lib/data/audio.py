@@ -1,5 +1,6 @@
 """Audio of a cut as one array: mono, at the rate that everything here works with (ours, on lhotse)."""
 
+import logging
 import warnings
 from pathlib import Path
 
@@ -17,7 +18,9 @@ DURATION_TOLERANCE = 0.025
 # lhotse's own limit is 0.5 s, and it fills what is missing with mirrored speech, which nobody would notice.
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
+    logging.disable(logging.INFO)  # lhotse announces it through the root logger, in every worker
     set_audio_duration_mismatch_tolerance(DURATION_TOLERANCE)
+    logging.disable(logging.NOTSET)
 
 RESAMPLED = "resampled"
 MISSING, CORRUPT, EMPTY = "missing audio", "corrupt audio", "zero-length audio"
