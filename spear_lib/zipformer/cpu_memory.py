@@ -12,8 +12,8 @@ def keep_freed_memory() -> bool:
     """Let the C library reuse large freed blocks; call it once at the start of a training process on a CPU.
 
     By default glibc returns every block above 32 MiB to the system when it is freed, and a training step then
-    spends a sixth of its time on page faults for the same tensors as in the step before (measured: 104 against
-    125 seconds of audio per second with the mini encoder). Peak memory does not change noticeably.
+    spends a sixth of its time on page faults for the tensors of the step before (measured: 104 against
+    125 seconds of audio per second, 3 M parameters, batches of 100 s). Peak memory hardly changes.
 
     Returns:
       whether it applies: false where the C library is not glibc.
@@ -25,4 +25,5 @@ def keep_freed_memory() -> bool:
     except AttributeError:
         return False
     options = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, _UNLIMITED), (_M_TOP_PAD, _TOP_PAD))
-    return all([mallopt(option, value) == 1 for option, value in options])
+    done = [mallopt(option, value) == 1 for option, value in options]
+    return all(done)

@@ -138,7 +138,7 @@ class SpearEncoder(nn.Module):
             self._check_range(
                 "lengths", lengths, MIN_SAMPLES, waveforms.shape[1], "samples (85 ms at 16 kHz)"
             )
-        fbank, num_frames = FbankExtractor()(waveforms, lengths)
+        fbank, num_frames = FbankExtractor(self.config.num_mel_bins)(waveforms, lengths)
         return self.forward(fbank, num_frames)
 
     def output_length(self, num_samples: int) -> int:

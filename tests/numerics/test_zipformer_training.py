@@ -348,6 +348,23 @@ def test_causal_training_draws_chunk_sizes_and_never_sees_the_future(batch):
     assert not torch.allclose(one[:, 24:28], two[:, 24:28])
 
 
+def test_half_precision_keeps_the_residual_in_float32(batch):
+    fbank, lengths, time_mask, keys = batch
+    encoder = _tiny()
+    outputs = []
+    for enabled in (False, True):
+        encoder.zero_grad()
+        encoder.begin_step(3000.0, 3, keys)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            output = encoder(fbank, lengths, time_mask).encoder_out
+        assert output.dtype == torch.float32
+        output.square().sum().backward()
+        assert all(p.grad.isfinite().all() for p in encoder.parameters() if p.requires_grad)
+        outputs.append(output.detach())
+    difference = (outputs[0] - outputs[1]).square().mean().sqrt() / outputs[0].square().mean().sqrt()
+    assert 0 < difference < 0.05
+
+
 def _bad_inputs():
     fbank = torch.zeros(2, 50, 128)
     lengths = torch.tensor([50, 30])
