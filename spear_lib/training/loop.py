@@ -27,6 +27,7 @@ from spear_lib.optim import Eden, ScaledAdam, parameter_groups
 from spear_lib.training import distributed
 from spear_lib.training.averaging import ModelAverage
 from spear_lib.training.checkpoint import CheckpointFolder, check_same_options, load, lock
+from spear_lib.training.cpu_memory import keep_freed_memory
 from spear_lib.training.distributed import World
 from spear_lib.training.freezing import freeze, thaw
 from spear_lib.training.health import STATUS_INTERRUPTED, LossGuard, SkippedSteps, stop_on_signal
@@ -83,6 +84,8 @@ def train(
       SystemExit: status 75 after SIGTERM or SIGUSR1, with everything saved.
     """
     world = world or World(device=distributed.choose_device(config.device))
+    if world.device.type == "cpu":
+        keep_freed_memory()
     main = world.is_main
     with lock(experiment_dir, main), log_file(experiment_dir, main), stop_on_signal() as stop:
         trainer = Trainer(
