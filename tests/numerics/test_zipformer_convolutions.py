@@ -68,7 +68,7 @@ def test_keep_freed_memory_reuses_large_blocks():
     # The second round touches no new page only where the freed block of the first was kept.
     code = (
         "import resource, sys, numpy as np\n"
-        "from spear_lib.zipformer.cpu_memory import keep_freed_memory\n"
+        "from spear_lib.training.cpu_memory import keep_freed_memory\n"
         "assert sys.argv[1] == 'no' or keep_freed_memory()\n"
         "faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
         "def touch():\n"
