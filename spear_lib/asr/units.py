@@ -12,6 +12,8 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from spear_lib.files import atomic_file
+
 logger = logging.getLogger(__name__)
 
 BLANK, UNKNOWN = "<blk>", "<unk>"
@@ -115,10 +117,8 @@ def train_bpe(texts: Iterable[str], vocab_size: int, output_dir: str | os.PathLi
             f"give at most {largest} BPE units: set vocab_size to {largest} or less, or use more text."
         )
     path = Path(output_dir) / "bpe.model"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(".model.tmp")
-    aside.write_bytes(model)
-    os.replace(aside, path)
+    with atomic_file(path) as file:
+        file.write(model)
     return path
 
 

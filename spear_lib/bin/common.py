@@ -30,7 +30,10 @@ def run(main: Callable[[], None]) -> None:
     except (ValueError, RuntimeError, OSError) as error:
         if os.environ.get("SPEAR_DEBUG") == "1":
             traceback.print_exc()
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        # "[Errno 28]" says nothing where the text says what, which file and what to do.
+        worded = isinstance(error, OSError) and error.strerror and error.filename is None
+        message = str(error.strerror if worded else error)
+        print(f"error: {' '.join(message.split())}", file=sys.stderr)
         raise SystemExit(1) from error
     finally:
         _append_metrics(time.monotonic() - started)

@@ -21,7 +21,8 @@ from spear_lib.evaluation.decoding import (
     write_recognised,
 )
 from spear_lib.evaluation.references import references
-from spear_lib.evaluation.wer import score, write_errors, write_json
+from spear_lib.evaluation.wer import score, write_errors
+from spear_lib.files import write_json
 from spear_lib.training.distributed import choose_device
 
 logger = logging.getLogger(__name__)

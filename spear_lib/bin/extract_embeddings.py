@@ -11,8 +11,9 @@ import torch
 from spear_lib import keyed_random
 from spear_lib.bin.common import first_screen, run
 from spear_lib.config import parse
-from spear_lib.data.manifests import Manifest, atomic_file
+from spear_lib.data.manifests import Manifest
 from spear_lib.data.tokens_store import read_json, write_json
+from spear_lib.files import atomic_file
 from spear_lib.quantization.embeddings import SUMMARY_FILE
 from spear_lib.quantization.options import QuantizerTrainingOptions, SamplingOptions, SpectralOptions
 from spear_lib.teachers import Teacher

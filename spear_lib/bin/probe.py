@@ -13,7 +13,7 @@ from spear_lib import keyed_random
 from spear_lib.bin.common import commit, first_screen, run
 from spear_lib.config import parse, to_dict
 from spear_lib.evaluation import probes
-from spear_lib.evaluation.wer import write_json
+from spear_lib.files import write_json
 from spear_lib.pretrained import load_encoder
 from spear_lib.training.distributed import choose_device
 from spear_lib.zipformer import SpearEncoder

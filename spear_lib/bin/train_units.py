@@ -10,7 +10,7 @@ from spear_lib.bin.common import first_screen, run
 from spear_lib.config import parse
 from spear_lib.data.manifests import Manifest
 from spear_lib.evaluation.references import transcript
-from spear_lib.evaluation.wer import write_json, write_text
+from spear_lib.files import write_json, write_text
 
 logger = logging.getLogger(__name__)
 

@@ -16,6 +16,8 @@ from typing import Any, NoReturn, TypeVar
 import yaml
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
+from spear_lib.files import write_text
+
 Options = TypeVar("Options")
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -178,7 +180,4 @@ def to_dict(options: Any) -> dict[str, Any]:
 
 def save(options: Any, path: str | os.PathLike) -> None:
     """Write ``options`` as YAML, aside and renamed."""
-    path = Path(path)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(yaml.safe_dump(to_dict(options), sort_keys=False), encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(path, yaml.safe_dump(to_dict(options), sort_keys=False))

@@ -1,49 +1,17 @@
 """Cuts in files: written in one piece and with the same bytes each time, read by index (ours, on lhotse)."""
 
-import errno
 import gzip
 import json
-import os
 import zlib
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 from lhotse.cut import Cut
 from lhotse.serialization import deserialize_item
 
-_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
-
-
-@contextmanager
-def atomic_file(path: str | Path) -> Iterator[IO[bytes]]:
-    """A binary file that appears at ``path`` only when all of it is written; errors name the file."""
-    path = Path(path)
-    unfinished = path.with_name(path.name + ".tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(unfinished, "wb")  # noqa: SIM115 - closed below, before the renaming
-    except OSError as error:
-        raise _write_error(path, error) from error
-    try:
-        with file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
-    except BaseException as error:
-        unfinished.unlink(missing_ok=True)
-        # The caller's own errors, of what it reads for example, go through as they are.
-        if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
-            raise _write_error(path, error) from error
-        raise
-
-
-def _write_error(path: Path, error: OSError) -> OSError:
-    advice = "free some space, or choose another folder"
-    return OSError(error.errno, f"cannot write {path} ({error.strerror or error}): {advice}")
+from spear_lib.files import atomic_file
 
 
 def save_cuts(cuts: Iterable[Cut], path: str | Path) -> int:

@@ -12,7 +12,6 @@ import dataclasses
 import fcntl
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from spear_lib.data.tokens_reader import PackedTokenReader, make_key
+from spear_lib.files import atomic_path, write_text
 
 STORE_FILE = "store.json"
 
@@ -62,13 +62,8 @@ class Entry:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write aside, flush to disk, rename."""
-    aside = path.with_name(path.name + ".tmp")
-    with open(aside, "w", encoding="utf-8") as file:
-        json.dump(content, file, sort_keys=True)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
+    """Write one line of JSON with sorted keys."""
+    write_text(path, json.dumps(content, sort_keys=True))
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -153,20 +148,17 @@ class TokenStoreWriter:
         dtype, width = np.dtype(self.facts.dtype), self.facts.num_codebooks
         digest, num_bytes, num_frames = hashlib.sha256(), 0, []
         data = self.folder / f"shard-{shard:05d}.bin"
-        aside = data.with_name(data.name + ".tmp")
-        with open(aside, "wb") as file:
-            for cut_id, _, _, codes in entries:
-                self._check(cut_id, codes)
-                raw = np.ascontiguousarray(codes, dtype=dtype).tobytes()
-                digest.update(raw)
-                file.write(raw)
-                num_bytes += len(raw)
-                num_frames.append(int(codes.shape[0]))
-            file.flush()
-            os.fsync(file.fileno())
-        if hashlib.sha256(aside.read_bytes()).digest() != digest.digest():
-            raise RuntimeError(f"{aside} reads back differently from what was written: check the disk")
-        os.replace(aside, data)
+        with atomic_path(data) as aside:
+            with open(aside, "wb") as file:
+                for cut_id, _, _, codes in entries:
+                    self._check(cut_id, codes)
+                    raw = np.ascontiguousarray(codes, dtype=dtype).tobytes()
+                    digest.update(raw)
+                    file.write(raw)
+                    num_bytes += len(raw)
+                    num_frames.append(int(codes.shape[0]))
+            if hashlib.sha256(aside.read_bytes()).digest() != digest.digest():
+                raise RuntimeError(f"{aside} reads back differently from what was written: check the disk")
         index = {
             "ids": [entry[0] for entry in entries],
             "starts": [float(entry[1]) for entry in entries],

@@ -24,6 +24,7 @@ from spear_lib.data.audio import load_audio
 from spear_lib.data.batch import pad_waveforms
 from spear_lib.data.manifests import Manifest
 from spear_lib.data.sampling import BatchSampler
+from spear_lib.files import write_text
 from spear_lib.pretrained import load_encoder
 from spear_lib.training import checkpoint
 from spear_lib.training.averaging import average_between
@@ -246,11 +247,9 @@ def write_recognised(
     path: str | os.PathLike, results: dict[str, dict[str, Any]], references: dict[str, str]
 ) -> None:
     """``recogs-<set>.jsonl``: one line per utterance with reference, hypothesis, units and their times."""
-    path = Path(path)
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        for id, result in results.items():
-            line = {"id": id, "reference": references[id], "hypothesis": result["text"], **result}
-            del line["text"]
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
-    os.replace(temporary, path)
+    lines = []
+    for id, result in results.items():
+        line = {"id": id, "reference": references[id], "hypothesis": result["text"], **result}
+        del line["text"]
+        lines.append(json.dumps(line, ensure_ascii=False) + "\n")
+    write_text(path, "".join(lines))

@@ -4,18 +4,17 @@ Text is compared as it stands, after collapsing runs of spaces: no lower-casing,
 (evaluation rules: "no normalisation beyond joining units and collapsing spaces").
 """
 
-import json
 import os
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import kaldialign
 import numpy as np
 
 from spear_lib import keyed_random
+from spear_lib.files import write_text
 
 # kaldialign fills the gaps of an alignment with this. Words come from str.split, so none is ever empty and
 # the marker cannot be mistaken for one (a literal "*" in a transcript could).
@@ -240,16 +239,3 @@ def write_errors(errors: WordErrors, path: str | os.PathLike, title: str = "") -
     for utterance in errors.worst(len(errors.utterances)):
         lines.append(f"{utterance.id} ({utterance.errors}/{utterance.num_words}): {utterance.marked()}")
     write_text(path, "\n".join(lines) + "\n")
-
-
-def write_text(path: str | os.PathLike, text: str) -> None:
-    """Write a text file aside and rename it, so that a killed command never leaves half a file."""
-    path = Path(path)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-
-
-def write_json(path: str | os.PathLike, value: object) -> None:
-    """As ``write_text``, for JSON with sorted insertion order kept and a final newline."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")

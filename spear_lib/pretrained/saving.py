@@ -1,11 +1,10 @@
 """Writing an encoder as a folder that ``load_encoder`` reads."""
 
-import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from spear_lib.files import atomic_path, write_json
 from spear_lib.zipformer import SpearEncoder
 
 CONFIG_NAME = "config.json"
@@ -24,7 +23,6 @@ def save_encoder(encoder: SpearEncoder, folder: str | Path, provenance: dict[str
     from safetensors.torch import save_file
 
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     state = {name: value.detach().cpu().contiguous() for name, value in encoder.state_dict().items()}
     description = {
         "format": FORMAT,
@@ -32,11 +30,7 @@ def save_encoder(encoder: SpearEncoder, folder: str | Path, provenance: dict[str
         "config": asdict(encoder.config),
         "provenance": provenance,
     }
-    text = json.dumps(description, indent=2) + "\n"
-    weights = folder / f"{WEIGHTS_NAME}.tmp"
-    save_file(state, weights)
-    os.replace(weights, folder / WEIGHTS_NAME)
-    partial = folder / f"{CONFIG_NAME}.tmp"
-    partial.write_text(text, encoding="utf-8")
+    with atomic_path(folder / WEIGHTS_NAME) as weights:
+        save_file(state, weights)
     # The config last: a folder with a config is complete.
-    os.replace(partial, folder / CONFIG_NAME)
+    write_json(folder / CONFIG_NAME, description)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spear_lib.files import atomic_path
 from spear_lib.quantization.quantizer import Quantizer
 
 REFINEMENTS = (0, 1, 2, 5)
@@ -134,7 +135,6 @@ def plot_report(report: dict[str, Any], path: Path) -> None:
     panel.plot(report["channel_error"], linewidth=1)
     panel.set(xlabel="embedding channel", ylabel="relative squared error", title="Error per channel")
     panel.set_ylim(bottom=0)
-    aside = path.with_name(path.name + ".tmp")
-    figure.savefig(aside, format="png", dpi=110, metadata={"Software": None})
+    with atomic_path(path) as aside:
+        figure.savefig(aside, format="png", dpi=110, metadata={"Software": None})
     pyplot.close(figure)
-    aside.replace(path)

@@ -1,7 +1,6 @@
 """Quantiser files: our safetensors layout, the reference's torch layout, and byte packing of small codes."""
 
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +8,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from spear_lib.files import atomic_path
 
 if TYPE_CHECKING:
     from spear_lib.quantization.quantizer import Quantizer
@@ -26,7 +27,6 @@ def quantizer_file(path: str | Path) -> Path:
 def write_quantizer(quantizer: "Quantizer", path: str | Path) -> Path:
     """Write tensors and facts to one file, aside and renamed. The same quantiser gives the same bytes."""
     target = quantizer_file(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
     facts = {
         "format": FORMAT,
         "dim": quantizer.dim,
@@ -38,10 +38,9 @@ def write_quantizer(quantizer: "Quantizer", path: str | Path) -> Path:
     state = {
         name: value.detach().cpu().contiguous() for name, value in sorted(quantizer.state_dict().items())
     }
-    aside = target.with_name(target.name + ".tmp")
     # One metadata entry: safetensors does not keep the order of several, and bytes must be reproducible.
-    save_file(state, aside, metadata={"quantizer": json.dumps(facts, sort_keys=True)})
-    os.replace(aside, target)
+    with atomic_path(target) as aside:
+        save_file(state, aside, metadata={"quantizer": json.dumps(facts, sort_keys=True)})
     return target
 
 

@@ -11,7 +11,6 @@ training that is started again ends with the same quantiser, bit for bit (one th
 """
 
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 
 from spear_lib import keyed_random
+from spear_lib.files import atomic_path
 from spear_lib.quantization import search
 from spear_lib.quantization.embeddings import FrameMatrix
 from spear_lib.quantization.initialisation import (
@@ -236,10 +236,8 @@ def _draw(total: int, count: int, *seed: int | str) -> Tensor:
 
 def save_state(state: dict[str, Any], path: Path) -> None:
     """Write the state aside and rename it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(path.name + ".tmp")
-    torch.save(state, aside)
-    os.replace(aside, path)
+    with atomic_path(path) as aside:
+        torch.save(state, aside)
 
 
 def load_state(path: Path, run_id: str) -> dict[str, Any] | None:

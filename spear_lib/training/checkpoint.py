@@ -26,6 +26,8 @@ from typing import Any
 
 import torch
 
+from spear_lib.files import atomic_path
+
 logger = logging.getLogger(__name__)
 
 VERSION = 1
@@ -39,19 +41,14 @@ def save(state: dict[str, Any], path: str | Path) -> None:
       untouched.
     """
     path = Path(path)
-    partial = path.with_name(path.name + ".tmp")
     try:
-        with partial.open("wb") as file:
-            torch.save({"version": VERSION, **state}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+        with atomic_path(path) as partial:
+            torch.save({"version": VERSION, **state}, partial)
     except (OSError, RuntimeError) as error:
-        partial.unlink(missing_ok=True)
         raise RuntimeError(
-            f"the checkpoint {path} could not be written ({error}). Checkpoints already there are whole: "
-            "make "
-            "room or mend the permissions, then run the same command again; it goes on from the last one"
+            f"the checkpoint {path} could not be written ({error.__cause__ or error}). Checkpoints already "
+            "there are whole: make room or mend the permissions, then run the same command again; it goes on "
+            "from the last one"
         ) from error
 
 

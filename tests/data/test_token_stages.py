@@ -1,6 +1,7 @@
 """Stages 3 to 6 as commands: from recordings to cuts with tokens; killed in the middle; refused with
 reasons."""
 
+import errno
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ import torch
 from lhotse import Recording
 
 from spear_lib.bin import check_tokens, dump_tokens, extract_embeddings, train_quantizer
+from spear_lib.bin.common import run
 from spear_lib.data.manifests import Manifest, save_cuts
 from spear_lib.data.tokens import load_tokens, token_facts
 from spear_lib.quantization import Quantizer
@@ -267,3 +269,43 @@ def test_splits_cover_every_cut_once():
             parts = [dump_tokens.split_range(total, split, num_splits) for split in range(1, num_splits + 1)]
             assert [position for part in parts for position in part] == list(range(total))
             assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_full_disk_ends_each_stage_with_one_line_and_the_next_run_ends_the_same(
+    made, tmp_path, monkeypatch, capsys
+):
+    """The disk is full from the n-th file on; afterwards the same command goes on from what was kept."""
+    config = ("--config", made / "quantizer.yaml")
+    cuts = ("--cuts", made / "audio" / "cuts.jsonl.gz")
+    embeddings = ("--embeddings", made / "embeddings")
+    dump = (*cuts, "--quantizer", made / "quantizer", "--shard_cuts", 3, "--num_splits", 2)
+    check = (*cuts, "--store", made / "tokens", "--quantizer", made / "quantizer")
+    stages = [
+        (extract_embeddings, (*config, *cuts, "--output_dir", tmp_path / "embeddings"), 4),
+        (train_quantizer, (*config, *embeddings, "--output_dir", tmp_path / "quantizer"), 2),
+        (dump_tokens, (*dump, "--output_dir", tmp_path / "tokens"), 5),
+        (check_tokens, (*check, "--output_cuts", tmp_path / "cuts" / "cuts.jsonl.gz"), 0),
+    ]
+    for module, arguments, num_files in stages:
+        left = [num_files]
+
+        def fsync(descriptor, left=left):
+            left[0] -= 1
+            if left[0] < 0:
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", fsync)
+            patch.setattr(sys, "argv", [module.__name__, *map(str, arguments)])
+            with pytest.raises(SystemExit) as stopped:
+                run(module.main)
+        last = capsys.readouterr().err.splitlines()[-1]
+        assert stopped.value.code == 1
+        assert last.startswith("error: cannot write ") and "No space left on device" in last
+        assert last.endswith("run the same command again") and not list(tmp_path.rglob("*.tmp"))
+        call(module, monkeypatch, *arguments)
+    for name in ("embeddings", "quantizer", "cuts"):
+        assert snapshot(tmp_path / name) == snapshot(made / name)
+    whole = snapshot(made / "tokens")
+    whole.pop("store.json")
+    assert snapshot(tmp_path / "tokens") == whole

@@ -17,9 +17,10 @@ from lhotse.recipes.librispeech import parse_utterance
 
 from spear_lib.bin.common import run
 from spear_lib.data.audio import CORRUPT, EMPTY
-from spear_lib.data.manifests import atomic_file, save_cuts
+from spear_lib.data.manifests import save_cuts
 from spear_lib.data.problems import Problems
 from spear_lib.data.validation import NO_TRANSCRIPT, validate_cuts
+from spear_lib.files import atomic_file
 
 logger = logging.getLogger("prepare_manifests")
 

@@ -1,0 +1,74 @@
+"""Files that are whole or not there at all: written aside, flushed to disk, renamed (ours).
+
+Every result of the product is written through this module, so that a killed command never leaves half a file
+under a final name, and a full disk ends a command with one line that names the file.
+"""
+
+import errno
+import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
+# What safetensors, torch and numpy make of them.
+_DISK_MESSAGES = re.compile(
+    r"No space left|Disk quota exceeded|File too large|PytorchStreamWriter failed|unexpected pos|"
+    r"requested and \d+ written"
+)
+
+
+@contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """A path to write to; the file appears at ``path`` only when all of it is written.
+
+    Raises:
+      OSError: naming the file, when the disk is full or the folder cannot be made. An older file at ``path``
+      is untouched.
+    """
+    path = Path(path)
+    unfinished = path.with_name(path.name + ".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.touch()
+    except OSError as error:
+        raise _write_error(path, error) from error
+    try:
+        yield unfinished
+        with open(unfinished, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    except BaseException as error:
+        unfinished.unlink(missing_ok=True)
+        # The caller's own errors, of what it reads for example, go through as they are.
+        disk = isinstance(error, OSError) and error.errno in _DISK_ERRORS
+        if disk or (isinstance(error, Exception) and _DISK_MESSAGES.search(str(error))):
+            raise _write_error(path, error) from error
+        raise
+
+
+@contextmanager
+def atomic_file(path: str | Path) -> Iterator[IO[bytes]]:
+    """As ``atomic_path``, with the binary file already open."""
+    with atomic_path(path) as unfinished, open(unfinished, "wb") as file:
+        yield file
+
+
+def _write_error(path: Path, error: Exception) -> OSError:
+    reason = getattr(error, "strerror", None) or error
+    advice = "free some space, or choose another folder, and run the same command again"
+    return OSError(getattr(error, "errno", errno.EIO), f"cannot write {path} ({reason}): {advice}")
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a UTF-8 file in one piece."""
+    with atomic_file(path) as file:
+        file.write(text.encode("utf-8"))
+
+
+def write_json(path: str | Path, value: object) -> None:
+    """Write indented JSON with the order of keys kept and a final newline."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
