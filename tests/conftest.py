@@ -3,8 +3,8 @@ does not slow down on machines whose cores are busy with something else."""
 
 import os
 
-os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch reads it
 
-import torch  # noqa: E402  (the variable must be set before)
+import torch
 
 torch.set_num_threads(1)
