@@ -119,7 +119,7 @@ def test_a_string_says_its_digits(recordings, tmp_path):
     count = len(row["recordings"].split())
     assert 0.1 * count + 0.05 * (count + 1) <= len(audio) / rate <= 0.1 * count + 0.3 * (count + 1)
     # The soft speaker is as loud as the others; tones keep their frequency; a pause is not digital silence.
-    assert 0.08 < np.abs(audio).max() < 0.12
+    assert 0.065 < np.abs(audio).max() < 0.085  # a tone of that level, and a little noise
     loud = np.flatnonzero(np.abs(audio) > 0.03)
     spectrum = np.abs(np.fft.rfft(audio[loud[0] : loud[0] + 1500] * np.hanning(1500)))
     digit, _, index = row["recordings"].split()[0].split("_")
