@@ -35,8 +35,8 @@ grid() {
   local rate scale
   {
     for rate in 0.03 0.045 0.065 0.09; do echo "scratch-$rate scratch --training.learning_rate $rate"; done
-    for rate in 0.03 0.045 0.065; do
-      for scale in 0.05 0.1; do
+    for rate in 0.045 0.065 0.09; do
+      for scale in 0.1 0.3 0.5; do
         echo "pretrained-$rate-$scale pretrained --training.learning_rate $rate --encoder_lr_scale $scale"
       done
     done
