@@ -17,6 +17,7 @@ from spear_lib.data.augmentation import SpecAugmentConfig
 from spear_lib.data.batch import Batch
 from spear_lib.data.examples import AsrExamples, PretrainingExamples, SpeedConfig
 from spear_lib.data.loading import Work, load_ahead
+from spear_lib.data.manifests import Manifest
 from spear_lib.data.masking import MaskingConfig
 from spear_lib.data.mixing import MixingConfig
 from spear_lib.data.sampling import BatchSampler
@@ -213,11 +214,19 @@ class _EpochWorks(Sequence):
 
 
 def _open(paths: list[str], option: str):
-    from spear_lib.data.manifests import Manifest
-
     if not paths:
         raise ValueError(f"no manifests given: set {option} to one or more .jsonl.gz files of cuts")
     return Manifest(list(paths))
+
+
+def _sources(
+    config: PretrainingDataConfig | AsrDataConfig, training: bool, cuts: list[str] | None
+) -> tuple[Manifest, Manifest | None, MixingConfig]:
+    """Cuts, noise where it is mixed in, and the mixing, which validation has none of."""
+    manifest = _open(cuts if cuts is not None else config.train_cuts, "train_cuts")
+    mixing = config.mixing if training else dataclasses.replace(config.mixing, enabled=False)
+    noise = _open(config.noise_cuts, "noise_cuts") if config.noise_cuts and mixing.enabled else None
+    return manifest, noise, mixing
 
 
 class PretrainingData(CutData):
@@ -244,9 +253,7 @@ class PretrainingData(CutData):
         training: bool = True,
         cuts: list[str] | None = None,
     ) -> None:
-        manifest = _open(cuts if cuts is not None else config.train_cuts, "train_cuts")
-        mixing = config.mixing if training else dataclasses.replace(config.mixing, enabled=False)
-        noise = _open(config.noise_cuts, "noise_cuts") if config.noise_cuts and mixing.enabled else None
+        manifest, noise, mixing = _sources(config, training, cuts)
         examples = PretrainingExamples(
             manifest=manifest,
             noise=noise,
@@ -284,9 +291,7 @@ class AsrData(CutData):
         training: bool = True,
         cuts: list[str] | None = None,
     ) -> None:
-        manifest = _open(cuts if cuts is not None else config.train_cuts, "train_cuts")
-        mixing = config.mixing if training else dataclasses.replace(config.mixing, enabled=False)
-        noise = _open(config.noise_cuts, "noise_cuts") if config.noise_cuts and mixing.enabled else None
+        manifest, noise, mixing = _sources(config, training, cuts)
         examples = AsrExamples(
             manifest=manifest, noise=noise, seed=seed, training=training, mixing=mixing, speed=config.speed
         )

@@ -26,8 +26,7 @@ from spear_lib.data.manifests import Manifest
 from spear_lib.data.sampling import BatchSampler
 from spear_lib.files import write_text
 from spear_lib.pretrained import load_encoder
-from spear_lib.training import checkpoint
-from spear_lib.training.averaging import average_between
+from spear_lib.training.checkpoint_average import average_checkpoints
 from spear_lib.training.progress import progress
 
 logger = logging.getLogger(__name__)
@@ -81,65 +80,19 @@ def load_weights(experiment_dir: str | os.PathLike, average: int) -> Weights:
     Raises:
       ValueError: no checkpoint, fewer checkpoints than wanted, another kind of checkpoint.
     """
-    folder = checkpoint.CheckpointFolder(Path(experiment_dir) / "checkpoints")
-    if not folder.last.exists():
-        raise ValueError(f"{folder.last} does not exist: fine-tune first (run.sh stage 12).")
-    last = checkpoint.load(folder.last, kind="asr")
+    if not (Path(experiment_dir) / "checkpoints" / "last.pt").exists():
+        raise ValueError(f"{experiment_dir} has no checkpoint: fine-tune first (run.sh stage 12).")
+    method = "none" if average == 0 else None
+    averaged = average_checkpoints(experiment_dir, average, method, kind="asr")
+    last = averaged.checkpoint
     facts = {name: last[name] for name in ("encoder_config", "transducer_config", "units_id", "vocab_size")}
-    provenance: dict[str, Any] = {"step": last["step"], "average": average}
-    if average == 0:
-        state = last["model"]
-        provenance["weights"] = f"step {last['step']}, not averaged"
-    elif last.get("model_average") is not None:
-        state, provenance["weights"] = _range_average(folder, last, average)
-    else:
-        state, provenance["weights"] = _plain_average(folder, average)
-    provenance["weights_hash"] = weights_hash(state)
-    return Weights(state, facts, provenance)
-
-
-def _range_average(folder: checkpoint.CheckpointFolder, last: dict, average: int) -> tuple[dict, str]:
-    end = last["model_average"]
-    if end["step"] == 0:
-        raise ValueError(
-            f"the model average of {folder.last} has no snapshot yet: the run was shorter than its "
-            "average_period. Use average 0, or train with a smaller average_period."
-        )
-    earlier = [(step, path) for step, path in folder.steps() if step < last["step"]]
-    start: dict[str, Any] = {"state": None, "step": 0}
-    # With as many checkpoints as intervals the first interval begins at step 0.
-    if average <= len(earlier):
-        start = checkpoint.load(earlier[-average][1], kind="asr")["model_average"]
-    elif average > len(earlier) + 1:
-        raise ValueError(
-            f"average is {average}, but {folder.folder} holds only {len(earlier) + 1} checkpoints: "
-            f"use at most {len(earlier) + 1}, or keep more checkpoints (training.keep_checkpoints)."
-        )
-    if start["step"] >= end["step"]:
-        raise ValueError(
-            f"no snapshot of the model average lies between the last {average} checkpoints of "
-            f"{folder.folder}: use a larger average, or 0 for the last weights as they are."
-        )
-    state = average_between(start["state"], start["step"], end["state"], end["step"])
-    return state, f"mean of the snapshots of steps {start['step'] + 1} to {end['step']}"
-
-
-def _plain_average(folder: checkpoint.CheckpointFolder, average: int) -> tuple[dict, str]:
-    chosen = folder.steps()[-average:]
-    if len(chosen) < average:
-        raise ValueError(
-            f"average is {average}, but {folder.folder} holds only {len(chosen)} checkpoints: use at most "
-            f"{len(chosen)}, or keep more checkpoints (training.keep_checkpoints)."
-        )
-    total: dict[str, Tensor] = {}
-    for _, path in chosen:
-        for name, value in checkpoint.load(path, kind="asr")["model"].items():
-            if not value.is_floating_point():
-                total[name] = value
-            else:
-                total[name] = total.get(name, 0.0) + value.double() / average
-    state = {name: value.float() if value.is_floating_point() else value for name, value in total.items()}
-    return state, "mean of the weights of steps " + ", ".join(str(step) for step, _ in chosen)
+    provenance = {
+        "step": last["step"],
+        "average": average,
+        "weights": averaged.words,
+        "weights_hash": weights_hash(averaged.state),
+    }
+    return Weights(averaged.state, facts, provenance)
 
 
 def weights_hash(state: dict[str, Tensor]) -> str:

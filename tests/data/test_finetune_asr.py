@@ -206,7 +206,7 @@ def test_decode_writes_scored_results(trained, corpus, tmp_path, monkeypatch):
     call(decode, monkeypatch, *arguments, "--search.method", "greedy", "--device", "cpu")
     result = json.loads((tmp_path / "wer-dev.json").read_text())
     assert result["set"] == "dev" and result["num_utterances"] == 6 and result["method"] == "greedy"
-    assert result["weights"] == "mean of the snapshots of steps 3 to 6"
+    assert result["weights"] == "mean over steps 3 to 6"
     assert result["wer"] == json.loads((tmp_path / "wer-again.json").read_text())["wer"]
     lines = [json.loads(line) for line in (tmp_path / "recogs-dev.jsonl").read_text().splitlines()]
     assert [line["id"] for line in lines] == list(Manifest(corpus["dev"]).ids)
@@ -246,7 +246,7 @@ def test_averages_of_checkpoints(trained):
     torch.testing.assert_close(load_weights(folder, 1).state[name].double(), expected, rtol=0, atol=1e-6)
     whole = load_weights(folder, 3)
     torch.testing.assert_close(whole.state[name].double(), means[6], rtol=0, atol=1e-6)
-    with pytest.raises(ValueError, match="holds only 3 checkpoints: use at most 3"):
+    with pytest.raises(ValueError, match="holds 3 checkpoints and the average is over 4: use at most 3"):
         load_weights(folder, 4)
     assert whole.provenance["weights_hash"] != load_weights(folder, 0).provenance["weights_hash"]
 
