@@ -93,26 +93,27 @@ launch() {
 # no others. With --part no marker is
 # written: a later run without it closes the stage.
 run_stage() {
-  local number=$1 description=$2 function=$3
+  local _number=$1 _description=$2 _function=$3
   shift 3
-  if ((number < stage || number > stop_stage)); then return 0; fi
+  if ((_number < stage || _number > stop_stage)); then return 0; fi
 
-  local part="" name status probe
-  local -a arguments=(--number "$number" --description "$description" --command "$script_command")
-  arguments+=(--data-dir "$data_dir" --exp-dir "$exp_dir" --repository "$repository")
+  # bash shows these to the stage's function too: the underscores keep them apart from the recipe's variables.
+  local _part="" _name _status _probe
+  local -a _arguments=(--number "$_number" --description "$_description" --command "$script_command")
+  _arguments+=(--data-dir "$data_dir" --exp-dir "$exp_dir" --repository "$repository")
   while (($# > 0)); do
     case $1 in
       --options)
-        for name in $2; do
-          local -n value=$name # an array counts with all its items
-          arguments+=(--option "$name=${value[*]}")
-          if [[ -z ${_option_defaults[$name]+known} ]]; then arguments+=(--fact "$name"); fi
+        for _name in $2; do
+          local -n _value=$_name # an array counts with all its items
+          _arguments+=(--option "$_name=${_value[*]}")
+          if [[ -z ${_option_defaults[$_name]+known} ]]; then _arguments+=(--fact "$_name"); fi
         done
         ;;
-      --after) for name in $2; do arguments+=(--after "$name"); done ;;
-      --config | --leaves | --identity) arguments+=("$1" "$2") ;;
-      --part) part=$2 ;;
-      *) die "run_stage $number: unknown argument $1" ;;
+      --after) for _name in $2; do _arguments+=(--after "$_name"); done ;;
+      --config | --leaves | --identity) _arguments+=("$1" "$2") ;;
+      --part) _part=$2 ;;
+      *) die "run_stage $_number: unknown argument $1" ;;
     esac
     shift 2
   done
@@ -125,52 +126,52 @@ run_stage() {
     false
     true
   )
-  probe=$?
+  _probe=$?
   set -e
-  if ((probe == 0)); then die "run_stage $number is called inside if, && or ||, where a failing command would go unseen"; fi
+  if ((_probe == 0)); then die "run_stage $_number is called inside if, && or ||, where a failing command would go unseen"; fi
 
   set +e
-  "$python" "$common_dir/marker.py" check "${arguments[@]}" ${part:+--part "$part"}
-  status=$?
+  "$python" "$common_dir/marker.py" check "${_arguments[@]}" ${_part:+--part "$_part"}
+  _status=$?
   set -e
-  case $status in
+  case $_status in
     0) return 0 ;;
     10) ;;
     *) exit 1 ;;
   esac
 
-  local done_dir=$data_dir/.done
-  if ((number >= 10)); then done_dir=$exp_dir/.done; fi
-  local metrics=$done_dir/stage-$number.metrics${part:+.${part//\//-of-}}.jsonl
+  local _done_dir=$data_dir/.done
+  if ((_number >= 10)); then _done_dir=$exp_dir/.done; fi
+  local _metrics=$_done_dir/stage-$_number.metrics${_part:+.${_part//\//-of-}}.jsonl
   # Two runs of one stage would write the same files. The lock dies with its holders, also with kill -9.
   if command -v flock >/dev/null; then
-    exec 9>"$done_dir/stage-$number.lock${part:+.${part//\//-of-}}"
-    flock -w 20 9 || die "stage $number is already running on $done_dir: wait for it, or end that process"
+    exec 9>"$_done_dir/stage-$_number.lock${_part:+.${_part//\//-of-}}"
+    flock -w 20 9 || die "stage $_number is already running on $_done_dir: wait for it, or end that process"
   fi
-  log "stage $number: $description${part:+ (part $part)}"
-  local started
-  started=$(date +%s)
-  rm -f "$metrics"
+  log "stage $_number: $_description${_part:+ (part $_part)}"
+  local _started
+  _started=$(date +%s)
+  rm -f "$_metrics"
   set +e
   (
     set -euo pipefail
-    export SPEAR_STAGE_METRICS=$metrics
-    "$function"
+    export SPEAR_STAGE_METRICS=$_metrics
+    "$_function"
   )
-  status=$?
+  _status=$?
   set -e
-  if ((status == 75)); then
-    log "stage $number was told to stop and saved its state; the same command goes on from there"
+  if ((_status == 75)); then
+    log "stage $_number was told to stop and saved its state; the same command goes on from there"
     exit 75
-  elif ((status != 0)); then
-    log "stage $number ($description) failed with status $status; the lines above say why. Run the same command again after the cure."
-    exit "$status"
+  elif ((_status != 0)); then
+    log "stage $_number ($_description) failed with status $_status; the lines above say why. Run the same command again after the cure."
+    exit "$_status"
   fi
-  if [[ -n $part ]]; then
-    log "stage $number: part $part is done; when all are, the same command without --split checks them and closes the stage"
+  if [[ -n $_part ]]; then
+    log "stage $_number: part $_part is done; when all are, the same command without --split checks them and closes the stage"
   else
-    "$python" "$common_dir/marker.py" write "${arguments[@]}" --metrics "$metrics" --started "$started"
-    rm -f "$metrics"
+    "$python" "$common_dir/marker.py" write "${_arguments[@]}" --metrics "$_metrics" --started "$_started"
+    rm -f "$_metrics"
   fi
   if command -v flock >/dev/null; then exec 9>&-; fi
 }

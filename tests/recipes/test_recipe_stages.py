@@ -31,6 +31,11 @@ def test_a_marker_says_what_made_the_stage_and_what_it_cost(toy):
     assert sorted(path.name for path in toy.done.glob("*.json*")) == [f"stage-{n}.json" for n in range(3)]
 
 
+def test_a_stage_sees_the_variables_of_its_recipe(toy):
+    toy.succeed()
+    assert (toy.recipe / "data" / "variables.txt").read_text().split() == ["mine"] * 6
+
+
 def test_the_same_command_skips_with_one_line_each(toy):
     toy.succeed()
     output = toy.succeed()

@@ -33,6 +33,7 @@ option part "" "Only this part of stage 1"
 parse_options "$@"
 check_stage_range 0 2
 letters=(a b)
+name=mine probe=mine status=mine number=mine metrics=mine description=mine
 if [[ $size == large ]]; then letters=(a b c); fi
 find_python
 
@@ -43,6 +44,7 @@ stage_0() {
     printf 'must not be reached\n' >"$data_dir/after-failure"
   fi
   printf '%s\n' "$word" >"$data_dir/words.txt"
+  printf '%s ' "$name" "$probe" "$status" "$number" "$metrics" "$description" >"$data_dir/variables.txt"
   printf '{"id": "words-of-%s"}\n' "$word" >"$data_dir/words.json"
   printf '{"peak_memory_mb": 12.5}\n{"peak_memory_mb": 40.0}\n' >>"$SPEAR_STAGE_METRICS"
 }
