@@ -1,1 +1,1 @@
-"""Commands: ``python -m spear_lib.bin.<verb>``. Each parses its options, calls the library, verifies, reports."""
+"""Commands: ``python -m spear_lib.bin.<verb>``: parse the options, call the library, verify, report."""
