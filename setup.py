@@ -33,6 +33,9 @@ setup(
     extras_require={
         # Teachers other than the embedded spectral one.
         "teachers": ["transformers>=4.45"],
+        # The compiled search of the quantiser on CPUs, and UMAP in the token analysis; both have a fallback.
+        "fast": ["numba>=0.59"],
+        "analysis": ["umap-learn>=0.5.5"],
         # The synthetic corpus of --mini true; GPL, and never imported by spear_lib.
         "demo": ["espeakng-loader>=0.2.4"],
         "dev": [
