@@ -20,6 +20,7 @@ cd "$recipe"
 finetune() {
   local name=$1 arm=$2
   shift 2
+  if [[ -f $exp/study/grid/$name/decode/wer-dev.json ]]; then return; fi
   local start=(--config conf/finetune/mini.yaml --encoder "$exp/pretrain/encoder")
   if [[ $arm == scratch ]]; then start+=(--config conf/finetune/scratch/mini.yaml --scratch true); fi
   "$python" -m spear_lib.bin.finetune_asr "${start[@]}" --experiment_dir "$exp/study/grid/$name" \
@@ -34,9 +35,9 @@ grid() {
   mkdir -p "$exp/study/grid"
   local rate scale
   {
-    for rate in 0.03 0.045 0.065 0.09; do echo "scratch-$rate scratch --training.learning_rate $rate"; done
+    for rate in 0.045 0.065 0.09 0.13; do echo "scratch-$rate scratch --training.learning_rate $rate"; done
     for rate in 0.045 0.065 0.09; do
-      for scale in 0.1 0.3 0.5; do
+      for scale in 0.1 0.3 0.6; do
         echo "pretrained-$rate-$scale pretrained --training.learning_rate $rate --encoder_lr_scale $scale"
       done
     done
@@ -50,7 +51,7 @@ seed() {
 
 seeds() {
   mkdir -p "$exp/study"
-  printf '%s\n' 1 2 3 | two_at_a_time seed
+  printf '%s\n' 0 1 2 | two_at_a_time seed
 }
 
 # Runs "FUNCTION line" for every line of standard input, two at a time; fails if one of them did.
