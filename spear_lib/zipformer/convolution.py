@@ -33,13 +33,35 @@ class ChunkCausalDepthwiseConv1d(nn.Module):
         missing = chunk - self.kernel
         return 1.0 + F.pad(left, (0, missing)) + F.pad(right, (missing, 0))
 
-    def forward(self, x: Tensor, chunk_size: int = -1) -> Tensor:
-        """x (B, T, D) -> (B, T, D); chunk_size in frames of the stack, -1 = one chunk."""
+    def _own_edge_scale(self, lengths: Tensor, num_frames: int) -> Tensor:
+        """(B, D, T): as ``_edge_scale`` where each utterance is one chunk that ends at its own length."""
+        left, right = self.chunkwise_conv_scale[0], self.chunkwise_conv_scale[1]
+        index = torch.arange(num_frames, device=lengths.device) - lengths.unsqueeze(1) + self.kernel
+        inside = (index >= 0) & (index < self.kernel)
+        right = right[:, index.clamp(0, self.kernel - 1)] * inside
+        return 1.0 + F.pad(left, (0, num_frames - self.kernel)).unsqueeze(0) + right.transpose(0, 1)
+
+    def forward(self, x: Tensor, chunk_size: int | Tensor = -1, left: Tensor | None = None) -> Tensor:
+        """Both convolutions.
+
+        Args:
+          x: (B, T, D).
+          chunk_size: frames of the stack per chunk, -1 = one chunk of T frames; or (B,) int64, each utterance
+            is one chunk of its own length.
+          left: (B, K // 2, D), the frames before x; zeros where None.
+
+        Returns:
+          (B, T, D).
+        """
         x = x.transpose(1, 2)
         batch, dim, num_frames = x.shape
-        if chunk_size < 0 or chunk_size > num_frames:
+        before = F.pad(x, (self.kernel // 2, 0)) if left is None else torch.cat([left.transpose(1, 2), x], 2)
+        causal = self.causal_conv(before)
+        if isinstance(chunk_size, Tensor):
+            scale = self._own_edge_scale(chunk_size, num_frames).to(x.dtype)
+            return (causal + self.chunkwise_conv(x) * scale).transpose(1, 2)
+        if chunk_size < 0:
             chunk_size = num_frames
-        causal = self.causal_conv(F.pad(x, (self.kernel // 2, 0)))
         missing = -num_frames % chunk_size
         chunks = F.pad(x, (0, missing)).view(batch, dim, -1, chunk_size)
         chunks = chunks.transpose(1, 2).reshape(-1, dim, chunk_size)
@@ -82,7 +104,7 @@ class ConvolutionModule(nn.Module):
         self.whiten = Whiten(context, Schedule((0, 7.5), (20000, 15.0), default=7.5), 0.01, enabled=whiten)
         self.out_proj = scaled_linear(dim, dim, 0.05)
 
-    def forward(self, x: Tensor, valid: Tensor | None = None, chunk_size: int = -1) -> Tensor:
+    def forward(self, x: Tensor, valid: Tensor | None = None, chunk_size: int | Tensor = -1) -> Tensor:
         """x (B, T, D), valid (B, T, 1) bool or None -> (B, T, D)."""
         values, gate = self.in_proj(x).chunk(2, dim=-1)
         values = values * self.balancer1(gate).sigmoid()

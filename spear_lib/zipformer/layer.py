@@ -128,7 +128,7 @@ class ZipformerLayer(nn.Module):
         table: Tensor,
         mask: Tensor | None = None,
         valid: Tensor | None = None,
-        chunk_size: int = -1,
+        chunk_size: int | Tensor = -1,
     ) -> Tensor:
         """One layer.
 
@@ -137,7 +137,7 @@ class ZipformerLayer(nn.Module):
           table: positional encodings (2 T - 1, P).
           mask: added to attention scores, broadcastable to (B, H, T, T); MASKED_SCORE = not seen.
           valid: (B, T, 1) bool, False on padding, or None without padding.
-          chunk_size: frames of the stack per chunk, for causal convolutions.
+          chunk_size: frames of the stack per chunk, or (B,) own lengths, for causal convolutions.
 
         Returns:
           (B, T, D).

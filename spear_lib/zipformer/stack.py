@@ -64,6 +64,18 @@ class _FrameMasks:
             unseen = chunks if unseen is None else unseen | chunks
         return None if unseen is None else unseen.to(torch.float32) * MASKED_SCORE
 
+    def chunk(self, factor: int) -> int | Tensor:
+        """Frames per chunk of causal convolutions; (B,) int64 where each utterance is one chunk of its own.
+
+        The reference cuts chunks at the end of the padded batch, so that their edges depend on it.
+        """
+        if self.chunk_size > 0:
+            size = self.chunk_size // factor
+            return size if self.exact else min(size, -(-self.num_frames // factor))
+        if not self.exact or self.valid is None:
+            return -1
+        return torch.div(self.lengths + factor - 1, factor, rounding_mode="floor")
+
     def replicate(self) -> dict[str, Tensor]:
         """Arguments of Downsample that make it independent of padding."""
         if not self.exact or self.valid is None:
@@ -137,7 +149,7 @@ class Stack(nn.Module):
         table = self.encoder_pos(x.shape[1], x.device)
         attention_mask = masks.attention(self.factor)
         valid = masks.valid_frames(self.factor)
-        chunk_size = masks.chunk_size // self.factor if masks.chunk_size > 0 else -1
+        chunk_size = masks.chunk(self.factor) if self.config.causal else -1
         feature_mask = self._feature_mask(draws, x.shape[2])
         if feature_mask is not None:
             x = x * feature_mask
@@ -169,9 +181,18 @@ class DownsampledStack(nn.Module):
         return self.out_combiner(x, upsample(low, self.factor, x.shape[1]))
 
 
-def _adapt_width(x: Tensor, dim: int) -> Tensor:
+def adapt_width(x: Tensor, dim: int) -> Tensor:
     """The first ``dim`` channels of x, or x with zero channels appended."""
     return x[..., :dim] if x.shape[-1] >= dim else F.pad(x, (0, dim - x.shape[-1]))
+
+
+def assemble(outputs: list[Tensor]) -> Tensor:
+    """The output of the last stack, with the extra channels of wider earlier stacks appended."""
+    x = outputs[-1]
+    for output in reversed(outputs[:-1]):
+        if output.shape[-1] > x.shape[-1]:
+            x = torch.cat([x, output[..., x.shape[-1] :]], dim=-1)
+    return x
 
 
 class Zipformer(nn.Module):
@@ -228,11 +249,9 @@ class Zipformer(nn.Module):
         hidden_states: list[tuple[Tensor, int]] = []
         outputs: list[Tensor] = []
         for stack, dim in zip(self.encoders, self.config.per_stack("encoder_dim")):
-            x = stack(_adapt_width(x, dim), masks, draws, hidden_states)
+            x = stack(adapt_width(x, dim), masks, draws, hidden_states)
             outputs.append(x)
-        for output in reversed(outputs[:-1]):
-            if output.shape[-1] > x.shape[-1]:
-                x = torch.cat([x, output[..., x.shape[-1] :]], dim=-1)
+        x = assemble(outputs)
         if self.config.output_downsampling_factor == 2:
             x = self.downsample_output(x, **masks.replicate())
             lengths = torch.div(lengths + 1, 2, rounding_mode="floor")
