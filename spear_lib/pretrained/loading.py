@@ -1,9 +1,7 @@
 """Reading encoders: our exported folders and training checkpoints, the authors' .pt files and HF folders."""
 
 import hashlib
-import json
 import logging
-import pickle
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from torch import Tensor
 
 from spear_lib.pretrained.saving import CONFIG_NAME, FORMAT, WEIGHTS_NAME
 from spear_lib.pretrained.shapes import config_from_shapes
+from spear_lib.pretrained.weights import load_strictly, read_json, read_weights
 from spear_lib.zipformer import SpearEncoder, ZipformerConfig
 
 logger = logging.getLogger(__name__)
@@ -67,7 +66,7 @@ def load_encoder(path_or_config: str | Path | dict | ZipformerConfig, **changes:
     if not isinstance(config, ZipformerConfig):
         config = _config_from_release(state, config, path)
     encoder = SpearEncoder(replace(config, **changes))
-    _load_strictly(encoder, state, path)
+    load_strictly(encoder, state, path, "encoder")
     encoder.provenance = provenance
     return encoder.eval()
 
@@ -95,43 +94,6 @@ def _config(settings: dict[str, Any], where: str) -> ZipformerConfig:
     return ZipformerConfig(**settings)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); copy or export the encoder again") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}, not the settings of an encoder")
-    return content
-
-
-def _read_weights(path: Path) -> dict[str, Any]:
-    if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise ValueError(f"{path} is damaged ({error}); copy or download it again") from error
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{path} holds Python objects besides tensors, which are not loaded for safety. Where you trust "
-            "it, reduce it first: "
-            "torch.save({'model': torch.load(path, weights_only=False)['model']}, new_path). "
-            f"({str(error).splitlines()[0]})"
-        ) from error
-    except (RuntimeError, EOFError) as error:
-        raise ValueError(
-            f"{path} is not a whole PyTorch file ({error}); copy or download it again"
-        ) from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}, not a checkpoint")
-    return content
-
-
 def _read_folder(folder: Path) -> tuple[dict[str, Tensor], ZipformerConfig | dict, dict]:
     config_path = folder / CONFIG_NAME
     if not config_path.exists():
@@ -139,8 +101,8 @@ def _read_folder(folder: Path) -> tuple[dict[str, Tensor], ZipformerConfig | dic
     weights = next((folder / name for name in _WEIGHT_FILES if (folder / name).exists()), None)
     if weights is None:
         raise ValueError(f"{folder} has none of {', '.join(_WEIGHT_FILES)}; download or export it again")
-    description = _read_json(config_path)
-    state = _read_weights(weights)
+    description = read_json(config_path)
+    state = read_weights(weights)
     if "format" not in description:  # a Hugging Face release
         return state.get("model", state), description, {"source": str(folder)}
     if description["format"] != FORMAT or description.get("encoder") != "zipformer":
@@ -152,7 +114,7 @@ def _read_folder(folder: Path) -> tuple[dict[str, Tensor], ZipformerConfig | dic
 
 
 def _read_checkpoint(path: Path) -> tuple[dict[str, Tensor], ZipformerConfig | dict, dict]:
-    content = _read_weights(path)
+    content = read_weights(path)
     state = content.get("model", content)
     if isinstance(content.get("encoder_config"), dict):
         provenance = {"source": str(path), "step": content.get("step")}
@@ -205,22 +167,3 @@ def _config_from_release(state: dict[str, Tensor], settings: dict[str, Any], pat
         if listed != found and listed * len(found) != found:
             raise ValueError(f"{path}: its settings say {name} = {listed}, its weights have {found}")
     return config
-
-
-def _load_strictly(encoder: SpearEncoder, state: dict[str, Tensor], path: Path) -> None:
-    own = encoder.state_dict()
-    missing = sorted(set(own) - set(state))
-    unexpected = sorted(set(state) - set(own))
-    wrong = [
-        f"{name} {tuple(state[name].shape)} instead of {tuple(own[name].shape)}"
-        for name in sorted(set(own) & set(state))
-        if own[name].shape != state[name].shape
-    ]
-    if missing or unexpected or wrong:
-        raise ValueError(
-            f"{path} does not fit the encoder.\n"
-            f"missing ({len(missing)}): {', '.join(missing) or 'none'}\n"
-            f"unexpected ({len(unexpected)}): {', '.join(unexpected) or 'none'}\n"
-            f"wrong shape ({len(wrong)}): {', '.join(wrong) or 'none'}"
-        )
-    encoder.load_state_dict(state)
