@@ -2,8 +2,7 @@
 
 import gzip
 import json
-import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -11,7 +10,10 @@ import numpy as np
 from lhotse.cut import Cut
 from lhotse.serialization import deserialize_item
 
+from spear_lib.data.manifest_index import ManifestIndex, open_index
 from spear_lib.files import atomic_file
+
+_ID_BLOCK = 65536
 
 
 def save_cuts(cuts: Iterable[Cut], path: str | Path) -> int:
@@ -30,11 +32,49 @@ def save_cuts(cuts: Iterable[Cut], path: str | Path) -> int:
     return count
 
 
+class Ids(Sequence):
+    """The ids of a manifest's cuts, in order; read from its index when asked for."""
+
+    def __init__(self, indexes: list[ManifestIndex], starts: np.ndarray):
+        self._indexes, self._starts = indexes, starts
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def __getitem__(self, position):
+        if isinstance(position, slice):
+            begin, end, step = position.indices(len(self))
+            if step != 1:
+                return [self[each] for each in range(begin, end, step)]
+            return list(self._between(begin, end))
+        if not -len(self) <= position < len(self):
+            raise IndexError(f"no cut {position}: there are {len(self)}")
+        position = int(position) % len(self)
+        part = int(np.searchsorted(self._starts, position, side="right")) - 1
+        inside = position - int(self._starts[part])
+        return self._indexes[part].ids(inside, inside + 1)[0]
+
+    def __iter__(self) -> Iterator[str]:
+        for begin in range(0, len(self), _ID_BLOCK):
+            yield from self._between(begin, min(begin + _ID_BLOCK, len(self)))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Sequence) or isinstance(other, str):
+            return NotImplemented
+        return len(self) == len(other) and all(mine == theirs for mine, theirs in zip(self, other))
+
+    __hash__ = None
+
+    def _between(self, begin: int, end: int) -> Iterator[str]:
+        for index, start in zip(self._indexes, self._starts.tolist()):
+            yield from index.ids(max(0, begin - start), min(len(index), end - start))
+
+
 class Manifest:
     """Cuts of one or several files (.jsonl or .jsonl.gz), by position.
 
-    The lines are kept as text, and a cut is made when it is asked for. So a worker process that is forked
-    shares the memory, and opening costs one pass over the file.
+    A cut is read and made when it is asked for; what is kept is the index (``manifest_index``), which the
+    processes of a machine share.
 
     Args:
       paths: one path or several; the cuts of the files follow each other.
@@ -48,92 +88,79 @@ class Manifest:
         self.paths = [Path(paths)] if isinstance(paths, str | Path) else [Path(path) for path in paths]
         if not self.paths:
             raise ValueError("no manifest is given: name at least one *.jsonl.gz file of cuts")
-        chunks, ends, ids, durations = [], [0], [], []
-        for path in self.paths:
-            for number, line in enumerate(_read_lines(path), start=1):
-                fields = _parse(path, number, line)
-                ids.append(fields["id"])
-                durations.append(fields["duration"])
-                chunks.append(line)
-                ends.append(ends[-1] + len(line))
-        if not ids and not allow_empty:
+        self._indexes = [open_index(path) for path in self.paths]
+        self._starts = np.cumsum([0, *map(len, self._indexes)])
+        self.ids = Ids(self._indexes, self._starts)
+        if not len(self) and not allow_empty:
             raise ValueError(f"{self.describe()} holds no cuts: make it again (prepare.sh stage 1)")
-        self.ids: list[str] = ids
-        self.durations: np.ndarray = np.array(durations, dtype=np.float64)
+        self.durations: np.ndarray = self._joined("durations")
         """Seconds of each cut, (number of cuts,)."""
-        self._ends = np.array(ends, dtype=np.int64)
-        self._data = b"".join(chunks)
-        self._positions = {name: position for position, name in enumerate(ids)}
-        if len(self._positions) != len(ids):
-            twice = _first_duplicate(ids)
+        twice = self._first_duplicate()
+        if twice is not None:
             raise ValueError(
                 f"{self.describe()} holds the cut id {twice!r} more than once: ids must be unique, because "
                 "random draws and tokens belong to them. Is a manifest given twice?"
             )
+
+    def _joined(self, name: str) -> np.ndarray:
+        arrays = [getattr(index, name) for index in self._indexes]
+        return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+
+    def _first_duplicate(self) -> str | None:
+        for index in self._indexes:
+            twice = index.first_duplicate()
+            if twice is not None:
+                return twice
+        for number, index in enumerate(self._indexes):
+            for other in self._indexes[number + 1 :]:
+                common, _, rows = np.intersect1d(index.id_hashes, other.id_hashes, return_indices=True)
+                for row in rows.tolist() if len(common) else []:
+                    position = int(other.id_order[row])
+                    name = other.ids(position, position + 1)[0]
+                    if index.find(name) is not None:
+                        return name
+        return None
+
+    @property
+    def audio_keys(self) -> np.ndarray:
+        """(number of cuts,) uint64: equal for cuts of the same stretch of audio, whatever they are called."""
+        return self._joined("audio_keys")
+
+    @property
+    def recording_keys(self) -> np.ndarray:
+        """(number of cuts,) uint64: equal for cuts of the same recording."""
+        return self._joined("recording_keys")
 
     def describe(self) -> str:
         """The files, for messages."""
         return ", ".join(str(path) for path in self.paths)
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return int(self._starts[-1])
 
     def __getitem__(self, position: int) -> Cut:
         if not -len(self) <= position < len(self):
             raise IndexError(f"{self.describe()} has no cut {position}: it holds {len(self)}")
-        position %= len(self)
-        line = self._data[self._ends[position] : self._ends[position + 1]]
+        position = int(position) % len(self)
+        part = int(np.searchsorted(self._starts, position, side="right")) - 1
+        line = self._indexes[part].line(position - int(self._starts[part]))
         return deserialize_item(json.loads(line))
 
     def __iter__(self) -> Iterator[Cut]:
         return (self[position] for position in range(len(self)))
 
     def __contains__(self, name: str) -> bool:
-        return name in self._positions
+        return any(index.find(name) is not None for index in self._indexes)
 
     def position(self, name: str) -> int:
         """Position of the cut with this id; ValueError if there is none."""
-        if name not in self._positions:
-            raise ValueError(f"{self.describe()} has no cut {name!r}: is it a manifest of another corpus?")
-        return self._positions[name]
+        for index, start in zip(self._indexes, self._starts.tolist()):
+            position = index.find(name)
+            if position is not None:
+                return start + position
+        raise ValueError(f"{self.describe()} has no cut {name!r}: is it a manifest of another corpus?")
 
     @property
     def hours(self) -> float:
         """Length of all cuts together."""
         return float(self.durations.sum() / 3600)
-
-
-def _read_lines(path: Path) -> Iterator[bytes]:
-    if not path.is_file():
-        raise ValueError(
-            f"manifest {path} does not exist: run the stage that makes it first "
-            "(prepare.sh stage 1 makes data/manifests, stage 6 data/cuts)"
-        )
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
-            for line in file:
-                if line.strip():
-                    yield line
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise ValueError(f"manifest {path} is truncated or not gzip ({error}): make it again") from error
-
-
-def _parse(path: Path, number: int, line: bytes) -> dict:
-    try:
-        fields = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{path}, line {number}, is not JSON ({error.msg}): make the manifest again"
-        ) from error
-    if not isinstance(fields, dict) or not {"id", "duration", "type"} <= fields.keys():
-        kind = f"it has the fields {', '.join(fields)}" if isinstance(fields, dict) else "it is not an object"
-        raise ValueError(
-            f"{path}, line {number}, is not a cut ({kind}): expected a manifest of cuts, e.g. "
-            "data/manifests/<corpus>_cuts_<set>.jsonl.gz, not of recordings or supervisions"
-        )
-    return fields
-
-
-def _first_duplicate(ids: list[str]) -> str:
-    seen: set[str] = set()
-    return next(name for name in ids if name in seen or seen.add(name))
