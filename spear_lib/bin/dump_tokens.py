@@ -14,7 +14,8 @@ from spear_lib.data.manifests import Manifest
 from spear_lib.data.tokens import TokenFacts, TokenStoreWriter
 from spear_lib.quantization import Quantizer
 from spear_lib.teachers import Teacher
-from spear_lib.teachers.embedding import embed_cuts, resolve_manifests, teacher_from_recipe
+from spear_lib.teachers.embedding import count_frames, count_windows, embed_pieces, resolve_manifests
+from spear_lib.teachers.options import TeacherOptions
 from spear_lib.training.progress import progress
 
 logger = logging.getLogger(__name__)
@@ -32,6 +33,8 @@ class Options:
     """Folder of the token store."""
     teacher_path: str = ""
     """Where the teacher's weights lie now; default: where they lay when the quantiser was trained."""
+    teacher_dtype: str = ""
+    """Number format of the teacher's blocks: float32 or bfloat16; default: the one of stage 3."""
     num_splits: int = 1
     """Number of parts for batch jobs; run one job per part."""
     split: int = 0
@@ -51,7 +54,8 @@ def load_teacher(quantizer: Quantizer, options: Options) -> Teacher:
         raise ValueError(
             f"{options.quantizer} does not say which teacher it belongs to; train it with train_quantizer"
         )
-    teacher = teacher_from_recipe(provenance["recipe"], options.teacher_path)
+    recipe = TeacherOptions.from_recipe(provenance["recipe"], options.teacher_path, options.teacher_dtype)
+    teacher = recipe.create()
     if teacher.id != provenance["teacher"]["teacher_id"]:
         raise ValueError(
             f"the quantiser was trained on embeddings of teacher {provenance['teacher']['teacher_id']}, but "
@@ -94,11 +98,13 @@ def dump_split(
             if writer.is_done(shard, [manifest.ids[position] for position in block]):
                 continue
             cuts = [manifest[position] for position in block]
-            codes: list[np.ndarray] = [np.empty((0, facts.num_codebooks), dtype=np.uint8)] * len(cuts)
-            batches = embed_cuts(teacher, cuts, options.batch_seconds)
+            counts = [count_frames(teacher, cut) for cut in cuts]
+            codes = [np.empty((count, facts.num_codebooks), dtype=np.uint8) for count in counts]
+            pieces = embed_pieces(teacher, cuts, options.batch_seconds)
             name = f"split {split} of {options.num_splits}, shard {shard + 1} of {len(blocks)}"
-            for position, embeddings in progress(batches, total=len(cuts), description=name, unit="cuts"):
-                codes[position] = quantizer.encode(embeddings, options.refine_iters).cpu().numpy()
+            for piece in progress(pieces, count_windows(teacher, cuts), name, "windows"):
+                tokens = quantizer.encode(piece.embeddings, options.refine_iters).cpu().numpy()
+                codes[piece.position][piece.first_frame : piece.first_frame + len(tokens)] = tokens
             entries = [(cut.id, cut.start, cut.duration, each) for cut, each in zip(cuts, codes)]
             writer.write_shard(shard, entries)
             written += 1

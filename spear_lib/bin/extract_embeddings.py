@@ -17,7 +17,8 @@ from spear_lib.files import atomic_file
 from spear_lib.quantization.embeddings import SUMMARY_FILE
 from spear_lib.quantization.options import QuantizerTrainingOptions, SamplingOptions, SpectralOptions
 from spear_lib.teachers import Teacher
-from spear_lib.teachers.embedding import embed_cuts, recipe_of, resolve_manifests, teacher_from_options
+from spear_lib.teachers.embedding import count_frames, count_windows, embed_pieces, resolve_manifests
+from spear_lib.teachers.options import TeacherOptions
 from spear_lib.training.progress import progress
 
 logger = logging.getLogger(__name__)
@@ -32,11 +33,17 @@ class Options:
     output_dir: str
     """Folder for the embeddings."""
     teacher: str = "spectral"
-    """Teacher: spectral (no weights) or spear (an encoder of ours)."""
+    """Teacher: spectral (no weights), spear (an encoder of ours), wavlm, hubert, dasheng or atst_frame."""
     teacher_path: str = ""
-    """Encoder folder or checkpoint of the spear teacher."""
+    """Weights of the teacher; without them the command says which."""
     teacher_layer: int | None = None
-    """Layer of the spear teacher: index into hidden_states, negative counts from the last."""
+    """Layer of the teacher, negative counts from the last; default: the teacher's own."""
+    teacher_dtype: str = "float32"
+    """Number format of the teacher's blocks: float32 or bfloat16."""
+    teacher_window: float | None = None
+    """Longer recordings are cut into overlapping windows, s; default: the teacher's own."""
+    teacher_overlap: float | None = None
+    """Overlap of neighbouring windows, s; default: the teacher's own."""
     seed: int = 0
     """Keys the choice of recordings and frames."""
     spectral: SpectralOptions = field(default_factory=SpectralOptions)
@@ -45,6 +52,18 @@ class Options:
     """Which frames."""
     training: QuantizerTrainingOptions = field(default_factory=QuantizerTrainingOptions)
     """Unused here; train_quantizer reads it from the same file."""
+
+    def of_teacher(self) -> TeacherOptions:
+        """The options of the teacher alone."""
+        return TeacherOptions(
+            self.teacher,
+            self.teacher_path,
+            self.teacher_layer,
+            self.teacher_dtype,
+            self.teacher_window,
+            self.teacher_overlap,
+            self.spectral,
+        )
 
 
 def choose_cuts(manifest: Manifest, teacher: Teacher, options: Options) -> list[int]:
@@ -60,21 +79,28 @@ def choose_cuts(manifest: Manifest, teacher: Teacher, options: Options) -> list[
     return chosen
 
 
+def frame_choice(count: int, cut_id: str, options: Options) -> np.ndarray:
+    """Which of a cut's ``count`` frames are taken, ascending."""
+    if count <= options.sampling.frames_per_cut:
+        return np.arange(count)
+    draw = keyed_random.generator("embedding frames", options.seed, cut_id)
+    return np.sort(draw.choice(count, options.sampling.frames_per_cut, replace=False))
+
+
 def write_shard(
     teacher: Teacher, manifest: Manifest, positions: list[int], path: Path, options: Options
 ) -> int:
     """Embed the cuts at ``positions`` and commit sampled frames to ``path``(.npy, .json); number of
     frames."""
     cuts = [manifest[position] for position in positions]
-    parts: list[np.ndarray] = [np.empty((0, teacher.embedding_dim), dtype=np.float16)] * len(cuts)
-    batches = embed_cuts(teacher, cuts, options.sampling.batch_seconds)
-    for position, embeddings in progress(batches, total=len(cuts), description=path.name, unit="cuts"):
-        count = embeddings.shape[0]
-        if count > options.sampling.frames_per_cut:
-            draw = keyed_random.generator("embedding frames", options.seed, cuts[position].id)
-            index = np.sort(draw.choice(count, options.sampling.frames_per_cut, replace=False))
-            embeddings = embeddings[torch.from_numpy(index)]
-        parts[position] = embeddings.to(torch.float16).cpu().numpy()
+    chosen = [frame_choice(count_frames(teacher, cut), cut.id, options) for cut in cuts]
+    parts = [np.empty((len(index), teacher.embedding_dim), dtype=np.float16) for index in chosen]
+    pieces = embed_pieces(teacher, cuts, options.sampling.batch_seconds)
+    for piece in progress(pieces, count_windows(teacher, cuts), path.name, "windows"):
+        index = chosen[piece.position] - piece.first_frame
+        wanted = (index >= 0) & (index < len(piece.embeddings))
+        embeddings = piece.embeddings[torch.from_numpy(index[wanted]).to(piece.embeddings.device)]
+        parts[piece.position][wanted] = embeddings.to(torch.float16).cpu().numpy()
     with atomic_file(path.with_suffix(".npy")) as file:
         np.save(file, np.concatenate(parts))
     counts = [len(part) for part in parts]
@@ -84,9 +110,8 @@ def write_shard(
 
 def main() -> None:
     options = parse(Options, prog="python -m spear_lib.bin.extract_embeddings", description=__doc__)
-    teacher = teacher_from_options(
-        options.teacher, options.teacher_path, options.teacher_layer, options.spectral
-    )
+    teacher = options.of_teacher().create()
+    teacher.to("cuda" if torch.cuda.is_available() else "cpu")
     manifest = Manifest(resolve_manifests(options.cuts))
     chosen = choose_cuts(manifest, teacher, options)
     hours = float(manifest.durations[chosen].sum()) / 3600
@@ -104,7 +129,7 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     run_facts = {
         "teacher": teacher.describe(),
-        "recipe": recipe_of(options.teacher, options.teacher_path, options.teacher_layer, options.spectral),
+        "recipe": asdict(options.of_teacher()),
         "sampling": asdict(options.sampling),
         "seed": options.seed,
         "cuts": [manifest.ids[position] for position in chosen[:3]] + [len(chosen)],

@@ -1,41 +1,59 @@
 """Teachers: waveform to frame embeddings, from which the quantiser makes tokens."""
 
 import difflib
+import inspect
 from pathlib import Path
 from typing import Any
 
 from spear_lib.teachers.base import Teacher
 from spear_lib.teachers.encoder import EncoderTeacher
+from spear_lib.teachers.huggingface import HubertTeacher, WavLMTeacher
 from spear_lib.teachers.spectral import SpectralTeacher
 
-TEACHERS: dict[str, type[Teacher]] = {"spectral": SpectralTeacher, "spear": EncoderTeacher}
+TEACHERS: dict[str, type[Teacher]] = {
+    teacher.name: teacher for teacher in (SpectralTeacher, EncoderTeacher, WavLMTeacher, HubertTeacher)
+}
 
-__all__ = ["TEACHERS", "EncoderTeacher", "SpectralTeacher", "Teacher", "create_teacher"]
+__all__ = ["TEACHERS", "Teacher", "create_teacher"]
 
 
-def create_teacher(name: str, path: str | Path | None = None, **options: Any) -> Teacher:
+def create_teacher(
+    name: str,
+    path: str | Path | None = None,
+    *,
+    dtype: str = "float32",
+    window_seconds: float | None = None,
+    overlap_seconds: float | None = None,
+    **options: Any,
+) -> Teacher:
     """The teacher called ``name``, ready to embed.
 
     Args:
-      name: ``spectral`` (no weights) or ``spear`` (a pre-trained encoder).
-      path: the encoder of ``spear``; not allowed for ``spectral``.
-      options: keyword arguments of the teacher's class.
+      name: a key of ``TEACHERS``.
+      path: its weights; each class says in ``needs`` what they are. Refused for a teacher without weights.
+      dtype, window_seconds, overlap_seconds: see ``Teacher.configure``; None is the teacher's own default.
+      options: keyword arguments of the teacher's class, for example ``layer``.
 
     Raises:
-      ValueError: unknown name, a missing or superfluous path, or an unknown option.
+      ValueError: unknown name, a missing or superfluous path, an unknown option, or weights that do not fit.
+      RuntimeError: a package or weights that must be fetched first; says how.
     """
     if name not in TEACHERS:
         near = difflib.get_close_matches(name, TEACHERS, n=1, cutoff=0.0)[0]
         raise ValueError(
             f"unknown teacher {name!r}; known are {', '.join(TEACHERS)} (did you mean {near!r}?)"
         )
-    if name == "spectral" and path:
-        raise ValueError(f"the spectral teacher has no weights, but a path was given: {path}")
-    if name == "spear":
-        if not path:
-            raise ValueError("the spear teacher needs the path of an encoder (--teacher_path FOLDER)")
-        options = {"path": path, **options}
-    try:
-        return TEACHERS[name](**options).eval()
-    except TypeError as error:
-        raise ValueError(f"wrong options for teacher {name!r}: {error}") from error
+    teacher = TEACHERS[name]
+    if path and not teacher.needs:
+        raise ValueError(f"the {name} teacher has no weights, but a path was given: {path}")
+    if teacher.needs and not path:
+        raise ValueError(f"the {name} teacher needs a path (--teacher_path): {teacher.needs}")
+    known = [each for each in inspect.signature(teacher).parameters if each != "path"]
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise ValueError(
+            f"the {name} teacher has no option {', '.join(unknown)}; it has {', '.join(known) or 'none'}"
+        )
+    if path:
+        options["path"] = path
+    return teacher(**options).eval().configure(dtype, window_seconds, overlap_seconds)

@@ -4,6 +4,7 @@ Legend: B utterances, N samples (16 kHz), T teacher frames, D channels.
 """
 
 import hashlib
+import itertools
 import json
 from typing import Any
 
@@ -13,9 +14,15 @@ from torch import Tensor, nn
 
 class Teacher(nn.Module):
     """Base class of teachers. A subclass sets the attributes below and implements ``frames`` and
-    ``num_frames``.
+    ``num_frames``. How it computes is set by ``configure``, after which its ``id`` is final.
 
     Attributes:
+      needs: what its path must be, in words; empty for a teacher without weights.
+      dtypes: number formats that it can compute in.
+      dtype: the one it computes in. Not part of ``id``: the teacher is the same, and how many tokens differ
+        is measured (``spear_lib.teachers.agreement``); ``describe`` has it.
+      window_seconds, overlap_seconds: recordings longer than the window are cut into overlapping windows
+        (``spear_lib.teachers.windows``).
       name: how ``create_teacher`` calls it, for example ``spectral``.
       field_prefix: start of the token field's name on a cut, for example ``spectral`` -> ``spectral_cb8``.
       sample_rate: samples per second that ``embed`` wants.
@@ -27,6 +34,12 @@ class Teacher(nn.Module):
 
     The embeddings of an utterance must not depend on its batch mates nor on the padding (tested).
     """
+
+    needs: str = ""
+    dtypes: tuple[str, ...] = ("float32", "bfloat16")
+    dtype: str = "float32"
+    window_seconds: float = 30.0
+    overlap_seconds: float = 2.0
 
     name: str
     field_prefix: str
@@ -53,11 +66,52 @@ class Teacher(nn.Module):
             "layer": self.layer,
             "normalisation": self.normalisation,
             "first_frame_center_ms": self.first_frame_center_ms,
+            "window_seconds": self.window_seconds,
+            "overlap_seconds": self.overlap_seconds,
         }
 
     def describe(self) -> dict[str, Any]:
         """What is stored beside embeddings, quantisers and tokens."""
-        return {"teacher_id": self.id, "field_prefix": self.field_prefix, **self.identity()}
+        facts = {"teacher_id": self.id, "field_prefix": self.field_prefix, "dtype": self.dtype}
+        return {**facts, **self.identity()}
+
+    def configure(
+        self,
+        dtype: str = "float32",
+        window_seconds: float | None = None,
+        overlap_seconds: float | None = None,
+    ) -> "Teacher":
+        """Set how the teacher computes; None keeps its own default. Returns the teacher.
+
+        Raises:
+          ValueError: a dtype that it cannot compute in, a window under one second, or an overlap of more
+            than half a window.
+        """
+        if dtype not in self.dtypes:
+            raise ValueError(
+                f"dtype is {dtype!r}: the {self.name} teacher computes in {' or '.join(self.dtypes)}"
+            )
+        window = self.window_seconds if window_seconds is None else window_seconds
+        overlap = self.overlap_seconds if overlap_seconds is None else overlap_seconds
+        if window < 1:
+            raise ValueError(f"window_seconds is {window:g}: a teacher's window must be 1 s or longer")
+        if not 0 <= overlap <= window / 2:
+            raise ValueError(
+                f"overlap_seconds is {overlap:g}: it must be in 0..{window / 2:g}, half of the window of "
+                f"{window:g} s"
+            )
+        self.dtype, self.window_seconds, self.overlap_seconds = dtype, float(window), float(overlap)
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        """Where the teacher's tensors are."""
+        tensor = next(itertools.chain(self.parameters(), self.buffers()), None)
+        return torch.device("cpu") if tensor is None else tensor.device
+
+    def precision(self) -> torch.autocast:
+        """Context for the part of ``frames`` that may run in ``dtype``; all else is float32."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == "bfloat16")
 
     def num_frames(self, num_samples: int) -> int:
         """Exact number of frames for ``num_samples`` samples."""
@@ -88,7 +142,9 @@ class Teacher(nn.Module):
             )
         if not torch.isfinite(waveforms).all():
             raise ValueError("waveforms contain NaN or infinity; find the recording and drop it")
-        embeddings, num_frames = self.frames(waveforms.float(), lengths)
+        # Front ends and normalisation are float32 whatever the caller's precision is.
+        with torch.autocast(self.device.type, enabled=False):
+            embeddings, num_frames = self.frames(waveforms.float(), lengths)
         behind = torch.arange(embeddings.shape[1], device=embeddings.device) >= num_frames.unsqueeze(1)
         return embeddings.float().masked_fill(behind.unsqueeze(2), 0.0), num_frames
 
@@ -98,5 +154,5 @@ def weights_hash(module: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]

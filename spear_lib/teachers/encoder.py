@@ -21,6 +21,7 @@ class EncoderTeacher(Teacher):
     """
 
     name = "spear"
+    needs = "an encoder that load_encoder reads: a folder or a checkpoint"
 
     def __init__(self, path: str | Path, layer: int = -1) -> None:
         super().__init__()
@@ -30,6 +31,7 @@ class EncoderTeacher(Teacher):
 
     def _set_encoder(self, encoder: Any, layer: int, where: str) -> None:
         self.encoder = encoder.eval()
+        self.weights = weights_hash(self.encoder)
         layers = encoder.config.per_stack("num_encoder_layers")
         widths = encoder.config.per_stack("encoder_dim")
         per_layer = [width for width, depth in zip(widths, layers) for _ in range(depth)]
@@ -47,7 +49,7 @@ class EncoderTeacher(Teacher):
         self.embedding_dim = per_layer[index]
 
     def identity(self) -> dict[str, Any]:
-        return {**super().identity(), "weights": weights_hash(self.encoder)}
+        return {**super().identity(), "weights": self.weights}
 
     def num_frames(self, num_samples: int) -> int:
         from spear_lib.data.features import fbank_length
@@ -59,7 +61,8 @@ class EncoderTeacher(Teacher):
         # Utterances that are too short for the encoder have no frames; they run with silence and are cut off.
         missing = max(0, _MIN_SAMPLES - waveforms.shape[1])
         waveforms = torch.nn.functional.pad(waveforms, (0, missing))
-        output = self.encoder.extract(waveforms, lengths.clamp(min=_MIN_SAMPLES))
+        with self.precision():
+            output = self.encoder.extract(waveforms, lengths.clamp(min=_MIN_SAMPLES))
         hidden = output.hidden_states[self.layer_index]
         counts = ((lengths + 80) // 160 - 7) // 2
         return hidden, counts.clamp(min=0, max=hidden.shape[1])

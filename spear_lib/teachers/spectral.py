@@ -38,6 +38,7 @@ class SpectralTeacher(Teacher):
     """
 
     name = "spectral"
+    dtypes = ("float32",)
     field_prefix = "spectral"
     frame_rate = 50.0
     first_frame_center_ms = 5.0

@@ -1,6 +1,7 @@
 """Teachers: frame geometry, independence of batch mates and loudness, identities, messages."""
 
 import dataclasses
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -9,7 +10,8 @@ import torch
 from spear_lib import pretrained
 from spear_lib.quantization.options import SpectralOptions
 from spear_lib.teachers import create_teacher
-from spear_lib.teachers.embedding import length_batches, recipe_of, teacher_from_options, teacher_from_recipe
+from spear_lib.teachers.embedding import length_batches
+from spear_lib.teachers.options import TeacherOptions
 from spear_lib.teachers.spectral import cosine_basis
 
 
@@ -117,9 +119,12 @@ def test_identity_follows_every_option():
 
 
 def test_recipe_makes_the_same_teacher_again():
-    options = SpectralOptions(num_mel_coefficients=10)
-    teacher = teacher_from_options("spectral", "", None, options)
-    assert teacher_from_recipe(recipe_of("spectral", "", None, options)).id == teacher.id
+    options = TeacherOptions(spectral=SpectralOptions(num_mel_coefficients=10), window_seconds=20.0)
+    recipe = json.loads(json.dumps(dataclasses.asdict(options)))
+    assert TeacherOptions.from_recipe(recipe).create().id == options.create().id
+    moved = TeacherOptions.from_recipe({**recipe, "path": "old"}, path="new", dtype="bfloat16")
+    assert (moved.path, moved.dtype, moved.spectral) == ("new", "bfloat16", options.spectral)
+    assert TeacherOptions.from_recipe({**recipe, "path": "old"}).path == "old"
 
 
 class StubEncoder(torch.nn.Module):
@@ -148,8 +153,10 @@ def test_encoder_as_a_teacher(monkeypatch):
     assert embeddings[0, 45, 0] == 90 and embeddings[1, 23, 0] == 46 and not embeddings[1, 24:].any()
     first = create_teacher("spear", "some/folder", layer=0)
     assert first.id != teacher.id and first.embedding_dim == 4
+    other = StubEncoder()
     with torch.no_grad():
-        teacher.encoder.weight[0] = 2
+        other.weight[0] = 2
+    monkeypatch.setattr(pretrained, "load_encoder", lambda path: other)
     assert teacher.id != create_teacher("spear", "some/folder").id
     with pytest.raises(ValueError, match="layer is 3: the encoder at some/folder has hidden states 0..2"):
         create_teacher("spear", "some/folder", layer=3)
@@ -175,8 +182,18 @@ def test_a_real_encoder_does_not_see_batch_mates(monkeypatch):
     [
         (lambda: create_teacher("spectrall"), "unknown teacher 'spectrall'.*did you mean 'spectral'"),
         (lambda: create_teacher("spectral", "x.pt"), "has no weights, but a path was given: x.pt"),
-        (lambda: create_teacher("spear"), "needs the path of an encoder"),
-        (lambda: create_teacher("spectral", bins=3), "wrong options for teacher 'spectral'.*bins"),
+        (
+            lambda: create_teacher("spear"),
+            r"needs a path \(--teacher_path\): an encoder that load_encoder reads",
+        ),
+        (lambda: create_teacher("spectral", bins=3), "has no option bins; it has num_mel_coefficients"),
+        (lambda: create_teacher("spectral", layer=3), "the spectral teacher has no option layer"),
+        (lambda: create_teacher("spectral", dtype="bfloat16"), "the spectral teacher computes in float32"),
+        (lambda: create_teacher("spectral", window_seconds=0.5), "window_seconds is 0.5"),
+        (
+            lambda: create_teacher("spectral", overlap_seconds=16.0),
+            r"overlap_seconds is 16: it must be in 0..15",
+        ),
         (lambda: create_teacher("spectral", num_time_coefficients=12), "must be in 1..9"),
         (lambda: create_teacher("spectral", num_mel_coefficients=0), "must be in 1..128"),
         (lambda: create_teacher("spectral", context_frames=-1), "context_frames is -1"),
@@ -198,8 +215,7 @@ def test_messages(call, message):
 
 def test_batches_hold_neighbours_in_length_within_the_limit():
     durations = [3.0, 1.0, 9.0, 2.0, 2.5, 0.5]
-    cuts = [SimpleNamespace(id=str(number), duration=duration) for number, duration in enumerate(durations)]
-    batches = length_batches(cuts, 6.0)
+    batches = length_batches(durations, 6.0)
     assert sorted(position for batch in batches for position in batch) == list(range(6))
     for batch in batches:
         assert len(batch) == 1 or len(batch) * max(durations[position] for position in batch) <= 6.0
