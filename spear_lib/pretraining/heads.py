@@ -5,64 +5,116 @@ Legend: F frames with targets, P channels of the encoder, N codebooks, K entries
 N linear classifiers that do not see each other, as one matrix product. This is the part of the reference's
 JointCodebookLoss that SPEAR uses; its other 4 to 5 million parameters never get a gradient and do not exist
 here. The (F, N, K) logits would need 500 MB for 30,000 frames of 16 codebooks, so they are made chunk by
-chunk, in forward and again in backward.
+chunk. Each chunk's gradient is taken while its logits are there, which needs the weight of every frame in the
+loss beforehand and saves computing the logits a second time in backward (three matrix products instead of
+four, ours).
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
-CHUNK_ELEMENTS = 1 << 23  # logits held at once: 32 MB in float32
+# Logits held at once: 8 MB in float32 stay near a CPU's cache, a GPU is kept busy by 128 MB.
+CPU_CHUNK_ELEMENTS = 1 << 21
+GPU_CHUNK_ELEMENTS = 1 << 25
+
+
+class HeadOutput(NamedTuple):
+    """What a head says about F frames."""
+
+    total: Tensor
+    """Scalar: sum over frames of the frame's weight times its losses; the only part with a gradient."""
+    loss: Tensor
+    """(F, N) cross-entropy in nats, 0 where there is no target."""
+    correct: Tensor
+    """(F, N) bool: the best guess is the target."""
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
-    """Cross-entropy of N classifiers per frame without keeping logits."""
+    """Weighted sum of the cross-entropies of N classifiers, without keeping logits."""
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """hidden (F, P), weight (N, K, P), bias (N, K), targets (F, N) -> loss, correct (F, N)."""
-        ctx.save_for_backward(hidden, weight, bias, targets)
-        losses, corrects = [], []
-        for rows in _chunks(hidden, weight):
-            logits = _logits(hidden[rows], weight, bias)
-            valid = targets[rows] >= 0
-            index = targets[rows].clamp(min=0).unsqueeze(-1)
-            loss = logits.logsumexp(-1) - logits.gather(-1, index).squeeze(-1)
-            losses.append(loss.masked_fill(~valid, 0.0))
-            corrects.append((logits.argmax(-1) == targets[rows]) & valid)
-        correct = torch.cat(corrects)
-        ctx.mark_non_differentiable(correct)
-        return torch.cat(losses), correct
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, weights: Tensor, train: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """hidden (F, P), weight (N, K, P), bias (N, K), targets (F, N), weights (F,) -> total, loss, correct.
+
+        Under autocast the matrix products take its format; losses and sums stay in that of ``hidden``.
+        """
+        device = hidden.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+        loss, correct = (
+            torch.empty_like(targets, dtype=hidden.dtype),
+            torch.empty_like(targets, dtype=torch.bool),
+        )
+        classifiers, offsets = weight.flatten(0, 1).to(dtype), bias.flatten().to(dtype)
+        gradients = (
+            [torch.zeros_like(tensor) for tensor in (hidden, weight.flatten(0, 1), bias)] if train else []
+        )
+        with torch.autocast(device, enabled=False):
+            for rows in _chunks(hidden, bias):
+                wanted, valid = targets[rows].clamp(min=0).unsqueeze(-1), targets[rows] >= 0
+                logits = torch.addmm(offsets, hidden[rows].to(dtype), classifiers.t()).to(hidden.dtype)
+                logits = logits.view(-1, *bias.shape)
+                highest, guess = logits.max(-1, keepdim=True)
+                probabilities = logits.softmax(-1)
+                # The logarithm of the sum of exponentials, from an entry whose probability is far from 0.
+                normaliser = highest - probabilities.gather(-1, guess).log()
+                nats = (normaliser - logits.gather(-1, wanted)).squeeze(-1)
+                loss[rows] = nats.masked_fill(~valid, 0.0)
+                correct[rows] = (guess == wanted).squeeze(-1) & valid
+                if train:
+                    _add_gradients(
+                        gradients, rows, hidden, classifiers, probabilities, wanted, valid, weights
+                    )
+            total = loss.sum(-1) @ weights
+        ctx.save_for_backward(*gradients)
+        ctx.mark_non_differentiable(loss, correct)
+        return total, loss, correct
 
     @staticmethod
-    def backward(ctx: Any, grad_loss: Tensor, _grad_correct: Any) -> tuple[Tensor, Tensor, Tensor, None]:
-        hidden, weight, bias, targets = ctx.saved_tensors
-        grad_hidden = torch.empty_like(hidden)
-        grad_weight, grad_bias = torch.zeros_like(weight), torch.zeros_like(bias)
-        for rows in _chunks(hidden, weight):
-            grad = _logits(hidden[rows], weight, bias).softmax(-1)
-            valid = targets[rows] >= 0
-            index = targets[rows].clamp(min=0).unsqueeze(-1)
-            grad.scatter_add_(-1, index, torch.full_like(index, -1, dtype=grad.dtype))
-            grad *= (grad_loss[rows] * valid).unsqueeze(-1)
-            flat = grad.flatten(1)  # (F', N*K)
-            grad_hidden[rows] = flat @ weight.flatten(0, 1)
-            grad_weight += (flat.t() @ hidden[rows]).view_as(weight)
-            grad_bias += grad.sum(0)
-        return grad_hidden, grad_weight, grad_bias, None
+    @once_differentiable
+    def backward(
+        ctx: Any, grad_total: Tensor, _grad_loss: Any, _grad_correct: Any
+    ) -> tuple[Tensor | None, ...]:
+        grad_hidden, grad_weight, grad_bias = ctx.saved_tensors
+        grad_weight = grad_weight.view(*grad_bias.shape, -1)
+        return grad_hidden * grad_total, grad_weight * grad_total, grad_bias * grad_total, None, None, None
 
 
-def _logits(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    flat = torch.addmm(bias.flatten(), hidden, weight.flatten(0, 1).t())
-    return flat.view(hidden.shape[0], *bias.shape)
+def _add_gradients(
+    gradients: list[Tensor],
+    rows: slice,
+    hidden: Tensor,
+    classifiers: Tensor,
+    probabilities: Tensor,
+    wanted: Tensor,
+    valid: Tensor,
+    weights: Tensor,
+) -> None:
+    """Gradient of one chunk's weighted loss; destroys ``probabilities`` (F', N, K).
+
+    gradients: of hidden (F, P), classifiers (N*K, P) and bias (N, K).
+    """
+    grad_hidden, grad_classifiers, grad_bias = gradients
+    grad = probabilities.scatter_add_(-1, wanted, -torch.ones_like(wanted, dtype=probabilities.dtype))
+    # Nearly always all are valid. Asking a GPU would wait for it, and there a pass over memory costs little.
+    if grad.device.type != "cpu" or not bool(valid.all()):
+        grad.masked_fill_(~valid.unsqueeze(-1), 0.0)
+    # The frame's weight goes to the narrow side of each product: F' x P numbers instead of F' x N*K.
+    scale = weights[rows].unsqueeze(-1)
+    flat = grad.flatten(1).to(classifiers.dtype)
+    grad_hidden[rows] = (flat @ classifiers).to(scale.dtype) * scale
+    grad_classifiers += flat.t() @ (hidden[rows] * scale).to(flat.dtype)
+    grad_bias += (weights[rows] @ grad.flatten(1)).view_as(grad_bias)
 
 
-def _chunks(hidden: Tensor, weight: Tensor) -> list[slice]:
-    size = max(1, CHUNK_ELEMENTS // (weight.shape[0] * weight.shape[1]))
-    return [slice(start, start + size) for start in range(0, max(1, hidden.shape[0]), size)]
+def _chunks(hidden: Tensor, bias: Tensor) -> list[slice]:
+    elements = CPU_CHUNK_ELEMENTS if hidden.device.type == "cpu" else GPU_CHUNK_ELEMENTS
+    size = max(1, elements // bias.numel())
+    return [slice(start, start + size) for start in range(0, hidden.shape[0], size)]
 
 
 class MaskedPredictionHead(nn.Module):
@@ -80,12 +132,14 @@ class MaskedPredictionHead(nn.Module):
         self.weight = nn.Parameter(torch.randn(num_codebooks, codebook_size, dim) * dim**-0.5)
         self.bias = nn.Parameter(torch.zeros(num_codebooks, codebook_size))
 
-    def forward(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Cross-entropy in nats and whether the best guess is right, per frame and codebook.
+    def forward(self, hidden: Tensor, targets: Tensor, weights: Tensor | None = None) -> HeadOutput:
+        """Cross-entropy of every frame and codebook.
 
         Args:
-          hidden: (F, P) float32.
+          hidden: (F, P) float32; under autocast the matrix products are in its format.
           targets: (F, N) int64 in 0..K-1, or -100 where nothing is to be predicted (loss 0, never correct).
+            Leave frames without any target out: they cost as much as the others.
+          weights: (F,) what each frame counts in ``total``; 1 by default. They get no gradient.
         """
         if hidden.shape[-1] != self.dim or targets.shape[-1] != self.num_codebooks:
             raise ValueError(
@@ -93,7 +147,12 @@ class MaskedPredictionHead(nn.Module):
                 f"{targets.shape[-1]} codebooks and {hidden.shape[-1]} channels: the tokens belong to "
                 "another model"
             )
-        return _ChunkedCrossEntropy.apply(hidden, self.weight, self.bias, targets)
+        if weights is None:
+            weights = hidden.new_ones(hidden.shape[0])
+        train = torch.is_grad_enabled()
+        return HeadOutput(
+            *_ChunkedCrossEntropy.apply(hidden, self.weight, self.bias, targets, weights, train)
+        )
 
     @torch.no_grad()
     def load_reference(self, state: dict[str, Tensor], prefix: str = "") -> None:

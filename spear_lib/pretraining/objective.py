@@ -7,6 +7,7 @@ were tuned for.
 
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from spear_lib.training.task import Stats
@@ -35,32 +36,33 @@ class ObjectiveConfig:
             raise ValueError(f"align must be 'center' or 'index', it is {self.align!r}")
 
 
-def masked_prediction_loss(
-    loss: Tensor, correct: Tensor, targets: Tensor, masked: Tensor, alpha: float
-) -> tuple[Tensor, Stats]:
-    """Loss of one token field, Eq. 1, and what to report.
+def frame_weights(masked: Tensor, alpha: float, num_codebooks: int) -> Tensor:
+    """(F,) what the cross-entropies of a frame, summed over its codebooks, count in Eq. 1.
+
+    Args:
+      masked: (F,) bool, whether the student saw mask_emb in most of the frame.
+      num_codebooks: N; a frame counts once, whatever the number of codebooks.
+    """
+    return torch.where(masked, 2 * alpha, 2 * (1 - alpha)) / num_codebooks
+
+
+def masked_prediction_stats(loss: Tensor, correct: Tensor, targets: Tensor, masked: Tensor) -> Stats:
+    """What to report of one token field, in nats per codebook and frame.
 
     Args:
       loss: (F, N) nats, 0 where there is no target.
       correct: (F, N) bool.
       targets: (F, N), -100 where there is none.
-      masked: (F,) bool, whether the student saw mask_emb in most of the frame.
-
-    Returns:
-      The sum over frames of the weighted loss, divided by N (a frame counts once, whatever the number of
-      codebooks), and the stats in nats per codebook and frame.
+      masked: (F,) bool.
     """
     valid = targets >= 0
     masked = masked.unsqueeze(-1)
-    masked_sum, unmasked_sum = (loss * masked).sum(), (loss * ~masked).sum()
-    total = (2 * alpha * masked_sum + 2 * (1 - alpha) * unmasked_sum) / targets.shape[-1]
     num_masked, num_valid = (valid & masked).sum(), valid.sum()
     num_unmasked = num_valid - num_masked
-    stats = {
-        "loss": (loss.detach().sum(), num_valid),
-        "masked_loss": (masked_sum.detach(), num_masked),
-        "unmasked_loss": (unmasked_sum.detach(), num_unmasked),
+    return {
+        "loss": (loss.sum(), num_valid),
+        "masked_loss": ((loss * masked).sum(), num_masked),
+        "unmasked_loss": ((loss * ~masked).sum(), num_unmasked),
         "masked_accuracy": ((correct & masked).sum(), num_masked),
         "unmasked_accuracy": ((correct & ~masked).sum(), num_unmasked),
     }
-    return total, stats

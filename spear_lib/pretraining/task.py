@@ -15,7 +15,7 @@ from spear_lib.data.features import FbankExtractor
 from spear_lib.data.masking import student_mask
 from spear_lib.pretraining.alignment import align_targets, frames_per_student_frame
 from spear_lib.pretraining.heads import MaskedPredictionHead
-from spear_lib.pretraining.objective import ObjectiveConfig, masked_prediction_loss
+from spear_lib.pretraining.objective import ObjectiveConfig, frame_weights, masked_prediction_stats
 from spear_lib.training.task import Stats, StepClock, StepResult, Task
 
 
@@ -88,9 +88,9 @@ class PretrainingTask(Task):
         with torch.autocast(batch.waveforms.device.type, enabled=False):
             fbank, fbank_lengths = self.features(batch.waveforms, batch.num_samples)
         output = encoder(fbank, fbank_lengths, batch.time_mask, batch.channel_mask)
-        # The heads run in float32 on the encoder's float32 output (spec optim §4).
-        with torch.autocast(batch.waveforms.device.type, enabled=False):
-            return self._losses(output.encoder_out.float(), output.lengths, batch)
+        # The heads take the encoder's output in float32; only their matrix products follow autocast (spec
+        # optim §4).
+        return self._losses(output.encoder_out.float(), output.lengths, batch)
 
     def _losses(self, encoder_out: Tensor, lengths: Tensor, batch: Any) -> StepResult:
         """encoder_out (B, T, P), lengths (B,) -> the weighted sum over fields and frames."""
@@ -115,10 +115,9 @@ class PretrainingTask(Task):
             )
             scored = (targets >= 0).any(-1)
             hidden, chosen = encoder_out[scored], targets[scored]
-            loss, correct = self.model.heads[field.name](hidden, chosen)
-            weighted, field_stats = masked_prediction_loss(
-                loss, correct, chosen, masked[scored], self.objective.alpha
-            )
+            weights = frame_weights(masked[scored], self.objective.alpha, chosen.shape[1])
+            weighted, loss, correct = self.model.heads[field.name](hidden, chosen, weights)
+            field_stats = masked_prediction_stats(loss, correct, chosen, masked[scored])
             total = total + self.objective.field_weights.get(field.name, 1.0) * weighted
             # Teacher and student frames of the same audio may differ by framing at the end, not by more.
             field_stats["frames_without_target"] = ((in_utterance & ~scored).sum(), in_utterance.sum())
