@@ -6,17 +6,15 @@ LibriSpeech: https://www.openslr.org/12, MUSAN (optional): https://www.openslr.o
 
 import argparse
 import logging
-import os
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 from spear_lib.bin.common import run
+from spear_lib.data.corpus_folders import link, synthesise
+from spear_lib.data.musan import find_musan
 
 logger = logging.getLogger("prepare_corpus")
 
-REPOSITORY = Path(__file__).resolve().parents[3]
 SPEECH, NOISE = "LibriSpeech", "musan"
 
 # What tools/synthesize_corpus.py is asked for; "tiny" is for tests.
@@ -52,33 +50,6 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def synthesise(kind: str, folder: Path, options: list[str]) -> None:
-    """Runs tools/synthesize_corpus.py, which does nothing where its work is done."""
-    tool = str(REPOSITORY / "tools" / "synthesize_corpus.py")
-    command = [sys.executable, tool, kind, "--output", str(folder), *options]
-    logger.info("%s", shlex.join(command[1:]))
-    # The tool is no stage of its own: its cost is counted with this process, which waits for it.
-    environment = {name: value for name, value in os.environ.items() if name != "SPEAR_STAGE_METRICS"}
-    status = subprocess.run(command, env=environment, check=False).returncode
-    if status != 0:
-        raise RuntimeError(f"synthesising {kind} failed with status {status}, see the message above")
-
-
-def link(folder: Path, target: Path) -> None:
-    """Makes the symbolic link ``folder`` -> ``target``; ValueError if something else is there."""
-    if folder.is_symlink() or folder.exists():
-        if folder.resolve() == target.resolve():
-            return
-        raise ValueError(
-            f"{folder} is there already and is {folder.resolve()}, not {target.resolve()}: delete the data "
-            "folder to prepare another corpus, or choose another one (--data-dir)"
-        )
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    # Links inside data/ are relative, so that the folder can be moved; a real corpus stays where it is.
-    inside = target.resolve().is_relative_to(folder.parent.resolve())
-    folder.symlink_to(os.path.relpath(target, folder.parent) if inside else target.resolve())
-
-
 def find_librispeech(corpus_dir: str) -> Path:
     """The folder with the parts of LibriSpeech; ValueError with the expected layout if it is none."""
     expected = (
@@ -103,20 +74,6 @@ def find_librispeech(corpus_dir: str) -> Path:
         for part in parts:
             if next(part.glob("*/*/*.trans.txt"), None) is None:
                 raise ValueError(f"{part} holds no transcripts: {expected}")
-    return folder
-
-
-def find_musan(noise_dir: str) -> Path:
-    """The folder with the parts of MUSAN."""
-    folder = Path(noise_dir)
-    if (folder / NOISE).is_dir():
-        folder = folder / NOISE
-    missing = [part for part in ("music", "noise", "speech") if not (folder / part).is_dir()]
-    if missing:
-        raise ValueError(
-            f"--noise-dir {folder} has no {', '.join(missing)}: expected the unpacked archive of "
-            "https://www.openslr.org/17, with the folders music, noise and speech"
-        )
     return folder
 
 
