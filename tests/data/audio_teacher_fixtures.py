@@ -2,6 +2,7 @@
 they do not lean on the code under test."""
 
 import json
+import math
 from pathlib import Path
 
 import torch
@@ -41,9 +42,9 @@ def _blocks(state: dict[str, Tensor], depth: int, dim: int, qkv_bias: bool, gene
 
 def mel_triangles(num_bins: int, f_min: float, f_max: float) -> Tensor:
     """(num_bins, 64) HTK triangles over 0..8000 Hz in float64, filter after filter from their corners."""
-    low, high = (2595.0 * torch.log10(torch.tensor(1.0 + edge / 700.0).double()) for edge in (f_min, f_max))
+    low, high = (2595.0 * math.log10(1.0 + edge / 700.0) for edge in (f_min, f_max))
     corners = [
-        700.0 * (10.0 ** ((float(low) + step * float(high - low) / (NUM_MELS + 1)) / 2595.0) - 1.0)
+        700.0 * (10.0 ** ((low + step * (high - low) / (NUM_MELS + 1)) / 2595.0) - 1.0)
         for step in range(NUM_MELS + 2)
     ]
     filters = torch.zeros(num_bins, NUM_MELS, dtype=torch.float64)
