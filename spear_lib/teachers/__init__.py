@@ -5,13 +5,23 @@ import inspect
 from pathlib import Path
 from typing import Any
 
+from spear_lib.teachers.atst import AtstFrameTeacher
 from spear_lib.teachers.base import Teacher
+from spear_lib.teachers.dasheng import DashengTeacher
 from spear_lib.teachers.encoder import EncoderTeacher
 from spear_lib.teachers.huggingface import HubertTeacher, WavLMTeacher
 from spear_lib.teachers.spectral import SpectralTeacher
 
 TEACHERS: dict[str, type[Teacher]] = {
-    teacher.name: teacher for teacher in (SpectralTeacher, EncoderTeacher, WavLMTeacher, HubertTeacher)
+    teacher.name: teacher
+    for teacher in (
+        SpectralTeacher,
+        EncoderTeacher,
+        WavLMTeacher,
+        HubertTeacher,
+        DashengTeacher,
+        AtstFrameTeacher,
+    )
 }
 
 __all__ = ["TEACHERS", "Teacher", "create_teacher"]
