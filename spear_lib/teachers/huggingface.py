@@ -259,8 +259,14 @@ def _load_model(name: str, folder: Path, config: Any) -> nn.Module:
     _, model_class = _classes(name)
     try:
         with _quiet():
+            # What does not fit is reported, so that the error below can name it.
             model, report = model_class.from_pretrained(
-                folder, config=config, output_loading_info=True, local_files_only=True, weights_only=True
+                folder,
+                config=config,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                local_files_only=True,
+                weights_only=True,
             )
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
