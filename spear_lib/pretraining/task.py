@@ -11,8 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from spear_lib.config import to_dict
-from spear_lib.data.features import FbankExtractor
-from spear_lib.data.masking import student_mask
 from spear_lib.pretraining.alignment import align_targets, frames_per_student_frame
 from spear_lib.pretraining.heads import MaskedPredictionHead
 from spear_lib.pretraining.objective import ObjectiveConfig, frame_weights, masked_prediction_stats
@@ -65,7 +63,6 @@ class PretrainingTask(Task):
     ) -> None:
         self.model, self.fields = model, fields
         self.objective = objective or ObjectiveConfig()
-        self.features = FbankExtractor()
         if self.objective.strategy == "single" and len(fields) != 1:
             raise ValueError(
                 f"strategy single predicts one token field, the data has {[f.name for f in fields]}: name "
@@ -85,9 +82,7 @@ class PretrainingTask(Task):
 
     def compute(self, batch: Any) -> StepResult:
         encoder = self.model.encoder
-        with torch.autocast(batch.waveforms.device.type, enabled=False):
-            fbank, fbank_lengths = self.features(batch.waveforms, batch.num_samples)
-        output = encoder(fbank, fbank_lengths, batch.time_mask, batch.channel_mask)
+        output = encoder.extract(batch.waveforms, batch.num_samples, batch.time_mask, batch.channel_mask)
         # The heads take the encoder's output in float32; only their matrix products follow autocast (spec
         # optim §4).
         return self._losses(output.encoder_out.float(), output.lengths, batch)
@@ -99,7 +94,7 @@ class PretrainingTask(Task):
         if batch.time_mask is None:
             masked = torch.zeros(encoder_out.shape[:2], dtype=torch.bool, device=encoder_out.device)
         else:
-            masked = student_mask(batch.time_mask, num_frames, encoder.frame_rate)
+            masked = encoder.masked_frames(batch.time_mask, num_frames)
         in_utterance = torch.arange(num_frames, device=encoder_out.device) < lengths.unsqueeze(1)
         total, stats = encoder_out.new_zeros(()), {}
         for field in self.fields:

@@ -5,18 +5,26 @@ Shapes: B utterances, F fbank frames (100 Hz), T frames at 50 Hz, T' output fram
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor, nn
 
+from spear_lib.data.features import FbankExtractor, fbank_length
+from spear_lib.data.masking import student_mask
 from spear_lib.zipformer.config import ZipformerConfig
 from spear_lib.zipformer.front_end import MIN_FBANK_FRAMES, ConvolutionalFrontEnd, embedding_frames
 from spear_lib.zipformer.regularisers import limit_gradients
 from spear_lib.zipformer.schedule import StepContext
 from spear_lib.zipformer.stack import Zipformer
 
-_HOP_SAMPLES = 160
 MIN_SAMPLES = 1360  # 9 fbank frames at 16 kHz
+
+
+@cache
+def _features(num_mel_bins: int) -> FbankExtractor:
+    """One extractor for all encoders: its tables are made when they are first needed."""
+    return FbankExtractor(num_mel_bins)
 
 
 @dataclass
@@ -41,19 +49,22 @@ class SpearEncoder(nn.Module):
 
     Attributes:
       output_dim: channels of encoder_out.
-      input_kind: "fbank".
+      encoder_type: "zipformer", as in exported folders.
+      input_kind: "fbank": what ``forward`` takes.
+      masks_apply_to: "fbank": masked frames are replaced before the convolutional front end.
       frame_rate: of encoder_out in Hz, 50 or 25.
       first_frame_center_ms: centre of the first frame of encoder_out in ms, 45 or 55.
     """
 
+    encoder_type = "zipformer"
     input_kind = "fbank"
+    masks_apply_to = "fbank"
     sample_rate = 16000
 
     def __init__(self, config: ZipformerConfig):
         super().__init__()
         self.config = config
         self.context = StepContext()
-        self._step_ready = False
         self.encoder_embed = ConvolutionalFrontEnd(self.context, config)
         self.encoder = Zipformer(self.context, config)
         self.mask_emb = nn.Parameter(torch.empty(config.num_mel_bins).normal_())
@@ -68,15 +79,9 @@ class SpearEncoder(nn.Module):
     ) -> None:
         """Prepare the next training forward.
 
-        Args:
-          batch_count: schedule clock, in batches of the reference size (spec: 600 s of audio each).
-          step_key: key of the draws shared by the batch; the same on all processes.
-          utterance_keys: (B,) int64, one key per utterance, see ``spear_lib.keyed_random.keys``.
-          gradient_scale: what the loss is multiplied by before backward (the number of processes whose
-            gradients are averaged); gradients that do not come from the loss are multiplied by it too.
+        Arguments as those of ``StepContext.begin``.
         """
         self.context.begin(batch_count, step_key, utterance_keys, gradient_scale)
-        self._step_ready = True
 
     def limit_gradients(self) -> None:
         """Keep scales of norms and bypasses in range, by the sign of their gradients (Zipformer).
@@ -112,7 +117,7 @@ class SpearEncoder(nn.Module):
         """
         self._check_input(fbank, lengths, time_mask, channel_mask)
         if self.training and self._needs_step:
-            self._take_step(fbank)
+            self.context.take(fbank.shape[0], fbank.device)
         if channel_mask is not None:
             fbank = fbank.masked_fill(channel_mask.unsqueeze(1), 0.0)
         if time_mask is not None:
@@ -123,44 +128,44 @@ class SpearEncoder(nn.Module):
         x, lengths, hidden_states, _ = self.encoder(x, lengths)
         return EncoderOutput(x, lengths, hidden_states)
 
-    def extract(self, waveforms: Tensor, lengths: Tensor) -> EncoderOutput:
-        """Encode waveforms. Sets neither evaluation mode nor no_grad: both are the caller's choice.
+    def extract(
+        self,
+        waveforms: Tensor,
+        lengths: Tensor,
+        time_mask: Tensor | None = None,
+        channel_mask: Tensor | None = None,
+    ) -> EncoderOutput:
+        """Encode waveforms: what every encoder of this repository can do, whatever its ``input_kind``.
+
+        Sets neither evaluation mode nor no_grad: both are the caller's choice.
 
         Args:
           waveforms: (B, N) float in [-1, 1] at 16 kHz.
           lengths: (B,) int64, valid samples, at least 1360 (85 ms) each.
+          time_mask: (B, F) bool, True = hidden, in fbank frames (10 ms); F = (N + 80) // 160.
+          channel_mask: (B, M) bool, True = the mel bin is hidden in the whole utterance.
         """
-        from spear_lib.data.features import FbankExtractor
-
         if waveforms.dim() != 2:
             raise ValueError(f"waveforms must be (B, N), got shape {tuple(waveforms.shape)}")
         if lengths.device.type == "cpu":
             self._check_range(
                 "lengths", lengths, MIN_SAMPLES, waveforms.shape[1], "samples (85 ms at 16 kHz)"
             )
-        fbank, num_frames = FbankExtractor(self.config.num_mel_bins)(waveforms, lengths)
-        return self.forward(fbank, num_frames)
+        fbank, num_frames = _features(self.config.num_mel_bins)(waveforms, lengths)
+        return self(fbank, num_frames, time_mask, channel_mask)
+
+    def masked_frames(self, time_mask: Tensor, num_frames: int) -> Tensor:
+        """Which output frames count as masked: (B, F) bool, frames of encoder_out -> (B, num_frames) bool."""
+        return student_mask(time_mask, num_frames, self.frame_rate)
+
+    def hidden_length(self, num_samples: int) -> int:
+        """Frames of the hidden states for ``num_samples`` samples at 16 kHz; 0 where that is too short."""
+        return embedding_frames(fbank_length(num_samples))
 
     def output_length(self, num_samples: int) -> int:
         """Frames of encoder_out for ``num_samples`` samples at 16 kHz; 0 where the input is too short."""
-        frames = embedding_frames((num_samples + _HOP_SAMPLES // 2) // _HOP_SAMPLES)
         factor = self.config.output_downsampling_factor
-        return (frames + factor - 1) // factor
-
-    def _take_step(self, fbank: Tensor) -> None:
-        if not self._step_ready:
-            raise RuntimeError(
-                "training forward without begin_step: call encoder.begin_step(batch_count, step_key, "
-                "utterance_keys) before every forward in training mode, or encoder.eval() for features"
-            )
-        num_keys = self.context.utterance_keys.shape[0]
-        if num_keys != fbank.shape[0]:
-            raise ValueError(
-                f"begin_step got {num_keys} utterance keys but the batch has {fbank.shape[0]} utterances; "
-                "give one key per utterance"
-            )
-        self._step_ready = False
-        self.context.prepare(fbank.device)
+        return (self.hidden_length(num_samples) + factor - 1) // factor
 
     def _check_input(
         self, fbank: Tensor, lengths: Tensor, time_mask: Tensor | None, channel_mask: Tensor | None

@@ -72,6 +72,7 @@ class StepContext:
         self._num_shared = 0
         self._coins: list[float] = []
         self._draws: Tensor | None = None
+        self._ready = False
 
     def new_coin(self) -> int:
         """Reserve one uniform number per step."""
@@ -91,7 +92,15 @@ class StepContext:
     def begin(
         self, batch_count: float, step_key: int, utterance_keys: Tensor, gradient_scale: float = 1.0
     ) -> None:
-        """Set the clock and keys of the next training forward, see ``SpearEncoder.begin_step``."""
+        """Set the clock and keys of the next training forward.
+
+        Args:
+          batch_count: schedule clock, in batches of the reference size (spec: 600 s of audio each).
+          step_key: key of the draws shared by the batch; the same on all processes.
+          utterance_keys: (B,) int64, one key per utterance, see ``spear_lib.keyed_random.keys``.
+          gradient_scale: what the loss is multiplied by before backward (the number of processes whose
+            gradients are averaged); gradients that do not come from the loss are multiplied by it too.
+        """
         self.batch_count = float(batch_count)
         self.step_key = int(step_key)
         self.utterance_keys = utterance_keys
@@ -99,6 +108,28 @@ class StepContext:
         key = torch.tensor(self.step_key, dtype=torch.int64, device="cpu")
         self._coins = keyed_random.uniform(key, _SITE_COINS, self._num_coins).tolist()
         self._draws = None
+        self._ready = True
+
+    def take(self, batch_size: int, device: torch.device) -> None:
+        """Use up the step that ``begin`` prepared, for one training forward of ``batch_size`` utterances.
+
+        Raises:
+          RuntimeError: no step was begun since the last forward.
+          ValueError: the step was begun for another number of utterances.
+        """
+        if not self._ready:
+            raise RuntimeError(
+                "training forward without begin_step: call encoder.begin_step(batch_count, step_key, "
+                "utterance_keys) before every forward in training mode, or encoder.eval() for features"
+            )
+        num_keys = self.utterance_keys.shape[0]
+        if num_keys != batch_size:
+            raise ValueError(
+                f"begin_step got {num_keys} utterance keys but the batch has {batch_size} utterances; "
+                "give one key per utterance"
+            )
+        self._ready = False
+        self.prepare(device)
 
     def prepare(self, device: torch.device) -> None:
         """Draw all per-utterance numbers of the step at once, on ``device``."""

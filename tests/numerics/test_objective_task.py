@@ -9,7 +9,7 @@ from torch import nn
 from spear_lib import keyed_random
 from spear_lib.data.batch import Batch
 from spear_lib.data.features import fbank_length
-from spear_lib.data.masking import channel_mask, time_mask
+from spear_lib.data.masking import channel_mask, student_mask, time_mask
 from spear_lib.pretraining import ObjectiveConfig, PretrainingModel, PretrainingTask, TokenField
 from spear_lib.training.task import StepClock
 from spear_lib.zipformer import SpearEncoder, ZipformerConfig
@@ -94,10 +94,14 @@ def test_masked_frames_are_those_of_the_student_mask_and_their_targets_those_in_
         output_dim, frame_rate, first_frame_center_ms = 1, 50, 45.0
         config = ZipformerConfig()
 
-        def forward(self, fbank, lengths, time_mask, channel_mask):
-            frames = (fbank.shape[1] - 7) // 2
-            out = torch.arange(frames, dtype=torch.float32).expand(len(fbank), frames).unsqueeze(-1)
-            return SimpleNamespace(encoder_out=out, lengths=(lengths - 7) // 2, hidden_states=[])
+        def extract(self, waveforms, lengths, time_mask, channel_mask):
+            frames = (fbank_length(waveforms.shape[1]) - 7) // 2
+            out = torch.arange(frames, dtype=torch.float32).expand(len(waveforms), frames).unsqueeze(-1)
+            lengths = (fbank_length(lengths) - 7) // 2
+            return SimpleNamespace(encoder_out=out, lengths=lengths, hidden_states=[])
+
+        def masked_frames(self, time_mask, num_frames):
+            return student_mask(time_mask, num_frames, self.frame_rate)
 
     seen = {}
     task = PretrainingTask(PretrainingModel(Stub(), [FIELD]), [FIELD])
