@@ -1,5 +1,7 @@
-"""Frame embeddings to tokens: the multi-codebook quantiser, its search, trainer and report."""
+"""Frame embeddings to tokens: the multi-codebook quantiser, its search, trainer and report; k-means."""
 
+from spear_lib.quantization.kmeans import KMeans
 from spear_lib.quantization.quantizer import Quantizer, QuantizerLosses
+from spear_lib.quantization.tokeniser import Tokeniser, load_tokeniser
 
-__all__ = ["Quantizer", "QuantizerLosses"]
+__all__ = ["KMeans", "Quantizer", "QuantizerLosses", "Tokeniser", "load_tokeniser"]

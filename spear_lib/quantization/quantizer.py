@@ -5,8 +5,6 @@ per codebook, without any order among the codebooks. Parameter names are those o
 that reference quantisers load directly.
 """
 
-import hashlib
-import json
 import math
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spear_lib.quantization import search
-from spear_lib.quantization.storage import read_quantizer, read_reference, write_quantizer
+from spear_lib.quantization.storage import content_id, read_quantizer, read_reference, write_quantizer
 
 # Parameters of the scales move ten times faster than their raw value (reference "scale_speed").
 SCALE_SPEED = 10.0
@@ -51,6 +49,8 @@ class Quantizer(nn.Module):
       provenance: free JSON-able facts that travel with the file (teacher id, layer, training report, ...).
     """
 
+    kind = "mvq"
+
     def __init__(self, dim: int, num_codebooks: int, codebook_size: int = 256):
         super().__init__()
         if dim < 1:
@@ -76,14 +76,15 @@ class Quantizer(nn.Module):
     # Identity and storage ---------------------------------------------------------------------------------
 
     @property
+    def field_suffix(self) -> str:
+        """End of the token field's name on a cut: ``wavlm_large_l21_cb16``."""
+        return f"cb{self.num_codebooks}"
+
+    @property
     def id(self) -> str:
         """16 hex digits of a hash over sizes and all tensors: two quantisers with one id give the same
         tokens."""
-        digest = hashlib.sha256(json.dumps([self.dim, self.num_codebooks, self.codebook_size]).encode())
-        for name, tensor in sorted(self.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().to(torch.float32).contiguous().numpy().tobytes())
-        return digest.hexdigest()[:16]
+        return content_id([self.dim, self.num_codebooks, self.codebook_size], self.state_dict())
 
     def save(self, path: str | Path) -> Path:
         """Write ``path`` (a folder: its quantizer.safetensors) aside and rename it. Returns the file's
@@ -94,7 +95,7 @@ class Quantizer(nn.Module):
     def load(cls, path: str | Path) -> "Quantizer":
         """Read what ``save`` wrote; a folder means its quantizer.safetensors. The content hash is
         verified."""
-        state, facts = read_quantizer(path)
+        state, facts = read_quantizer(path, cls.kind)
         quantizer = cls(facts["dim"], facts["num_codebooks"], facts["codebook_size"])
         quantizer.load_state_dict(state)
         quantizer.provenance = facts["provenance"]

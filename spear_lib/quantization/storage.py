@@ -1,5 +1,6 @@
 """Quantiser files: our safetensors layout, the reference's torch layout, and byte packing of small codes."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from torch import Tensor
 from spear_lib.files import atomic_path
 
 if TYPE_CHECKING:
+    from spear_lib.quantization.kmeans import KMeans
     from spear_lib.quantization.quantizer import Quantizer
 
 FILE_NAME = "quantizer.safetensors"
@@ -24,11 +26,21 @@ def quantizer_file(path: str | Path) -> Path:
     return path if path.suffix == ".safetensors" else path / FILE_NAME
 
 
-def write_quantizer(quantizer: "Quantizer", path: str | Path) -> Path:
+def content_id(facts: list[Any], state: dict[str, Tensor]) -> str:
+    """16 hex digits of a hash over ``facts`` and all tensors: the same id means the same tokens."""
+    digest = hashlib.sha256(json.dumps(facts).encode())
+    for name, tensor in sorted(state.items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().to(torch.float32).contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def write_quantizer(quantizer: "Quantizer | KMeans", path: str | Path) -> Path:
     """Write tensors and facts to one file, aside and renamed. The same quantiser gives the same bytes."""
     target = quantizer_file(path)
     facts = {
         "format": FORMAT,
+        "kind": quantizer.kind,
         "dim": quantizer.dim,
         "num_codebooks": quantizer.num_codebooks,
         "codebook_size": quantizer.codebook_size,
@@ -44,8 +56,9 @@ def write_quantizer(quantizer: "Quantizer", path: str | Path) -> Path:
     return target
 
 
-def read_quantizer(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """State dict and facts of a file that ``write_quantizer`` made."""
+def read_quantizer(path: str | Path, kind: str = "") -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """State dict and facts of a file that ``write_quantizer`` made; of another kind than ``kind``: an
+    error."""
     source = quantizer_file(path)
     if not source.is_file():
         raise ValueError(f"no quantiser at {source}; train one with python -m spear_lib.bin.train_quantizer")
@@ -64,6 +77,12 @@ def read_quantizer(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]
             f"{source} is not a quantiser of this library (format {facts.get('format')!r}, expected "
             f"{FORMAT!r}); "
             "files of the multi_quantization package are read by Quantizer.from_reference"
+        )
+    facts.setdefault("kind", "mvq")  # files from before there was another
+    if kind and facts["kind"] != kind:
+        raise ValueError(
+            f"{source} holds a tokeniser of kind {facts['kind']!r}, and {kind!r} is wanted here: give the "
+            "other folder, or read it with spear_lib.quantization.load_tokeniser"
         )
     return state, facts
 
