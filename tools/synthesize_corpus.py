@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
-"""Makes a small speech corpus, or noises to mix into it, in the folder layouts of real corpora.
+"""Makes a small corpus of speech, noises or sound events in the folder layouts of real corpora.
 
     python tools/synthesize_corpus.py speech --output data/corpus
     python tools/synthesize_corpus.py noise --output data/noise_corpus
+    python tools/synthesize_corpus.py events --output data/sound_corpus
 
 ``speech`` leaves OUTPUT/LibriSpeech (16 kHz FLAC and transcripts as in LibriSpeech, read by espeak-ng);
-``noise`` leaves OUTPUT/musan. The same options give the same bytes. A finished OUTPUT is left as it is; an
-interrupted run can simply be started again.
+``noise`` leaves OUTPUT/musan; ``events`` leaves OUTPUT/AudioSet (10 s clips of overlapping sounds, labelled
+with AudioSet's classes, and its tables). The same options give the same bytes. A finished OUTPUT is left as
+it is; an interrupted run can simply be started again.
 """
 
 import argparse
@@ -23,9 +25,16 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from spear_lib.bin.common import run
-from tools.synthesis import layout, noises
+from tools.synthesis import clips, layout, noises
 
 logger = logging.getLogger("synthesize_corpus")
+
+COMMANDS = {
+    "speech": (layout.SpeechOptions, layout.make_speech_corpus),
+    "noise": (noises.NoiseOptions, noises.make_noise_corpus),
+    "events": (clips.ClipOptions, clips.make_clip_corpus),
+}
+"""Subcommand -> the options that decide the bytes, and what makes the corpus."""
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -41,7 +50,10 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     noise = commands.add_parser(
         "noise", help="a MUSAN-shaped folder of noises", formatter_class=formatter, allow_abbrev=False
     )
-    for command in (speech, noise):
+    events = commands.add_parser(
+        "events", help="an AudioSet-shaped corpus", formatter_class=formatter, allow_abbrev=False
+    )
+    for command in (speech, noise, events):
         command.add_argument("--output", type=Path, required=True, help="folder to make")
         command.add_argument("--num-processes", type=int, default=2, help="how many processes work")
         command.add_argument("--seed", type=int, default=0, help="all random choices follow from it")
@@ -56,9 +68,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         "labelled_minutes": "minutes of these speakers together, part of the training minutes",
         "voice_spread": "how different the voices are in pitch, rate, vocal tract, level: 0 not at all to 3",
     }
-    for name, text in helps.items():
-        value = getattr(default, name)
-        speech.add_argument("--" + name.replace("_", "-"), type=type(value), default=value, help=text)
+    add_options(speech, default, helps)
     speech.add_argument("--vocabulary", choices=list(layout.VOCABULARIES), default="small", help="words")
     speech.add_argument(
         "--accents",
@@ -68,12 +78,28 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         help="English",
     )
     noise.add_argument("--minutes", type=float, default=8.0, help="of all noises together")
+    helps = {
+        "balanced_minutes": "minutes of balanced_train, in which every class is about as frequent",
+        "unbalanced_minutes": "minutes of unbalanced_train, in which few classes are frequent and many rare",
+        "eval_minutes": "minutes of eval",
+        "num_classes": "classes that occur",
+        "short_share": "share of the clips that are shorter than 10 s",
+        "missing_share": "share of the clips that are in the tables but not on disk",
+    }
+    add_options(events, clips.ClipOptions(), helps)
     return parser.parse_args(argv)
+
+
+def add_options(parser: argparse.ArgumentParser, default, helps: dict[str, str]) -> None:
+    """An option for each field, with the type and value that it has in ``default``."""
+    for name, text in helps.items():
+        value = getattr(default, name)
+        parser.add_argument("--" + name.replace("_", "-"), type=type(value), default=value, help=text)
 
 
 def options_of(arguments: argparse.Namespace):
     """The options that decide the bytes, as the dataclass of the subcommand."""
-    kind = layout.SpeechOptions if arguments.command == "speech" else noises.NoiseOptions
+    kind, _ = COMMANDS[arguments.command]
     values = {field.name: getattr(arguments, field.name) for field in fields(kind)}
     return kind(
         **{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
@@ -114,7 +140,7 @@ def main() -> None:
         return
     if arguments.num_processes < 1:
         raise ValueError(f"--num-processes is {arguments.num_processes}, it must be at least 1")
-    make = layout.make_speech_corpus if arguments.command == "speech" else noises.make_noise_corpus
+    _, make = COMMANDS[arguments.command]
     facts = make(arguments.output, options, arguments.num_processes)
     minutes = ", ".join(f"{part} {value:.1f}" for part, value in facts["minutes"].items())
     logger.info("made %s (minutes: %s)", arguments.output, minutes)

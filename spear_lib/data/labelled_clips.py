@@ -1,0 +1,259 @@
+"""Cuts of folders of labelled clips: AudioSet, VGGSound, Freesound, Music4All, MTG-Jamendo (ours).
+
+The labels of a clip lie in the custom field ``audio_event`` of its one supervision, joined by ``;`` (as in
+icefall's AudioSet recipe, but the labels themselves, for AudioSet the mids, which need no class list to be
+read). The cut's custom field ``domain`` is ``audio``, from which mixing knows that it is not speech.
+"""
+
+import os
+from collections.abc import Collection, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from lhotse import Recording, SupervisionSegment
+from lhotse.cut import Cut, MonoCut
+
+from spear_lib.data.audio import CORRUPT, EMPTY, SAMPLE_RATE, AudioError, load_audio
+from spear_lib.data.clip_tables import Clip
+from spear_lib.data.problems import Problems
+
+AUDIO_ENDINGS = (".flac", ".wav", ".mp3", ".ogg", ".opus", ".m4a")
+LABEL_FIELD, SEPARATOR = "audio_event", ";"
+
+MISSING, DUPLICATE, TOO_SHORT, NO_LABEL = "missing file", "duplicate id", "too short", "without a known label"
+_BLOCK = 1024  # clips that are read ahead
+
+SHORT_TOLERANCE = 0.1
+"""Seconds by which a clip may be shorter than its table says without being called short: downloads are cut at
+key frames."""
+
+
+def labels_of(cut: Cut) -> list[str]:
+    """The labels of a cut (AudioSet: mids), in the order of the table; empty without labels."""
+    text = (cut.supervisions[0].custom or {}).get(LABEL_FIELD, "") if cut.supervisions else ""
+    return text.split(SEPARATOR) if text else []
+
+
+class ClipFiles:
+    """The audio files below a folder, by name without ending.
+
+    Links to folders are followed. Of two files with one name, the one that comes first in the order of
+    AUDIO_ENDINGS and then of the alphabet is taken.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        self._paths: dict[str, str] = {}
+        walked: set[str] = set()
+        for place, folders, names in os.walk(folder, followlinks=True):
+            if (real := os.path.realpath(place)) in walked:
+                folders.clear()  # a link back to a folder above would never end
+                continue
+            walked.add(real)
+            folders.sort()
+            for name in sorted(names):
+                stem, ending = os.path.splitext(name)
+                if ending.lower() not in AUDIO_ENDINGS:
+                    continue
+                known = self._paths.get(stem)
+                if known is None or _rank(ending) < _rank(os.path.splitext(known)[1]):
+                    self._paths[stem] = os.path.join(place, name)
+        if not self._paths:
+            raise ValueError(
+                f"{folder} holds no audio ({', '.join(AUDIO_ENDINGS)}): download the clips, or give the "
+                "folder that holds them"
+            )
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def find(self, clip: Clip) -> Path | None:
+        """The file of a clip; None if there is none."""
+        return next((Path(self._paths[name]) for name in clip.names if name in self._paths), None)
+
+
+def _rank(ending: str) -> int:
+    return AUDIO_ENDINGS.index(ending.lower())
+
+
+@dataclass(frozen=True)
+class ClipChecks:
+    """What a clip must be to become a cut."""
+
+    min_seconds: float = 0.1
+    """Shorter clips are left out."""
+    window_seconds: float = 30.0
+    """Longer recordings become several cuts of this length, each with the labels of the whole."""
+    decode: bool = True
+    """Decode every sample; False reads the headers alone (enough to find missing and empty files)."""
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.min_seconds < self.window_seconds:
+            raise ValueError(
+                f"min_seconds is {self.min_seconds} and window_seconds {self.window_seconds}: expected "
+                "0 < min_seconds < window_seconds"
+            )
+
+
+class ClipProblems:
+    """Two counts with limits of their own: files that are not there, of which AudioSet always has some, and
+    everything else."""
+
+    def __init__(
+        self, max_missing_fraction: float = 0.3, max_bad_fraction: float = 0.01, what: str = "clips"
+    ):
+        self.missing = Problems(max_missing_fraction, what)
+        self.other = Problems(max_bad_fraction, what)
+
+    def check(self) -> None:
+        """ValueError if there are too many of either."""
+        self.missing.check()
+        self.other.check()
+
+    def log(self) -> None:
+        """Logs what was skipped or noted."""
+        self.missing.log()
+        self.other.log()
+
+    def to_dict(self) -> dict:
+        """Counts and examples for a statistics file."""
+        return {"missing": self.missing.to_dict(), "other": self.other.to_dict()}
+
+
+def clip_cuts(
+    clips: Iterable[Clip],
+    files: ClipFiles,
+    problems: ClipProblems,
+    *,
+    known_labels: Collection[str] | None = None,
+    seen: set[str] | None = None,
+    checks: ClipChecks | None = None,
+    num_jobs: int = 1,
+) -> Iterator[Cut]:
+    """Cuts of the clips that can be used, in their order; nothing but one block of clips is held in memory.
+
+    A clip is left out and counted if its id came before, if its file is missing, empty, corrupt or too short,
+    or if all its labels are unknown. Single unknown labels are dropped and noted. The limits of ``problems``
+    are enforced along the way and at the end.
+
+    Args:
+      known_labels: the class list; None takes every label.
+      seen: ids that came before, also in other parts of the corpus; extended here.
+      num_jobs: how many files are read at the same time.
+
+    Raises:
+      ValueError: more clips are bad or missing than ``problems`` allows, or a label holds a semicolon.
+    """
+    checks, seen = checks or ClipChecks(), set() if seen is None else seen
+    clips = iter(clips)
+    with ThreadPoolExecutor(max(1, num_jobs)) as pool:
+        while block := list(islice(clips, _BLOCK)):
+            found = [
+                (clip, path, labels)
+                for clip in block
+                if (path := _usable_file(clip, files, problems, seen)) is not None
+                and (labels := _usable_labels(clip, known_labels, problems.other)) is not None
+            ]
+            recordings = pool.map(lambda item: _read(item[0], item[1], checks), found)
+            for (clip, _, labels), recording in zip(found, recordings):
+                if isinstance(recording, str):
+                    problems.other.bad(recording, clip.id)
+                    continue
+                problems.other.good()
+                _note(clip, recording, problems.other)
+                yield from _cuts_of(clip, recording, labels, checks.window_seconds)
+    problems.check()
+
+
+def _usable_file(clip: Clip, files: ClipFiles, problems: ClipProblems, seen: set[str]) -> Path | None:
+    if clip.id in seen:
+        problems.other.bad(DUPLICATE, clip.id)
+        return None
+    seen.add(clip.id)
+    path = files.find(clip)
+    if path is None:
+        problems.missing.bad(MISSING, clip.id)
+    else:
+        problems.missing.good()
+    return path
+
+
+def _usable_labels(clip: Clip, known: Collection[str] | None, problems: Problems) -> list[str] | None:
+    if any(SEPARATOR in label for label in clip.labels):
+        raise ValueError(
+            f"a label of clip {clip.id} holds a {SEPARATOR!r}, which separates labels in the field "
+            f"{LABEL_FIELD}: {clip.labels}. Replace it in the table"
+        )
+    labels = [label for label in clip.labels if known is None or label in known]
+    for label in clip.labels:
+        if known is not None and label not in known:
+            problems.note(f"unknown label {label}")
+    if not labels and known is not None:
+        problems.bad(NO_LABEL, clip.id)
+        return None
+    return labels
+
+
+def _read(clip: Clip, path: Path, checks: ClipChecks) -> Recording | str:
+    """The recording, or the kind of problem; runs in a thread."""
+    if path.stat().st_size == 0:
+        return EMPTY
+    try:
+        recording = Recording.from_file(path, recording_id=clip.id)
+    except Exception:
+        # Which exception it is depends on the library that reads the format; the count names the file.
+        return CORRUPT
+    if recording.num_samples == 0:
+        return EMPTY
+    if recording.duration < checks.min_seconds:
+        return TOO_SHORT
+    if checks.decode:
+        try:
+            load_audio(_cut(clip.id, recording, 0.0, recording.duration, []))
+        except AudioError as error:
+            return error.kind
+    return recording
+
+
+def _note(clip: Clip, recording: Recording, problems: Problems) -> None:
+    if clip.seconds is not None and recording.duration < clip.seconds - SHORT_TOLERANCE:
+        problems.note("shorter than the table says")
+    if recording.sampling_rate != SAMPLE_RATE:
+        problems.note(f"resampled from {recording.sampling_rate} Hz")
+    if recording.num_channels > 1:
+        problems.note(f"first of {recording.num_channels} channels")
+
+
+def _cuts_of(clip: Clip, recording: Recording, labels: list[str], window_seconds: float) -> Iterator[Cut]:
+    if recording.duration <= window_seconds:
+        yield _cut(clip.id, recording, 0.0, recording.duration, labels)
+        return
+    # A short rest would teach little and is left out with less than a second.
+    count, rest = divmod(recording.num_samples, round(window_seconds * recording.sampling_rate))
+    for index in range(count):
+        yield _cut(f"{clip.id}-{index:03d}", recording, index * window_seconds, window_seconds, labels)
+    if rest >= recording.sampling_rate:
+        start = count * window_seconds
+        yield _cut(f"{clip.id}-{count:03d}", recording, start, rest / recording.sampling_rate, labels)
+
+
+def _cut(name: str, recording: Recording, start: float, seconds: float, labels: list[str]) -> MonoCut:
+    segment = SupervisionSegment(
+        id=name,
+        recording_id=recording.id,
+        start=0.0,
+        duration=seconds,
+        channel=recording.channel_ids[0],
+        custom={LABEL_FIELD: SEPARATOR.join(labels)},
+    )
+    return MonoCut(
+        id=name,
+        start=start,
+        duration=seconds,
+        channel=recording.channel_ids[0],
+        recording=recording,
+        supervisions=[segment],
+        custom={"domain": "audio"},
+    )

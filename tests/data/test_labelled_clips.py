@@ -1,0 +1,374 @@
+"""Folders of labelled clips in the layouts of AudioSet, VGGSound, FSD50K, Music4All and MTG-Jamendo."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from spear_lib.data.audio import load_audio
+from spear_lib.data.clip_tables import Clip, read_audioset_segments, read_class_list, read_clips
+from spear_lib.data.labelled_clips import ClipChecks, ClipFiles, ClipProblems, clip_cuts, labels_of
+from spear_lib.data.manifests import Manifest, save_cuts
+
+HEADER = """# Segments csv created Sun Mar  5 10:54:31 2017
+# num_ytids=3, num_segs=3, num_unique_labels=3, num_positive_labels=4
+# YTID, start_seconds, end_seconds, positive_labels
+"""
+SEGMENTS = (
+    '--PJHxphWEs, 30.000, 40.000, "/m/09x0r,/t/dd00088"\n'
+    '-ZhevVpy1s0, 0.000, 10.000, "/m/012xff"\n'
+    'aE2O5G5WE-_, 5.500, 12.250, "/m/09x0r"\n'
+)
+CLASSES = {"/m/09x0r": "Speech", "/t/dd00088": "Gush", "/m/012xff": "Toothbrush"}
+
+
+def write_audio(path: Path, seconds: float = 1.0, rate: int = 16000, channels: int = 1) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(0).standard_normal((round(seconds * rate), channels))
+    soundfile.write(path, 0.05 * noise, rate)
+    return path
+
+
+def write(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def cuts_of(corpus: str, folder: Path, **options) -> list:
+    problems = options.pop("problems", None) or ClipProblems(0.0, 0.0)
+    return list(clip_cuts(read_clips(corpus, folder), ClipFiles(folder), problems, **options))
+
+
+def clip(name: str, *labels: str, seconds: float | None = None) -> Clip:
+    return Clip(name, (name,), labels or ("/m/09x0r",), "train", seconds)
+
+
+# ---- the layouts
+
+
+def test_audioset(tmp_path):
+    write(tmp_path / "balanced_train_segments.csv", HEADER + SEGMENTS)
+    write(tmp_path / "eval_segments.csv", HEADER + '0123456789a, 30.000, 40.000, "/m/012xff"\n')
+    # As four different downloaders name them.
+    write_audio(tmp_path / "audio" / "train" / "--PJHxphWEs_30000.flac")
+    write_audio(tmp_path / "audio" / "train" / "Y-ZhevVpy1s0.wav")
+    write_audio(tmp_path / "audio" / "train" / "aE2O5G5WE-__5.500_12.250.wav", 6.75)
+    write_audio(tmp_path / "eval" / "0123456789a_30.wav")
+    problems = ClipProblems(0.0, 0.0)
+    cuts = cuts_of("audioset", tmp_path, problems=problems)
+    # eval comes first, so that a clip of both would be a duplicate in training.
+    assert [cut.id for cut in cuts] == [
+        "0123456789a_30000",
+        "--PJHxphWEs_30000",
+        "-ZhevVpy1s0_0",
+        "aE2O5G5WE-__5500",
+    ]
+    assert labels_of(cuts[1]) == ["/m/09x0r", "/t/dd00088"]
+    assert cuts[1].supervisions[0].audio_event == "/m/09x0r;/t/dd00088"
+    assert cuts[1].domain == "audio"
+    assert problems.other.notes == {"shorter than the table says": 3}
+    assert [item.part for item in read_clips("audioset", tmp_path)] == ["eval"] + 3 * ["balanced_train"]
+
+
+def test_vggsound(tmp_path):
+    lines = [
+        ["---g-f_I2yQ", "1", "people marching", "test"],
+        ["FwVYUHKoLtQ", "34", "mouse clicking, tapping", "train"],
+    ]
+    with (tmp_path / "vggsound.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(lines)
+    write_audio(tmp_path / "audio" / "---g-f_I2yQ_000001.wav", rate=44100)
+    write_audio(tmp_path / "audio" / "FwVYUHKoLtQ_000034.wav")
+    cuts = cuts_of("vggsound", tmp_path)
+    assert [cut.id for cut in cuts] == ["---g-f_I2yQ_000001", "FwVYUHKoLtQ_000034"]
+    assert [labels_of(cut) for cut in cuts] == [["people marching"], ["mouse clicking, tapping"]]
+    assert [item.part for item in read_clips("vggsound", tmp_path)] == ["test", "train"]
+
+
+def test_freesound(tmp_path):
+    truth = tmp_path / "FSD50K.ground_truth"
+    write(
+        truth / "dev.csv",
+        "fname,labels,mids,split\n"
+        '64760,"Electric_guitar,Guitar,Music","/m/02sgy,/m/0342h,/m/04rlf",train\n'
+        "16399,Wind,/m/03m9d0z,val\n",
+    )
+    write(truth / "eval.csv", 'fname,labels,mids\n37199,"Wind,Rain","/m/03m9d0z,/m/06mb1"\n')
+    for folder, name in (("dev_audio", "64760"), ("dev_audio", "16399"), ("eval_audio", "37199")):
+        write_audio(tmp_path / f"FSD50K.{folder}" / f"{name}.wav", rate=44100)
+    cuts = cuts_of(
+        "freesound", tmp_path, known_labels=["/m/02sgy", "/m/0342h", "/m/04rlf", "/m/03m9d0z", "/m/06mb1"]
+    )
+    assert [cut.id for cut in cuts] == ["64760", "16399", "37199"]
+    assert labels_of(cuts[0]) == ["/m/02sgy", "/m/0342h", "/m/04rlf"]
+    assert [item.part for item in read_clips("freesound", tmp_path)] == ["train", "val", "eval"]
+
+
+def test_music4all(tmp_path):
+    write(
+        tmp_path / "id_genres.csv",
+        "id\tgenres\n0009fFIM1eYThaPg\tpop\n0010xmHR6UICBOYT\tpost-punk,new wave\n",
+    )
+    write_audio(tmp_path / "audios" / "0009fFIM1eYThaPg.mp3", 2.0, rate=44100, channels=2)
+    write_audio(tmp_path / "audios" / "0010xmHR6UICBOYT.mp3", 2.0, rate=44100)
+    problems = ClipProblems(0.0, 0.0)
+    cuts = cuts_of("music4all", tmp_path, problems=problems)
+    assert [labels_of(cut) for cut in cuts] == [["pop"], ["post-punk", "new wave"]]
+    assert problems.other.notes == {
+        "shorter than the table says": 2,
+        "resampled from 44100 Hz": 2,
+        "first of 2 channels": 1,
+    }
+    assert load_audio(cuts[0]).ndim == 1
+
+
+JAMENDO = (
+    "TRACK_ID\tARTIST_ID\tALBUM_ID\tPATH\tDURATION\tTAGS\n"
+    "track_0000214\tartist_000014\talbum_000031\t14/214.mp3\t4.6\tgenre---punkrock\n"
+    "track_0000382\tartist_000020\talbum_000046\t82/382.mp3\t2.0\tgenre---classical\tinstrument---voice\n"
+)
+
+
+@pytest.mark.parametrize("ending", ["", ".low"])
+def test_mtg_jamendo_tracks_become_windows(tmp_path, ending):
+    write(tmp_path / "data" / "autotagging.tsv", JAMENDO)
+    write_audio(tmp_path / "audio" / "14" / f"214{ending}.mp3", 4.6)
+    write_audio(tmp_path / "audio" / "82" / f"382{ending}.mp3", 2.0)
+    cuts = cuts_of("mtg_jamendo", tmp_path, checks=ClipChecks(window_seconds=2.0))
+    # 4.6 s are two windows of 2 s; the rest is shorter than a second.
+    assert [(cut.id, cut.start, cut.duration) for cut in cuts] == [
+        ("track_0000214-000", 0.0, 2.0),
+        ("track_0000214-001", 2.0, 2.0),
+        ("track_0000382", 0.0, 2.0),
+    ]
+    assert labels_of(cuts[1]) == ["genre---punkrock"]
+    assert labels_of(cuts[2]) == ["genre---classical", "instrument---voice"]
+    assert {item.part for item in read_clips("mtg_jamendo", tmp_path)} == {"all"}
+
+
+def test_mtg_jamendo_parts(tmp_path):
+    for part, line in zip(("train", "validation", "test"), (1, 2, 1)):
+        rows = JAMENDO.splitlines(keepends=True)
+        text = rows[0] + rows[line].replace("track_", f"track_{part}_")
+        write(tmp_path / "data" / "splits" / "split-0" / f"autotagging-{part}.tsv", text)
+    assert [(item.id, item.part) for item in read_clips("mtg_jamendo", tmp_path)] == [
+        ("track_train_0000214", "train"),
+        ("track_validation_0000382", "validation"),
+        ("track_test_0000214", "test"),
+    ]
+
+
+def test_a_long_rest_is_a_window_of_its_own(tmp_path):
+    write_audio(tmp_path / "song.wav", 7.5)
+    options = {"checks": ClipChecks(window_seconds=3.0)}
+    cuts = list(clip_cuts([clip("song")], ClipFiles(tmp_path), ClipProblems(), **options))
+    assert [(cut.start, cut.duration) for cut in cuts] == [(0.0, 3.0), (3.0, 3.0), (6.0, 1.5)]
+    assert [len(load_audio(cut)) for cut in cuts] == [48000, 48000, 24000]
+
+
+# ---- what is wrong with clips
+
+
+def test_missing_files_are_counted_up_to_their_own_limit(tmp_path):
+    write_audio(tmp_path / "a.wav")
+    clips, files = [clip("a"), clip("b"), clip("c")], ClipFiles(tmp_path)
+    problems = ClipProblems(max_missing_fraction=0.7, max_bad_fraction=0.0)
+    assert [cut.id for cut in clip_cuts(clips, files, problems)] == ["a"]
+    assert problems.missing.names("missing file") == ["b", "c"]
+    with pytest.raises(
+        ValueError, match=r"2 of 3 clips cannot be used, the limit is 30 %: 2 missing file \(b, c\)"
+    ):
+        list(clip_cuts(clips, files, ClipProblems()))
+
+
+def test_duplicates_are_counted_within_and_across_tables(tmp_path):
+    write_audio(tmp_path / "a.wav")
+    files, seen = ClipFiles(tmp_path), set()
+    first = ClipProblems(0.0, 0.5)
+    assert len(list(clip_cuts([clip("a"), clip("a")], files, first, seen=seen))) == 1
+    assert first.other.names("duplicate id") == ["a"]
+    second = ClipProblems(0.0, 1.0)
+    assert list(clip_cuts([clip("a")], files, second, seen=seen)) == []
+    assert second.other.names("duplicate id") == ["a"]
+    with pytest.raises(ValueError, match=r"the limit is 1 %: 1 duplicate id \(a\)"):
+        list(clip_cuts([clip("a"), clip("a")], files, ClipProblems()))
+
+
+def test_unknown_labels_are_dropped_and_noted(tmp_path):
+    for name in "ab":
+        write_audio(tmp_path / f"{name}.wav")
+    problems = ClipProblems(0.0, 0.5)
+    clips = [clip("a", "/m/09x0r", "/m/new"), clip("b", "/m/new")]
+    cuts = list(clip_cuts(clips, ClipFiles(tmp_path), problems, known_labels=CLASSES))
+    assert [labels_of(cut) for cut in cuts] == [["/m/09x0r"]]
+    assert problems.other.notes == {"unknown label /m/new": 2}
+    assert problems.other.names("without a known label") == ["b"]
+    with pytest.raises(ValueError, match=r"1 without a known label \(b\)"):
+        list(clip_cuts(clips, ClipFiles(tmp_path), ClipProblems(), known_labels=CLASSES))
+
+
+def test_clips_that_cannot_be_read_are_counted_by_kind(tmp_path):
+    write_audio(tmp_path / "good.wav")
+    write_audio(tmp_path / "blip.wav", 0.05)
+    write(tmp_path / "empty.wav", "")
+    write(tmp_path / "header.wav", "no audio at all, but long enough to look at")
+    (tmp_path / "samples.flac").write_bytes(write_audio(tmp_path / "whole.flac", 4.0).read_bytes()[:20000])
+    soundfile.write(tmp_path / "silent.wav", np.zeros(0), 16000)
+    soundfile.write(tmp_path / "nan.wav", np.full(16000, np.nan), 16000, subtype="FLOAT")
+    names = ["good", "blip", "empty", "header", "samples", "silent", "nan"]
+    problems = ClipProblems(0.0, 0.9)
+    cuts = list(clip_cuts([clip(name) for name in names], ClipFiles(tmp_path), problems, num_jobs=2))
+    assert [cut.id for cut in cuts] == ["good"]
+    assert problems.to_dict()["other"]["examples"] == {
+        "corrupt audio": ["header", "samples", "nan"],
+        "too short": ["blip"],
+        "zero-length audio": ["empty", "silent"],
+    }
+    # Headers alone do not show what is wrong with samples.
+    headers = ClipChecks(decode=False)
+    kept = clip_cuts(
+        [clip(name) for name in names], ClipFiles(tmp_path), ClipProblems(0.0, 0.9), checks=headers
+    )
+    assert [cut.id for cut in kept] == ["good", "samples", "nan"]
+
+
+def test_a_label_with_the_separator_is_refused(tmp_path):
+    write_audio(tmp_path / "a.wav")
+    with pytest.raises(
+        ValueError, match="a label of clip a holds a ';', which separates labels in the field audio_event"
+    ):
+        list(clip_cuts([clip("a", "rain; wind")], ClipFiles(tmp_path), ClipProblems()))
+
+
+def test_clips_stream_and_survive_a_manifest(tmp_path):
+    for name in "abc":
+        write_audio(tmp_path / f"{name}.wav")
+    asked = []
+
+    def clips():
+        for number, name in enumerate(3000 * "abc"):
+            asked.append(number)
+            yield clip(f"{name}{number}" if number > 2 else name)
+
+    stream = clip_cuts(clips(), ClipFiles(tmp_path), ClipProblems(1.0, 1.0))
+    first = [next(stream) for _ in range(3)]
+    assert len(asked) < 2000, "a table of millions of lines must not be read before the first cut"
+    save_cuts(first, tmp_path / "cuts.jsonl.gz")
+    manifest = Manifest(tmp_path / "cuts.jsonl.gz")
+    assert [labels_of(cut) for cut in manifest] == 3 * [["/m/09x0r"]]
+    assert {cut.custom["domain"] for cut in manifest} == {"audio"}
+
+
+def test_files_are_found_through_links_and_without_doubt(tmp_path):
+    write_audio(tmp_path / "disk" / "a.wav")
+    write_audio(tmp_path / "corpus" / "b.wav")
+    write_audio(tmp_path / "corpus" / "b.flac")
+    (tmp_path / "corpus" / "linked").symlink_to(tmp_path / "disk")
+    (tmp_path / "disk" / "round").symlink_to(tmp_path / "corpus")
+    files = ClipFiles(tmp_path / "corpus")
+    assert len(files) == 2
+    assert files.find(clip("a")).name == "a.wav"
+    assert files.find(clip("b")).name == "b.flac"
+    with pytest.raises(ValueError, match="holds no audio .*download the clips"):
+        (tmp_path / "nothing").mkdir()
+        ClipFiles(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("options", [{"min_seconds": 0.0}, {"window_seconds": 0.05}])
+def test_checks_that_make_no_sense_are_refused(options):
+    with pytest.raises(ValueError, match="expected 0 < min_seconds < window_seconds"):
+        ClipChecks(**options)
+
+
+# ---- what is wrong with tables
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (
+            '-ZhevVpy1s0, zero, 10.000, "/m/012xff"\n',
+            'line 4 .*expected YTID, start_seconds, end_seconds, "label',
+        ),
+        ("-ZhevVpy1s0, 0.000\n", "line 4"),
+        (
+            "-ZhevVpy1s0, 0.000, 10.000, /m/012xff, /m/09x0r\n",
+            "line 4: expected four columns .*one quoted column",
+        ),
+        ('-ZhevVpy1s0, 10.000, 0.000, "/m/012xff"\n', "line 4: .*an end after the start"),
+        ('-ZhevVpy1s0, 0.000, 10.000, "/m/012xff\n', "is no csv .*is a quote missing"),
+    ],
+)
+def test_a_broken_line_of_audioset_is_named(tmp_path, line, message):
+    path = write(tmp_path / "eval_segments.csv", HEADER + line)
+    with pytest.raises(ValueError, match=message):
+        list(read_audioset_segments(path, "eval"))
+
+
+def test_labels_of_a_line_are_read_once_and_without_blanks(tmp_path):
+    path = write(tmp_path / "e.csv", HEADER + 'abc, 0.000, 10.000, "/m/012xff, /m/012xff,,/m/09x0r"\n\n')
+    assert [item.labels for item in read_audioset_segments(path, "eval")] == [("/m/012xff", "/m/09x0r")]
+
+
+def test_class_list(tmp_path):
+    text = 'index,mid,display_name\n0,/m/09x0r,"Speech"\n1,/m/05zppz,"Male speech, man speaking"\n'
+    path = write(tmp_path / "classes.csv", text)
+    assert read_class_list(path) == {"/m/09x0r": "Speech", "/m/05zppz": "Male speech, man speaking"}
+    for wrong, message in (
+        (text.replace("1,", "2,"), "line 3: expected index 1 and a mid that did not come before"),
+        (text.replace("/m/05zppz", "/m/09x0r"), "found index '1' and mid '/m/09x0r'"),
+        (text.replace("display_name", "name"), "expected the columns index, mid, display_name"),
+        (text.replace('"', ""), "line 3 has 4 columns, its first line 3: .*not quoted"),
+        (text.splitlines()[0], "holds no classes"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            read_class_list(write(path, wrong))
+    path.write_bytes("index,mid,display_name\n0,/m/1,Café\n".encode("latin-1"))
+    with pytest.raises(ValueError, match="is not UTF-8"):
+        read_class_list(path)
+
+
+def test_a_folder_that_is_none_says_what_is_expected(tmp_path):
+    with pytest.raises(ValueError, match=r"unknown corpus 'audio_set'.*did you mean 'audioset'"):
+        read_clips("audio_set", tmp_path)
+    with pytest.raises(ValueError, match="is not a folder: expected DIR/vggsound.csv and the audio"):
+        read_clips("vggsound", tmp_path / "no")
+    with pytest.raises(ValueError, match="has none of eval_segments.csv, balanced_train"):
+        list(read_clips("audioset", tmp_path))
+    for corpus, name in (
+        ("vggsound", "vggsound.csv"),
+        ("freesound", "dev.csv"),
+        ("music4all", "id_genres.csv"),
+    ):
+        with pytest.raises(
+            ValueError, match=f"{name} does not exist: is it the folder of the unpacked corpus"
+        ):
+            list(read_clips(corpus, tmp_path))
+    with pytest.raises(ValueError, match="autotagging.tsv does not exist"):
+        list(read_clips("mtg_jamendo", tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("corpus", "name", "text", "message"),
+    [
+        ("vggsound", "vggsound.csv", "abc,one,rain,train\n", "line 1 .*expected YouTube id"),
+        ("vggsound", "vggsound.csv", "abc,1,rain\n", "line 1 .*expected YouTube id"),
+        ("vggsound", "vggsound.csv", "abc,1,rain,dev\n", "train or test"),
+        (
+            "freesound",
+            "FSD50K.ground_truth/dev.csv",
+            "file,labels\n",
+            "expected the columns fname, labels, mids, split",
+        ),
+        ("music4all", "id_genres.csv", "id,genres\n", "expected the columns id, genres"),
+        ("mtg_jamendo", "data/autotagging.tsv", "a\tb\n", "expected the columns TRACK_ID, ARTIST_ID"),
+        ("mtg_jamendo", "data/autotagging.tsv", JAMENDO.replace("4.6", "long"), "line 2 .*expected TRACK_ID"),
+    ],
+)
+def test_a_table_of_another_shape_is_refused(tmp_path, corpus, name, text, message):
+    write(tmp_path / name, text)
+    with pytest.raises(ValueError, match=message):
+        list(read_clips(corpus, tmp_path))
