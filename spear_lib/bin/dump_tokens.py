@@ -1,22 +1,26 @@
-"""Stage 5: tokens of every cut. Streaming; an interrupted job goes on with the first missing shard."""
+"""Stage 5: tokens of every cut. Streaming; an interrupted job goes on with the first missing shard.
 
-import hashlib
+One pass over the audio serves several quantisers: give lists to --quantizer and --output_dir. Batch jobs run
+--num_splits N --split 1 ... N; under torchrun the ranks divide the work as well.
+"""
+
 import logging
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from spear_lib.bin.common import first_screen, run
 from spear_lib.config import parse
 from spear_lib.data.manifests import Manifest
-from spear_lib.data.tokens import TokenFacts, TokenStoreWriter
+from spear_lib.data.problems import Problems
+from spear_lib.data.tokens_making import TokenField, load_teacher, make_shard
+from spear_lib.data.tokens_plan import SHARD_SECONDS, ShardPlan, TokenFacts, cuts_hash, refuse_same_audio
+from spear_lib.data.tokens_store import TokenStoreWriter
 from spear_lib.quantization import Quantizer
-from spear_lib.teachers import Teacher
-from spear_lib.teachers.embedding import count_frames, count_windows, embed_pieces, resolve_manifests
-from spear_lib.teachers.options import TeacherOptions
-from spear_lib.training.progress import progress
+from spear_lib.teachers.embedding import resolve_manifests
+from spear_lib.training.distributed import choose_device
 
 logger = logging.getLogger(__name__)
 
@@ -27,130 +31,136 @@ class Options:
 
     cuts: str | list[str]
     """Manifest(s) of the cuts to tokenise."""
-    quantizer: str
-    """Folder (or file) of the quantiser; it also says which teacher."""
-    output_dir: str
-    """Folder of the token store."""
-    teacher_path: str = ""
-    """Where the teacher's weights lie now; default: where they lay when the quantiser was trained."""
+    quantizer: str | list[str]
+    """Folder (or file) of the quantiser, or several; it also says which teacher."""
+    output_dir: str | list[str]
+    """Folder of the token store, one for each quantiser."""
+    teacher_path: str | list[str] = ""
+    """Where the teacher's weights lie now, one for each quantiser; default: where they lay in stage 3."""
     teacher_dtype: str = ""
     """Number format of the teacher's blocks: float32 or bfloat16; default: the one of stage 3."""
     num_splits: int = 1
     """Number of parts for batch jobs; run one job per part."""
     split: int = 0
     """Which part, 1 to num_splits; 0: all parts, one after the other."""
-    shard_cuts: int = 1000
-    """Cuts per shard: what is lost at most when a job is killed."""
+    shard_hours: float = 0.0
+    """Audio per shard at most, h: what is lost when a job is killed. 0: 22.2 (64 MB
+    of 16 codebooks at 50 Hz), less where the parts would be empty. A store that was begun keeps its
+    shards."""
     batch_seconds: float = 120.0
     """Audio per teacher call, s."""
+    num_workers: int = 4
+    """Threads that decode audio while the teacher computes."""
+    channels: str = "mean"
+    """What to make of recordings with several channels: mean, or first."""
     refine_iters: int = 5
     """Refinements of the quantiser's search (paper: 5)."""
+    max_bad_fraction: float = 0.001
+    """Share of all cuts that may be skipped because they cannot be read or are too short."""
+    retry_skipped: bool = False
+    """Make those shards again in which cuts were skipped, after their audio was repaired."""
+
+    def __post_init__(self) -> None:
+        if self.num_splits < 1 or not 0 <= self.split <= self.num_splits:
+            raise ValueError(
+                f"split is {self.split} of num_splits {self.num_splits}: use 1..num_splits, or 0 for all "
+                "parts"
+            )
+        if self.shard_hours < 0:
+            raise ValueError(
+                f"shard_hours is {self.shard_hours:g}: it must be positive, or 0 for the default"
+            )
+        if len(as_list(self.output_dir)) != len(as_list(self.quantizer)):
+            raise ValueError(
+                f"{len(as_list(self.quantizer))} quantizer(s) but {len(as_list(self.output_dir))} "
+                "output_dir(s): "
+                "give one folder for each"
+            )
 
 
-def load_teacher(quantizer: Quantizer, options: Options) -> Teacher:
-    """The very teacher whose embeddings the quantiser was trained on, or an error."""
-    provenance = quantizer.provenance
-    if "recipe" not in provenance:
+def as_list(value: str | list[str]) -> list[str]:
+    """One value or several, as a list."""
+    return [value] if isinstance(value, str) else list(value)
+
+
+def open_fields(
+    options: Options, manifest: Manifest, device: torch.device, num_parts: int
+) -> list[TokenField]:
+    """What is to be made: one field per quantiser; quantisers of the same teacher share it."""
+    names = as_list(options.quantizer)
+    paths = as_list(options.teacher_path)
+    paths = paths * len(names) if len(paths) == 1 else paths
+    if len(paths) != len(names):
         raise ValueError(
-            f"{options.quantizer} does not say which teacher it belongs to; train it with train_quantizer"
+            f"{len(names)} quantizer(s) but {len(paths)} teacher_path(s): give one for each, or one"
         )
-    recipe = TeacherOptions.from_recipe(provenance["recipe"], options.teacher_path, options.teacher_dtype)
-    teacher = recipe.create()
-    if teacher.id != provenance["teacher"]["teacher_id"]:
+    longest = options.shard_hours * 3600 or min(SHARD_SECONDS, float(manifest.durations.sum()) / num_parts)
+    plan = ShardPlan.over(manifest.durations, longest)
+    cuts_id, teachers, fields = cuts_hash(manifest.audio_keys), {}, []
+    for name, path, store in zip(names, paths, as_list(options.output_dir)):
+        quantizer = Quantizer.load(name).eval().to(device)
+        teacher = load_teacher(quantizer, name, path, options.teacher_dtype)
+        teacher = teachers.setdefault(teacher.id, teacher).to(device)
+        facts = TokenFacts(
+            field=f"{teacher.field_prefix}_cb{quantizer.num_codebooks}",
+            teacher_id=teacher.id,
+            quantizer_id=quantizer.id,
+            frame_rate=teacher.frame_rate,
+            first_frame_center_ms=teacher.first_frame_center_ms,
+            num_codebooks=quantizer.num_codebooks,
+            codebook_size=quantizer.codebook_size,
+            cuts_id=cuts_id,
+            refine_iters=options.refine_iters,
+            channels=options.channels,
+            teacher_dtype=teacher.dtype,
+        )
+        fields.append(TokenField(teacher, quantizer, TokenStoreWriter(store, facts, plan)))
+    if any(field.writer.plan != fields[0].writer.plan for field in fields):
         raise ValueError(
-            f"the quantiser was trained on embeddings of teacher {provenance['teacher']['teacher_id']}, but "
-            f"this "
-            f"teacher is {teacher.id}: its weights or the code changed; train the quantiser again (stages 3 "
-            f"and 4)"
+            "these stores were begun with different shards, so they cannot go on in one pass: run "
+            "dump_tokens once for each"
         )
-    return teacher
-
-
-def cuts_hash(manifest: Manifest) -> str:
-    """Identity of the corpus: ids and durations, in order."""
-    digest = hashlib.sha256("\n".join(manifest.ids).encode())
-    digest.update(manifest.durations.round(3).tobytes())
-    return digest.hexdigest()[:16]
-
-
-def split_range(total: int, split: int, num_splits: int) -> range:
-    """Positions of part ``split`` (from 1): consecutive, sizes differ by one at most."""
-    return range(total * (split - 1) // num_splits, total * split // num_splits)
-
-
-def dump_split(
-    manifest: Manifest,
-    teacher: Teacher,
-    quantizer: Quantizer,
-    facts: TokenFacts,
-    options: Options,
-    split: int,
-) -> int:
-    """Write the missing shards of one split; returns how many were written."""
-    positions = split_range(len(manifest), split, options.num_splits)
-    blocks = [
-        positions[begin : begin + options.shard_cuts]
-        for begin in range(0, len(positions), options.shard_cuts)
-    ]
-    written = 0
-    with TokenStoreWriter(options.output_dir, facts, split, options.num_splits) as writer:
-        for shard, block in enumerate(blocks):
-            if writer.is_done(shard, [manifest.ids[position] for position in block]):
-                continue
-            cuts = [manifest[position] for position in block]
-            counts = [count_frames(teacher, cut) for cut in cuts]
-            codes = [np.empty((count, facts.num_codebooks), dtype=np.uint8) for count in counts]
-            pieces = embed_pieces(teacher, cuts, options.batch_seconds)
-            name = f"split {split} of {options.num_splits}, shard {shard + 1} of {len(blocks)}"
-            for piece in progress(pieces, count_windows(teacher, cuts), name, "windows"):
-                tokens = quantizer.encode(piece.embeddings, options.refine_iters).cpu().numpy()
-                codes[piece.position][piece.first_frame : piece.first_frame + len(tokens)] = tokens
-            entries = [(cut.id, cut.start, cut.duration, each) for cut, each in zip(cuts, codes)]
-            writer.write_shard(shard, entries)
-            written += 1
-        writer.finish(len(blocks))
-    return written
+    return fields
 
 
 def main() -> None:
     options = parse(Options, prog="python -m spear_lib.bin.dump_tokens", description=__doc__)
-    if options.num_splits < 1 or not 0 <= options.split <= options.num_splits:
-        raise ValueError(
-            f"split is {options.split} of num_splits {options.num_splits}: use 1..num_splits, or 0 for all "
-            f"parts"
-        )
-    if options.shard_cuts < 1:
-        raise ValueError(f"shard_cuts is {options.shard_cuts}: it must be at least 1")
+    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    device = choose_device("auto", int(os.environ.get("LOCAL_RANK", "0")))
     manifest = Manifest(resolve_manifests(options.cuts))
-    quantizer = Quantizer.load(options.quantizer).eval()
-    teacher = load_teacher(quantizer, options)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    quantizer.to(device), teacher.to(device)
-    facts = TokenFacts(
-        field=f"{teacher.field_prefix}_cb{quantizer.num_codebooks}",
-        teacher_id=teacher.id,
-        quantizer_id=quantizer.id,
-        frame_rate=teacher.frame_rate,
-        first_frame_center_ms=teacher.first_frame_center_ms,
-        num_codebooks=quantizer.num_codebooks,
-        codebook_size=quantizer.codebook_size,
-        cuts_id=cuts_hash(manifest),
+    refuse_same_audio(manifest)
+    # Parts of all jobs and ranks; without --split, the ranks alone.
+    num_parts = world_size * (options.num_splits if options.split else 1)
+    part = max(0, options.split - 1) * world_size + rank + 1
+    fields = open_fields(options, manifest, device, world_size * options.num_splits)
+    plan = fields[0].writer.plan
+    shards = plan.share(part, num_parts)
+    lines = {"cuts": f"{len(manifest)} of {manifest.describe()}, {manifest.hours:.2f} h"}
+    for field in fields:
+        facts = field.writer.facts
+        num_bytes = manifest.hours * 3600 * facts.bytes_per_second
+        lines[f"field {facts.field}"] = (
+            f"teacher {facts.teacher_id} ({facts.teacher_dtype}), quantiser {facts.quantizer_id}, about "
+            f"{num_bytes / 1e6:.1f} MB in {field.writer.store}"
+        )
+    lines["part"] = f"{part} of {num_parts}: {len(shards)} of {len(plan)} shards"
+    first_screen("tokens", lines)
+    problems = Problems(options.max_bad_fraction, "cuts", total=len(manifest))
+    made = 0
+    for number, shard in enumerate(shards, start=1):
+        name = f"part {part} of {num_parts}, shard {number} of {len(shards)}"
+        settings = (options.batch_seconds, options.num_workers, name, options.retry_skipped)
+        made += make_shard(fields, shard, manifest, problems, *settings) > 0
+    problems.log()
+    kept = {cut for shard in shards for field in fields for cut in field.writer.skipped(shard)}
+    logger.info(
+        "part %d of %d is complete: %d shards written now; %d cuts without tokens",
+        part,
+        num_parts,
+        made,
+        len(kept),
     )
-    num_bytes = float(manifest.durations.sum()) * teacher.frame_rate * quantizer.num_codebooks
-    first_screen(
-        "tokens",
-        {
-            "cuts": f"{len(manifest)} of {manifest.describe()}, {manifest.hours:.2f} h",
-            "teacher": teacher.id,
-            "quantiser": f"{quantizer.id}, field {facts.field}",
-            "estimate": f"{num_bytes / 1e6:.1f} MB in {options.num_splits} split(s)",
-        },
-    )
-    splits = [options.split] if options.split else range(1, options.num_splits + 1)
-    for split in splits:
-        written = dump_split(manifest, teacher, quantizer, facts, options, split)
-        logger.info("split %d of %d is complete: %d shards written now", split, options.num_splits, written)
-    logger.info("tokens are in %s", Path(options.output_dir))
+    logger.info("tokens are in %s", ", ".join(map(str, map(Path, as_list(options.output_dir)))))
 
 
 if __name__ == "__main__":

@@ -11,13 +11,15 @@ import torch
 from spear_lib import keyed_random
 from spear_lib.bin.common import first_screen, run
 from spear_lib.config import parse
+from spear_lib.data.decoding import decode_ahead
 from spear_lib.data.manifests import Manifest
+from spear_lib.data.problems import Problems
 from spear_lib.data.tokens_store import read_json, write_json
 from spear_lib.files import atomic_file
 from spear_lib.quantization.embeddings import SUMMARY_FILE
 from spear_lib.quantization.options import QuantizerTrainingOptions, SamplingOptions, SpectralOptions
 from spear_lib.teachers import Teacher
-from spear_lib.teachers.embedding import count_frames, count_windows, embed_pieces, resolve_manifests
+from spear_lib.teachers.embedding import embed_batches, length_batches, resolve_manifests
 from spear_lib.teachers.options import TeacherOptions
 from spear_lib.training.progress import progress
 
@@ -46,6 +48,10 @@ class Options:
     """Overlap of neighbouring windows, s; default: the teacher's own."""
     seed: int = 0
     """Keys the choice of recordings and frames."""
+    num_workers: int = 4
+    """Threads that decode audio while the teacher computes."""
+    max_bad_fraction: float = 0.001
+    """Share of the chosen cuts that may be skipped because they cannot be read."""
     spectral: SpectralOptions = field(default_factory=SpectralOptions)
     """The spectral teacher."""
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
@@ -67,8 +73,12 @@ class Options:
 
 
 def choose_cuts(manifest: Manifest, teacher: Teacher, options: Options) -> list[int]:
-    """Positions of random recordings that together hold about ``num_frames`` sampled frames."""
+    """Positions of random cuts that together hold about ``num_frames`` sampled frames.
+
+    Balanced over recordings: no second cut of a recording before every recording has given one, and so on.
+    """
     order = keyed_random.generator("embeddings", options.seed).permutation(len(manifest))
+    order = order[np.argsort(_turns(np.asarray(manifest.recording_keys)[order]), kind="stable")]
     chosen, frames = [], 0
     for position in order.tolist():
         if frames >= options.sampling.num_frames:
@@ -77,6 +87,17 @@ def choose_cuts(manifest: Manifest, teacher: Teacher, options: Options) -> list[
         frames += min(count, options.sampling.frames_per_cut)
         chosen.append(position)
     return chosen
+
+
+def _turns(keys: np.ndarray) -> np.ndarray:
+    """How many of the earlier entries equal each entry."""
+    order = np.argsort(keys, kind="stable")
+    grouped = keys[order]
+    is_first = np.append(True, grouped[1:] != grouped[:-1])
+    begins = np.maximum.accumulate(np.where(is_first, np.arange(len(keys)), 0))
+    turns = np.empty(len(keys), dtype=np.int64)
+    turns[order] = np.arange(len(keys)) - begins
+    return turns
 
 
 def frame_choice(count: int, cut_id: str, options: Options) -> np.ndarray:
@@ -88,23 +109,42 @@ def frame_choice(count: int, cut_id: str, options: Options) -> np.ndarray:
 
 
 def write_shard(
-    teacher: Teacher, manifest: Manifest, positions: list[int], path: Path, options: Options
+    teacher: Teacher,
+    manifest: Manifest,
+    positions: list[int],
+    path: Path,
+    options: Options,
+    problems: Problems,
 ) -> int:
     """Embed the cuts at ``positions`` and commit sampled frames to ``path``(.npy, .json); number of
     frames."""
-    cuts = [manifest[position] for position in positions]
-    chosen = [frame_choice(count_frames(teacher, cut), cut.id, options) for cut in cuts]
-    parts = [np.empty((len(index), teacher.embedding_dim), dtype=np.float16) for index in chosen]
-    pieces = embed_pieces(teacher, cuts, options.sampling.batch_seconds)
-    for piece in progress(pieces, count_windows(teacher, cuts), path.name, "windows"):
-        index = chosen[piece.position] - piece.first_frame
-        wanted = (index >= 0) & (index < len(piece.embeddings))
-        embeddings = piece.embeddings[torch.from_numpy(index[wanted]).to(piece.embeddings.device)]
-        parts[piece.position][wanted] = embeddings.to(torch.float16).cpu().numpy()
+    groups = length_batches(manifest.durations[positions].tolist(), options.sampling.batch_seconds)
+    groups = [[positions[row] for row in group] for group in groups]
+    parts: dict[int, np.ndarray] = {}
+    chosen: dict[int, np.ndarray] = {}
+    for decoded in progress(
+        decode_ahead(manifest, groups, options.num_workers), len(groups), path.name, "batches"
+    ):
+        for kind, message in decoded.errors.values():
+            problems.bad(kind, message)
+        problems.good(len(decoded.audio))
+        for position, samples in decoded.audio.items():
+            count = teacher.num_frames(len(samples))
+            chosen[position] = frame_choice(count, decoded.cuts[position].id, options)
+            parts[position] = np.empty((len(chosen[position]), teacher.embedding_dim), dtype=np.float16)
+        for pieces in embed_batches(teacher, decoded.audio, options.sampling.batch_seconds):
+            for piece in pieces:
+                index = chosen[piece.position] - piece.first_frame
+                wanted = (index >= 0) & (index < len(piece.embeddings))
+                embeddings = piece.embeddings[torch.from_numpy(index[wanted]).to(piece.embeddings.device)]
+                parts[piece.position][wanted] = embeddings.to(torch.float16).cpu().numpy()
+    kept = [position for position in positions if position in parts]
+    nothing = np.empty((0, teacher.embedding_dim), dtype=np.float16)
     with atomic_file(path.with_suffix(".npy")) as file:
-        np.save(file, np.concatenate(parts))
-    counts = [len(part) for part in parts]
-    write_json(path.with_suffix(".json"), {"ids": [cut.id for cut in cuts], "num_frames": counts})
+        np.save(file, np.concatenate([nothing, *(parts[position] for position in kept)]))
+    counts = [len(parts[position]) for position in kept]
+    ids = [manifest.ids[position] for position in kept]
+    write_json(path.with_suffix(".json"), {"ids": ids, "num_frames": counts})
     return sum(counts)
 
 
@@ -142,13 +182,14 @@ def main() -> None:
     write_json(begun, run_facts)
     per_shard = max(1, options.sampling.shard_frames // options.sampling.frames_per_cut)
     blocks = [chosen[begin : begin + per_shard] for begin in range(0, len(chosen), per_shard)]
-    total = 0
+    total, problems = 0, Problems(options.max_bad_fraction, "cuts", total=len(chosen))
     for number, positions in enumerate(blocks):
         path = folder / f"shard-{number:05d}"
         if path.with_suffix(".json").exists() and path.with_suffix(".npy").exists():
             total += sum(read_json(path.with_suffix(".json"))["num_frames"])
         else:
-            total += write_shard(teacher, manifest, positions, path, options)
+            total += write_shard(teacher, manifest, positions, path, options, problems)
+    problems.log()
     if total == 0:
         raise ValueError(f"{manifest.describe()}: no recording is long enough for one teacher frame")
     write_json(folder / SUMMARY_FILE, {**run_facts, "num_shards": len(blocks), "num_frames": total})

@@ -22,7 +22,9 @@ with warnings.catch_warnings():
     set_audio_duration_mismatch_tolerance(DURATION_TOLERANCE)
     logging.disable(logging.NOTSET)
 
-RESAMPLED = "resampled"
+RESAMPLED, MIXED_DOWN, SILENT = "resampled", "made mono", "silent"
+CHANNELS = ("mean", "first")
+"""What to make of recordings with several channels."""
 MISSING, CORRUPT, EMPTY = "missing audio", "corrupt audio", "zero-length audio"
 
 
@@ -47,24 +49,33 @@ def source_of(cut: Cut) -> str:
     return str(source.source) if source.type == "file" else f"{source.type} of cut {cut.id}"
 
 
-def load_audio(cut: Cut, sample_rate: int = SAMPLE_RATE, problems: AudioProblems | None = None) -> np.ndarray:
+def load_audio(
+    cut: Cut,
+    sample_rate: int = SAMPLE_RATE,
+    problems: Problems | None = None,
+    channels: str = "mean",
+) -> np.ndarray:
     """The samples of a cut: float32 (N,) in [-1, 1], mono, N = round(duration * sample_rate).
 
     Args:
       sample_rate: samples per second of the result; other recordings are resampled.
-      problems: where "resampled" is noted.
+      problems: where "resampled", "made mono" and "silent" are noted.
+      channels: of a recording with several channels take their mean, or the first.
 
     Raises:
       AudioError: the recording is missing, corrupt or empty; names the file and what to do.
+      ValueError: another word for ``channels``.
     """
+    if channels not in CHANNELS:
+        raise ValueError(f"channels is {channels!r}: use {' or '.join(CHANNELS)}")
+    notes = []
     if not cut.has_recording:
         raise AudioError(
             MISSING, f"cut {cut.id} has no recording: make its manifest again (prepare.sh stage 1)"
         )
     if cut.sampling_rate != sample_rate:
         cut = cut.resample(sample_rate)
-        if problems is not None:
-            problems.note(RESAMPLED)
+        notes.append(RESAMPLED)
     path = source_of(cut)
     try:
         samples = cut.load_audio()
@@ -72,9 +83,16 @@ def load_audio(cut: Cut, sample_rate: int = SAMPLE_RATE, problems: AudioProblems
         raise _audio_error(cut, path, error) from error
     if samples is None or samples.shape[-1] == 0:
         raise AudioError(EMPTY, f"{path} (cut {cut.id}) holds no samples: remove it or make it again")
-    mono = samples[0] if samples.shape[0] == 1 else samples.mean(axis=0)
+    mono = samples[0] if samples.shape[0] == 1 or channels == "first" else samples.mean(axis=0)
     if not np.isfinite(mono).all():
         raise AudioError(CORRUPT, f"{path} (cut {cut.id}) holds samples that are not finite: make it again")
+    if samples.shape[0] > 1:
+        notes.append(MIXED_DOWN)
+    if not mono.any():
+        notes.append(SILENT)
+    if problems is not None:
+        for note in notes:
+            problems.note(note)
     return np.ascontiguousarray(mono, dtype=np.float32)
 
 

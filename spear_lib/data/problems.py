@@ -14,13 +14,18 @@ class Problems:
 
     Every item is either good (``good()``) or bad (``bad(kind, name)``). When more than ``max_bad_fraction``
     of them are bad, a ValueError says how many of which kind, names some, and says what to do.
+
+    Args:
+      total: how many items there are in all, where that is known: the limit is then a number of items,
+      whatever
+        was seen so far.
     """
 
-    def __init__(self, max_bad_fraction: float = 0.01, what: str = "recordings"):
+    def __init__(self, max_bad_fraction: float = 0.01, what: str = "recordings", total: int | None = None):
         if not 0.0 <= max_bad_fraction <= 1.0:
             raise ValueError(f"max_bad_fraction is {max_bad_fraction}, it must be between 0 and 1")
         self.max_bad_fraction = max_bad_fraction
-        self.what = what
+        self.what, self.total = what, total
         self.num_good = 0
         self.notes: dict[str, int] = {}
         """Things worth telling that are not a reason to skip, e.g. {"resampled": 3}."""
@@ -44,21 +49,22 @@ class Problems:
         """Counts items that are used."""
         self.num_good += count
 
-    def note(self, kind: str) -> None:
-        """Counts something worth telling about a good item."""
-        self.notes[kind] = self.notes.get(kind, 0) + 1
+    def note(self, kind: str, count: int = 1) -> None:
+        """Counts something worth telling about good items."""
+        self.notes[kind] = self.notes.get(kind, 0) + count
 
     def bad(self, kind: str, name: str) -> None:
         """Counts an item that is skipped, for the reason ``kind``; ValueError when there are too many."""
         self._bad.setdefault(kind, []).append(name)
-        if self.num_seen >= MIN_SEEN:
+        if self.total is not None or self.num_seen >= MIN_SEEN:
             self.check()
 
     def check(self) -> None:
-        """ValueError if more than ``max_bad_fraction`` of the items so far are bad."""
-        if self.num_seen and self.num_bad > self.max_bad_fraction * self.num_seen:
+        """ValueError if more than ``max_bad_fraction`` of the items are bad."""
+        total = self.num_seen if self.total is None else self.total
+        if self.num_bad > self.max_bad_fraction * total:
             raise ValueError(
-                f"{self.num_bad} of {self.num_seen} {self.what} cannot be used, the limit is "
+                f"{self.num_bad} of {total} {self.what} cannot be used, the limit is "
                 f"{100 * self.max_bad_fraction:g} %: {self.describe()}. Repair or remove them, or raise "
                 "max_bad_fraction to skip them"
             )

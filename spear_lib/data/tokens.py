@@ -21,15 +21,16 @@ from lhotse.array import Array, TemporalArray
 from lhotse.cut import Cut, MixedCut
 from torch import Tensor
 
+from spear_lib.data.tokens_plan import ShardPlan, TokenFacts
 from spear_lib.data.tokens_reader import STORAGE_TYPE, PackedTokenReader
 from spear_lib.data.tokens_store import (
     STORE_FILE,
     Entry,
-    TokenFacts,
     TokenStoreReader,
     TokenStoreWriter,
     store_facts,
     write_json,
+    write_store,
 )
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "STORAGE_TYPE",
     "STORE_FILE",
     "PackedTokenReader",
+    "ShardPlan",
     "TokenFacts",
     "TokenReport",
     "TokenStoreReader",
@@ -49,6 +51,7 @@ __all__ = [
     "store_facts",
     "token_facts",
     "validate",
+    "write_store",
     "write_store_facts",
 ]
 
@@ -60,30 +63,36 @@ FRAME_TOLERANCE = 2
 rounding)."""
 
 
-def attach_tokens(cuts: Iterable[Cut], store: str | Path, field: str | None = None) -> Iterator[Cut]:
-    """Cuts with the token field of ``store`` attached, in their order.
+def attach_tokens(
+    cuts: Iterable[Cut], store: str | Path | TokenStoreReader, field: str | None = None
+) -> Iterator[Cut]:
+    """Cuts with the token field of ``store`` attached, in their order; cuts that were skipped are left out.
+
+    A cut's tokens are found by its recording, channel, start and duration, never by its id.
 
     Args:
       cuts: the cuts that the tokens were made for.
-      store: a complete token store.
+      store: a finished token store.
       field: name of the field; the store's own by default. Another name is refused.
 
     Raises:
-      ValueError: a cut without tokens, tokens of other audio under the same id, another field name.
+      ValueError: a cut without tokens, a number of frames that does not fit, another field name.
     """
-    reader = TokenStoreReader(store)
+    reader = store if isinstance(store, TokenStoreReader) else TokenStoreReader(store)
     facts = reader.facts
     if field is not None and field != facts.field:
-        raise ValueError(f"{store} holds the field {facts.field!r}, not {field!r}")
+        raise ValueError(f"{reader.store} holds the field {facts.field!r}, not {field!r}")
     for cut in cuts:
-        entry = reader.entries.get(cut.id)
+        entry = reader.find(cut)
         if entry is None:
             raise ValueError(
-                f"{store} has no tokens of cut {cut.id}; the store was made for other cuts, or dump_tokens "
-                f"did not "
-                "finish: run stage 5 again with these cuts"
+                f"{reader.store} has no tokens of cut {cut.id} ({cut.duration:.3f} s from {cut.start:.3f} s "
+                "of its recording): the store was made for other cuts, or the cuts changed; run stage 5 "
+                "again with these"
             )
-        _check_same_audio(cut, entry, facts, store)
+        if entry.skipped:
+            continue
+        _check_frames(cut, entry, facts)
         tokens = TemporalArray(
             array=Array(
                 storage_type=STORAGE_TYPE,
@@ -101,14 +110,7 @@ def attach_tokens(cuts: Iterable[Cut], store: str | Path, field: str | None = No
         yield cut
 
 
-def _check_same_audio(cut: Cut, entry: Entry, facts: TokenFacts, store: str | Path) -> None:
-    if abs(cut.duration - entry.duration) > 1e-3 or abs(cut.start - entry.start) > 1e-3:
-        raise ValueError(
-            f"cut {cut.id} lasts {cut.duration:.3f} s from {cut.start:.3f} s, but its tokens in {store} were "
-            f"made for "
-            f"{entry.duration:.3f} s from {entry.start:.3f} s: another corpus, or the cuts changed; dump the "
-            f"tokens again"
-        )
+def _check_frames(cut: Cut, entry: Entry, facts: TokenFacts) -> None:
     expected = cut.duration * facts.frame_rate
     if abs(entry.num_frames - expected) > FRAME_TOLERANCE:
         raise ValueError(
@@ -127,7 +129,7 @@ def quantizer_id(cut: Cut, field: str) -> str | None:
 
 
 def load_tokens(cut: Cut, field: str) -> np.ndarray:
-    """Tokens (T, N) of a cut or of a window of it, as stored (uint8).
+    """Tokens (T, N) of a cut or of a window of it, as stored (uint8; uint16 above 256 codes).
 
     Raises:
       ValueError: no such field, a mixed cut, a cut whose speed was changed after its tokens were made, or a

@@ -1,57 +1,42 @@
-"""Token stores on disk: shards written by rename, one writer per split, one summary over all.
+"""Token stores on disk: shards that are written by rename and never changed, read by what audio they belong
+to.
 
 Layout of a store:
-  split-1-of-2/split.json        what made the split (teacher, quantiser, cuts) and, when done, its shard
-  count split-1-of-2/shard-00000.bin   flat codes, see tokens_reader
-  split-1-of-2/shard-00000.json  ids, starts (s), durations (s) and frame counts, and the sha256 of the .bin:
-                                 its presence commits the shard
-  store.json                     written by check_tokens: TokenFacts plus counts and code statistics
+  plan.json               TokenFacts, and which cuts of the manifest make which shard
+  shards/shard-00000.bin  flat codes of consecutive cuts, see tokens_reader
+  shards/shard-00000.json the cuts (id, recording, channel, start, duration), their frame counts, what was
+                          skipped and why, and the sha256 of the .bin: its presence commits the shard
+  store.json              written by check_tokens: TokenFacts plus counts and code statistics
+
+Shards are planned over the whole manifest, whoever makes them: any number of jobs, on any number of splits,
+one after the other or together, leaves the same files.
 """
 
 import dataclasses
-import fcntl
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from lhotse.cut import Cut
 
+from spear_lib.data.manifest_index import audio_key
+from spear_lib.data.tokens_plan import ShardPlan, TokenFacts
 from spear_lib.data.tokens_reader import PackedTokenReader, make_key
 from spear_lib.files import atomic_path, write_text
+from spear_lib.locks import exclusive
 
 STORE_FILE = "store.json"
-
-
-@dataclass(frozen=True)
-class TokenFacts:
-    """What is the same for every token of a store."""
-
-    field: str
-    """Name of the field on the cuts, for example spectral_cb8."""
-    teacher_id: str
-    """Identity of the teacher (options and weights)."""
-    quantizer_id: str
-    """Content hash of the quantiser."""
-    frame_rate: float
-    """Token frames per second."""
-    first_frame_center_ms: float
-    """Centre of frame 0 after the cut's first sample, ms."""
-    num_codebooks: int
-    """Codes per frame."""
-    codebook_size: int
-    """Codes are 0..codebook_size-1."""
-    cuts_id: str
-    """Hash of the ids and durations of the cuts that the tokens were made for."""
-    dtype: str = "uint8"
-    """Type on disk; uint16 only for codebooks of more than 256 entries."""
+PLAN_FILE = "plan.json"
 
 
 @dataclass(frozen=True)
 class Entry:
-    """Tokens of one cut inside a shard."""
+    """Tokens of one cut inside a shard; ``skipped`` says why there are none."""
 
     cut_id: str
     start: float
@@ -59,6 +44,7 @@ class Entry:
     num_frames: int
     path: str
     key: str
+    skipped: str = ""
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
@@ -74,96 +60,96 @@ def read_json(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is not valid JSON ({error}); delete it and run the stage again") from error
 
 
-def split_folder(store: str | Path, split: int, num_splits: int) -> Path:
-    """Folder of one split's shards."""
-    return Path(store) / f"split-{split}-of-{num_splits}"
+def audio_of(cut: Cut) -> tuple[str, Any]:
+    """Recording id (the cut's own for a cut without a recording) and channel(s) of a cut."""
+    recording = cut.recording.id if cut.has_recording else cut.id
+    return recording, getattr(cut, "channel", 0)
+
+
+def shard_file(store: str | Path, shard: int) -> Path:
+    """The .bin file of a shard; its index has the same name with .json."""
+    return Path(store) / "shards" / f"shard-{shard:05d}.bin"
 
 
 class TokenStoreWriter:
-    """Writes the shards of one split; a second writer of the same split is refused.
+    """Makes a store, or goes on with one: any number of processes may write shards of it at the same time.
 
-    Use as a context manager. Shards that an earlier, killed run committed are found by ``is_done``.
+    Args:
+      plan: how to divide the cuts; a store that exists keeps its own (``plan`` of the writer).
+
+    Raises:
+      ValueError: the store holds tokens with other facts.
     """
 
-    def __init__(self, store: str | Path, facts: TokenFacts, split: int = 1, num_splits: int = 1):
-        if not 1 <= split <= num_splits:
-            raise ValueError(f"split is {split}: it must be in 1..{num_splits} (num_splits is {num_splits})")
-        self.facts, self.split, self.num_splits = facts, split, num_splits
-        self.folder = split_folder(store, split, num_splits)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = open(self.folder / "lock", "w")  # noqa: SIM115 - held until close()
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._lock.close()
-            raise RuntimeError(
-                f"another job is writing {self.folder}; wait for it, or give this job another --split"
-            ) from error
-        try:
-            self._open_split()
-        except BaseException:
-            self._lock.close()
-            raise
+    def __init__(self, store: str | Path, facts: TokenFacts, plan: ShardPlan):
+        self.store, self.facts = Path(store), facts
+        path = self.store / PLAN_FILE
+        with exclusive(self.store / "lock", str(self.store), wait=True):
+            if not path.exists():
+                write_json(path, {"facts": dataclasses.asdict(facts), "ends": list(plan.ends)})
+        stored = read_json(path)
+        for name, value in dataclasses.asdict(facts).items():
+            if stored["facts"].get(name) != value:
+                raise ValueError(
+                    f"{self.store} holds tokens with {name} = {stored['facts'].get(name)!r}, but this run "
+                    "has "
+                    f"{value!r}; delete the folder {self.store} or choose another output_dir"
+                )
+        self.plan = ShardPlan(tuple(stored["ends"]))
 
-    def _open_split(self) -> None:
-        for left_over in self.folder.glob("*.tmp"):
-            left_over.unlink()
-        mine = dataclasses.asdict(self.facts)
-        path = self.folder / "split.json"
-        if path.exists():
-            theirs = read_json(path)["facts"]
-            for name, value in mine.items():
-                if theirs.get(name) != value:
-                    raise ValueError(
-                        f"{self.folder} holds tokens with {name} = {theirs.get(name)!r}, but this run has "
-                        f"{value!r}; "
-                        f"delete the folder {self.folder} or choose another --output"
-                    )
-        else:
-            write_json(path, {"facts": mine, "num_shards": None})
+    def claim(self, shard: int) -> AbstractContextManager[None]:
+        """Hold a shard while its tokens are made; RuntimeError if another living process has it."""
+        path = shard_file(self.store, shard).with_suffix(".lock")
+        return exclusive(path, f"shard {shard} of {self.store}")
 
-    def is_done(self, shard: int, cut_ids: list[str]) -> bool:
-        """Whether shard number ``shard`` is committed, for exactly these cuts. ValueError if it holds
-        others."""
-        path = self.folder / f"shard-{shard:05d}.json"
-        if not path.exists():
+    def is_done(self, shard: int, retry_skipped: bool = False) -> bool:
+        """Whether a shard is committed and whole; with ``retry_skipped`` also free of skipped cuts."""
+        data = shard_file(self.store, shard)
+        if not data.with_suffix(".json").exists():
             return False
-        index = read_json(path)
-        if index["ids"] != cut_ids:
-            raise ValueError(
-                f"{path} holds other cuts than this run would put there (another --shard_cuts or other "
-                f"cuts); "
-                f"delete the folder {self.folder}"
-            )
-        data = path.with_suffix(".bin")
+        index = read_json(data.with_suffix(".json"))
         # Checked here too, so that a damaged shard is written again rather than found at the end.
-        return data.exists() and data.stat().st_size == index["num_bytes"]
+        whole = data.exists() and data.stat().st_size == index["num_bytes"]
+        return whole and not (retry_skipped and index["skipped"])
 
-    def write_shard(self, shard: int, entries: list[tuple[str, float, float, np.ndarray]]) -> None:
-        """Commit one shard.
+    def skipped(self, shard: int) -> dict[str, str]:
+        """Cut id -> reason, of a committed shard."""
+        return read_json(shard_file(self.store, shard).with_suffix(".json"))["skipped"]
+
+    def write_shard(
+        self,
+        shard: int,
+        cuts: Sequence[Cut],
+        codes: Sequence[np.ndarray],
+        skipped: dict[str, str] | None = None,
+    ) -> None:
+        """Commit one shard: the cuts in the order of the plan and their codes (T, N).
 
         Args:
-          entries: (cut id, start s, duration s, codes (T, N)) per cut.
+          skipped: cut id -> why it has no tokens; its codes are empty.
         """
         dtype, width = np.dtype(self.facts.dtype), self.facts.num_codebooks
-        digest, num_bytes, num_frames = hashlib.sha256(), 0, []
-        data = self.folder / f"shard-{shard:05d}.bin"
+        digest, num_bytes = hashlib.sha256(), 0
+        data = shard_file(self.store, shard)
         with atomic_path(data) as aside:
             with open(aside, "wb") as file:
-                for cut_id, _, _, codes in entries:
-                    self._check(cut_id, codes)
-                    raw = np.ascontiguousarray(codes, dtype=dtype).tobytes()
+                for cut, each in zip(cuts, codes):
+                    self._check(cut.id, each)
+                    raw = np.ascontiguousarray(each, dtype=dtype).tobytes()
                     digest.update(raw)
                     file.write(raw)
                     num_bytes += len(raw)
-                    num_frames.append(int(codes.shape[0]))
-            if hashlib.sha256(aside.read_bytes()).digest() != digest.digest():
+            if _sha256(aside) != digest.hexdigest():
                 raise RuntimeError(f"{aside} reads back differently from what was written: check the disk")
+        audio = [audio_of(cut) for cut in cuts]
         index = {
-            "ids": [entry[0] for entry in entries],
-            "starts": [float(entry[1]) for entry in entries],
-            "durations": [float(entry[2]) for entry in entries],
-            "num_frames": num_frames,
+            "ids": [cut.id for cut in cuts],
+            "recordings": [recording for recording, _ in audio],
+            "channels": [channel for _, channel in audio],
+            "starts": [float(cut.start) for cut in cuts],
+            "durations": [float(cut.duration) for cut in cuts],
+            "num_frames": [len(each) for each in codes],
+            "skipped": dict(skipped or {}),
             "num_codebooks": width,
             "num_bytes": num_bytes,
             "sha256": digest.hexdigest(),
@@ -182,138 +168,165 @@ class TokenStoreWriter:
                 f"0..{self.facts.codebook_size - 1}; padding (-100) must never reach the store"
             )
 
-    def finish(self, num_shards: int) -> None:
-        """Mark the split complete."""
-        facts = dataclasses.asdict(self.facts)
-        write_json(self.folder / "split.json", {"facts": facts, "num_shards": num_shards})
 
-    def close(self) -> None:
-        """Let other writers in."""
-        self._lock.close()
-
-    def __enter__(self) -> "TokenStoreWriter":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
+def write_store(
+    store: str | Path, facts: TokenFacts, cuts: Sequence[Cut], codes: Sequence[np.ndarray]
+) -> None:
+    """A whole store of one shard, from tokens that are at hand."""
+    writer = TokenStoreWriter(store, facts, ShardPlan((len(cuts),)))
+    with writer.claim(0):
+        writer.write_shard(0, cuts, codes)
 
 
 class TokenStoreReader:
-    """All complete splits of a store: facts, and the entry of every cut.
+    """All shards of a finished store: facts, and the tokens of any cut, found by its audio.
 
-    Raises ValueError for an empty store, an unfinished split, splits of different runs, and a cut held twice.
+    Holds 16 bytes per cut, whatever the length of the ids.
+
+    Raises:
+      ValueError: no store, a shard that is missing or damaged, or the same audio twice.
     """
 
     def __init__(self, store: str | Path):
         self.store = Path(store)
-        folders = sorted(self.store.glob("split-*-of-*"))
-        if not folders:
+        if not (self.store / PLAN_FILE).is_file():
             raise ValueError(
                 f"no tokens in {self.store}; run stage 5 (python -m spear_lib.bin.dump_tokens) first"
             )
-        counts = sorted({int(folder.name.rsplit("-", 1)[1]) for folder in folders})
-        if len(counts) > 1:
+        plan = read_json(self.store / PLAN_FILE)
+        self.facts, self.num_shards = TokenFacts(**plan["facts"]), len(plan["ends"])
+        self._check_complete()
+        self._loaded: dict[int, tuple[dict[str, Any], np.ndarray]] = {}
+        self.num_frames = self.num_bytes = 0
+        keys, places = [], []
+        for shard in range(self.num_shards):
+            index, _ = self._index(shard)
+            keys.append(_keys(index))
+            places.append(np.arange(len(keys[-1]), dtype=np.int64) + (shard << 32))
+            self.num_frames += sum(index["num_frames"])
+            self.num_bytes += index["num_bytes"]
+        joined = np.concatenate(keys)
+        order = np.argsort(joined, kind="stable")
+        self.keys: np.ndarray = joined[order]
+        """(number of cuts,) uint64, sorted: which audio has an entry."""
+        self._places = np.concatenate(places)[order]
+        twice = np.flatnonzero(self.keys[1:] == self.keys[:-1])
+        if len(twice):
+            cut_id = self._entry(int(self._places[twice[0]])).cut_id
             raise ValueError(
-                f"{self.store} holds splits of runs with num_splits {counts[0]} and {counts[1]}; delete one "
-                f"of them"
+                f"the audio of cut {cut_id} is in {self.store} twice; delete the store and dump it again"
             )
+
+    def _check_complete(self) -> None:
         missing = [
-            i
-            for i in range(1, counts[0] + 1)
-            if not (split_folder(store, i, counts[0]) / "split.json").exists()
+            shard
+            for shard in range(self.num_shards)
+            if not shard_file(self.store, shard).with_suffix(".json").exists()
         ]
         if missing:
+            shown = ", ".join(map(str, missing[:10])) + (", ..." if len(missing) > 10 else "")
             raise ValueError(
-                f"{self.store}: split {missing[0]} of {counts[0]} was never started ({len(missing)} "
-                f"missing); "
-                f"run dump_tokens --num_splits {counts[0]} --split {missing[0]}"
+                f"{len(missing)} of {self.num_shards} shards of {self.store} are not made ({shown}); run "
+                "stage 5 "
+                "(dump_tokens) again, it makes what is missing, with any number of splits"
             )
-        self.folders = [split_folder(store, i, counts[0]) for i in range(1, counts[0] + 1)]
-        self.facts = self._common_facts()
-        self.entries: dict[str, Entry] = {}
-        self.shards: list[Path] = []
-        for folder in self.folders:
-            self._read_split(folder)
 
-    def _common_facts(self) -> TokenFacts:
-        first = None
-        for folder in self.folders:
-            facts = read_json(folder / "split.json")["facts"]
-            if first is None:
-                first = facts
-            for name, value in facts.items():
-                if first.get(name) != value:
-                    raise ValueError(
-                        f"{folder} holds tokens with {name} = {value!r}, but {self.folders[0]} has "
-                        f"{first.get(name)!r}; delete the wrong one and run its split again"
-                    )
-        return TokenFacts(**first)
+    def _index(self, shard: int) -> tuple[dict[str, Any], np.ndarray]:
+        """A shard's index and the byte offsets of its cuts; the last few are kept."""
+        if shard not in self._loaded:
+            data = shard_file(self.store, shard)
+            index = read_json(data.with_suffix(".json"))
+            size = data.stat().st_size if data.exists() else "no"
+            if size != index["num_bytes"]:
+                raise ValueError(
+                    f"{data} has {size} bytes, expected {index['num_bytes']}; run stage 5 (dump_tokens) again"
+                )
+            width = self.facts.num_codebooks * np.dtype(self.facts.dtype).itemsize
+            counts = np.array(index["num_frames"], dtype=np.int64)
+            if len(self._loaded) >= 4:
+                self._loaded.pop(next(iter(self._loaded)))
+            self._loaded[shard] = index, (np.cumsum(counts) - counts) * width
+        return self._loaded[shard]
 
-    def _read_split(self, folder: Path) -> None:
-        num_shards = read_json(folder / "split.json")["num_shards"]
-        if num_shards is None:
-            split, num_splits = folder.name.split("-")[1::2]
-            raise ValueError(
-                f"{folder} is not finished; run dump_tokens --num_splits {num_splits} --split {split} again, "
-                "it goes on where it stopped"
-            )
-        for shard in range(num_shards):
-            path = folder / f"shard-{shard:05d}.json"
-            if not path.exists():
-                raise ValueError(
-                    f"{path} is gone; run this split of dump_tokens again, it makes what is missing"
-                )
-            self.shards.append(path)
-            index, data, offset = read_json(path), path.with_suffix(".bin"), 0
-            if not data.exists() or data.stat().st_size != index["num_bytes"]:
-                size = data.stat().st_size if data.exists() else "no"
-                raise ValueError(
-                    f"{data} has {size} bytes, expected {index['num_bytes']}; run this split of dump_tokens "
-                    f"again"
-                )
-            for row in zip(index["ids"], index["starts"], index["durations"], index["num_frames"]):
-                cut_id, start, duration, num_frames = row
-                if cut_id in self.entries:
-                    raise ValueError(
-                        f"cut {cut_id} is in {self.store} twice; delete the store and dump it again"
-                    )
-                key = make_key(offset, num_frames, self.facts.num_codebooks, np.dtype(self.facts.dtype))
-                self.entries[cut_id] = Entry(cut_id, start, duration, num_frames, str(data), key)
-                offset += num_frames * self.facts.num_codebooks * np.dtype(self.facts.dtype).itemsize
+    def _entry(self, place: int) -> Entry:
+        shard, row = place >> 32, place & 0xFFFFFFFF
+        index, offsets = self._index(shard)
+        num_frames, cut_id = index["num_frames"][row], index["ids"][row]
+        key = make_key(int(offsets[row]), num_frames, self.facts.num_codebooks, np.dtype(self.facts.dtype))
+        return Entry(
+            cut_id,
+            index["starts"][row],
+            index["durations"][row],
+            num_frames,
+            str(shard_file(self.store, shard)),
+            key,
+            index["skipped"].get(cut_id, ""),
+        )
 
     def __len__(self) -> int:
-        return len(self.entries)
+        return len(self.keys)
 
-    def read(self, cut_id: str) -> np.ndarray:
+    def find(self, cut: Cut) -> Entry | None:
+        """The entry of the cut's audio (recording, channel, start, duration), whatever the cut is called."""
+        recording, channel = audio_of(cut)
+        key = np.uint64(audio_key(recording, channel, cut.start, cut.duration))
+        row = int(np.searchsorted(self.keys, key))
+        if row == len(self) or self.keys[row] != key:
+            return None
+        return self._entry(int(self._places[row]))
+
+    def entries(self) -> Iterator[Entry]:
+        """All entries, in the order of the manifest that the tokens were made for."""
+        for shard in range(self.num_shards):
+            for row in range(len(self._index(shard)[0]["ids"])):
+                yield self._entry((shard << 32) + row)
+
+    def cut_ids_of(self, keys: Iterable[int]) -> list[str]:
+        """Ids that cuts had when their tokens were made, for messages."""
+        rows = np.searchsorted(self.keys, np.array(list(keys), dtype=np.uint64))
+        return [self._entry(int(self._places[row])).cut_id for row in rows]
+
+    def read(self, cut: Cut) -> np.ndarray:
         """(T, N) codes of a cut."""
-        entry = self.entries.get(cut_id)
+        entry = self.find(cut)
         if entry is None:
-            raise ValueError(f"{self.store} has no tokens of cut {cut_id} (it has {len(self)} cuts)")
+            raise ValueError(f"{self.store} has no tokens of cut {cut.id} (it has {len(self)} cuts)")
         return PackedTokenReader(entry.path).read(entry.key)
 
-    def verify(self) -> None:
-        """Hash every shard again; ValueError names the first that changed."""
-        for path in self.shards:
-            data = path.with_suffix(".bin")
-            digest = hashlib.sha256(data.read_bytes()).hexdigest()
-            if digest != read_json(path)["sha256"]:
-                raise ValueError(
-                    f"{data} changed since it was written (its sha256 differs); delete {path} and "
-                    "run this split of dump_tokens again"
-                )
+    def verify(self) -> np.ndarray:
+        """Hash every shard again and count its codes.
 
-    def histograms(self) -> np.ndarray:
-        """(N, codebook_size) int64: how often every code occurs."""
-        counts = np.zeros((self.facts.num_codebooks, self.facts.codebook_size), dtype=np.int64)
-        for codes in self._shard_codes():
+        Returns:
+          (N, codebook_size) int64: how often every code occurs.
+
+        Raises:
+          ValueError: naming the first shard that changed, or that holds codes that do not exist.
+        """
+        size = self.facts.codebook_size
+        counts = np.zeros((self.facts.num_codebooks, size), dtype=np.int64)
+        for shard in range(self.num_shards):
+            data = shard_file(self.store, shard)
+            if _sha256(data) != self._index(shard)[0]["sha256"]:
+                raise ValueError(
+                    f"{data} changed since it was written (its sha256 differs); delete it and run stage 5 "
+                    "(dump_tokens) again"
+                )
+            codes = np.fromfile(data, dtype=self.facts.dtype).reshape(-1, self.facts.num_codebooks)
+            if codes.size and int(codes.max()) >= size:
+                raise ValueError(f"{data} holds code {codes.max()}, but the quantiser has 0..{size - 1}")
             for codebook in range(self.facts.num_codebooks):
-                counts[codebook] += np.bincount(codes[:, codebook], minlength=self.facts.codebook_size)
+                counts[codebook] += np.bincount(codes[:, codebook], minlength=size)
         return counts
 
-    def _shard_codes(self) -> Iterator[np.ndarray]:
-        for path in self.shards:
-            codes = np.fromfile(path.with_suffix(".bin"), dtype=self.facts.dtype)
-            yield codes.reshape(-1, self.facts.num_codebooks)
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _keys(index: dict[str, Any]) -> np.ndarray:
+    rows = zip(index["recordings"], index["channels"], index["starts"], index["durations"])
+    return np.array([audio_key(*row) for row in rows], dtype=np.uint64)
 
 
 def store_facts(store: str | Path) -> dict[str, Any]:

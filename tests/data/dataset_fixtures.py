@@ -8,7 +8,7 @@ from lhotse import Recording, SupervisionSegment
 from lhotse.cut import Cut
 
 from spear_lib.data.manifests import save_cuts
-from spear_lib.data.tokens import TokenFacts, TokenStoreWriter, attach_tokens
+from spear_lib.data.tokens import TokenFacts, attach_tokens, write_store
 
 FIELD = "test_cb4"
 QUANTIZER_ID = "quantiser-a"
@@ -46,18 +46,8 @@ def with_tokens(cuts: list[Cut], store: Path, quantizer_id: str = QUANTIZER_ID) 
         codebook_size=256,
         cuts_id="cuts",
     )
-    entries = [
-        (
-            cut.id,
-            cut.start,
-            cut.duration,
-            random.integers(0, 256, (int(cut.duration * 50), 4)).astype(np.uint8),
-        )
-        for cut in cuts
-    ]
-    with TokenStoreWriter(store, facts) as writer:
-        writer.write_shard(0, entries)
-        writer.finish(1)
+    codes = [random.integers(0, 256, (int(cut.duration * 50), 4)).astype(np.uint8) for cut in cuts]
+    write_store(store, facts, cuts, codes)
     return list(attach_tokens(cuts, store))
 
 

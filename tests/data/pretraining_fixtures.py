@@ -13,7 +13,7 @@ from lhotse import MonoCut, Recording, SupervisionSegment
 
 from spear_lib import keyed_random
 from spear_lib.data.manifests import save_cuts
-from spear_lib.data.tokens import TokenFacts, TokenStoreWriter, attach_tokens, write_store_facts
+from spear_lib.data.tokens import TokenFacts, attach_tokens, write_store, write_store_facts
 
 REPOSITORY = Path(__file__).parents[2]
 FIELD = "tones_cb2"
@@ -25,7 +25,7 @@ def make_corpus(folder: Path, num_cuts: int, name: str = "train", quantizer_id: 
     """Cuts of 0.7 to 1.6 s with tokens of 2 codebooks (tone now, tone before); returns their manifest."""
     audio_dir = folder / "audio"
     audio_dir.mkdir(parents=True, exist_ok=True)
-    cuts, entries = [], []
+    cuts, codes = [], []
     for index in range(num_cuts):
         cut_id = f"{name}-{index:03d}"
         random = keyed_random.generator("corpus", cut_id)
@@ -39,12 +39,10 @@ def make_corpus(folder: Path, num_cuts: int, name: str = "train", quantizer_id: 
         text = SupervisionSegment(cut_id, cut_id, 0.0, recording.duration, text="TONE")
         cuts.append(MonoCut(cut_id, 0.0, recording.duration, 0, recording=recording, supervisions=[text]))
         before = np.concatenate([tones[:1], tones[:-6], np.zeros(6, dtype=tones.dtype)])[: len(tones)]
-        entries.append((cut_id, 0.0, recording.duration, np.stack([tones, before], 1).astype(np.uint8)))
+        codes.append(np.stack([tones, before], 1).astype(np.uint8))
     facts = TokenFacts(FIELD, "tones", quantizer_id, 50.0, 10.0, 2, NUM_TONES, name)
     store = folder / "tokens" / name
-    with TokenStoreWriter(store, facts) as writer:
-        writer.write_shard(0, entries)
-        writer.finish(1)
+    write_store(store, facts, cuts, codes)
     write_store_facts(store, facts, {})
     manifest = folder / f"tiny_cuts_{name}.jsonl.gz"
     save_cuts(attach_tokens(cuts, store), manifest)

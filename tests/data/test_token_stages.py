@@ -20,9 +20,12 @@ from spear_lib.bin import check_tokens, dump_tokens, extract_embeddings, train_q
 from spear_lib.bin.common import run
 from spear_lib.data.manifests import Manifest, save_cuts
 from spear_lib.data.tokens import load_tokens, token_facts
+from spear_lib.data.tokens_making import load_teacher
 from spear_lib.quantization import Quantizer
 
 NUM_CUTS = 12
+SHARDS = ("--shard_hours", 5 / 3600)
+"""Four shards of the 17.5 s."""
 RECIPE = """
 spectral: {num_mel_coefficients: 6, num_time_coefficients: 2}
 sampling: {num_frames: 600, frames_per_cut: 60, shard_frames: 240}
@@ -91,8 +94,8 @@ def made(tmp_path_factory):
         call(extract_embeddings, monkeypatch, *config, "--cuts", cuts, "--output_dir", folder / "embeddings")
         embeddings = ("--embeddings", folder / "embeddings")
         call(train_quantizer, monkeypatch, *config, *embeddings, "--output_dir", folder / "quantizer")
-        dump = ("--cuts", cuts, "--quantizer", folder / "quantizer", "--shard_cuts", 3)
-        call(dump_tokens, monkeypatch, *dump, "--output_dir", folder / "tokens", "--num_splits", 2)
+        dump = ("--cuts", cuts, "--quantizer", folder / "quantizer", *SHARDS)
+        call(dump_tokens, monkeypatch, *dump, "--output_dir", folder / "tokens")
         check = ("--cuts", cuts, "--store", folder / "tokens", "--quantizer", folder / "quantizer")
         call(check_tokens, monkeypatch, *check, "--output_cuts", folder / "cuts" / "cuts.jsonl.gz")
     return folder
@@ -100,7 +103,7 @@ def made(tmp_path_factory):
 
 def test_every_cut_has_the_tokens_of_its_own_audio(made):
     quantizer = Quantizer.load(made / "quantizer")
-    teacher = dump_tokens.load_teacher(quantizer, dump_tokens.Options("", "", ""))
+    teacher = load_teacher(quantizer, "quantizer")
     cuts = Manifest(made / "cuts" / "cuts.jsonl.gz")
     assert cuts.ids == [f"r{number}" for number in range(NUM_CUTS)]
     for cut in cuts:
@@ -115,7 +118,7 @@ def test_store_says_what_it_holds(made):
     quantizer = Quantizer.load(made / "quantizer")
     assert facts["quantizer_id"] == quantizer.id
     assert facts["teacher_id"] == quantizer.provenance["teacher"]["teacher_id"]
-    assert (facts["field"], facts["num_cuts"], facts["num_splits"]) == ("spectral_cb3", NUM_CUTS, 2)
+    assert (facts["field"], facts["num_cuts"], facts["num_shards"]) == ("spectral_cb3", NUM_CUTS, 4)
     assert (facts["frame_rate"], facts["first_frame_center_ms"]) == (50.0, 5.0)
     assert (facts["num_codebooks"], facts["codebook_size"]) == (3, 8)
     cuts = Manifest(made / "cuts" / "cuts.jsonl.gz")
@@ -160,21 +163,25 @@ def test_killed_embeddings_and_training_end_the_same(made, tmp_path, monkeypatch
     ).read_bytes()
 
 
+def tokens_only(folder: Path) -> dict[str, bytes]:
+    """The store without what check_tokens adds."""
+    return {name: content for name, content in snapshot(folder).items() if name != "store.json"}
+
+
 def test_killed_dump_goes_on_and_ends_the_same(made, tmp_path, monkeypatch):
-    dump = ("--cuts", made / "audio" / "cuts.jsonl.gz", "--quantizer", made / "quantizer", "--shard_cuts", 3)
-    dump = (*dump, "--output_dir", tmp_path, "--num_splits", 2)
-    # Renames: split.json, then .bin and .json of each shard: killed between the two of shard 1 of split 1.
+    dump = ("--cuts", made / "audio" / "cuts.jsonl.gz", "--quantizer", made / "quantizer", *SHARDS)
+    dump = (*dump, "--output_dir", tmp_path)
+    # Renames: plan.json, then .bin and .json of each shard: killed between the two of shard 1.
     call_killed(dump_tokens, 4, *dump)
-    assert (tmp_path / "split-1-of-2" / "shard-00001.bin").exists()
-    assert not (tmp_path / "split-1-of-2" / "shard-00001.json").exists()
-    first = (tmp_path / "split-1-of-2" / "shard-00000.bin").stat().st_mtime_ns
-    # As two array jobs would do it.
-    call(dump_tokens, monkeypatch, *dump, "--split", 2)
-    call(dump_tokens, monkeypatch, *dump, "--split", 1)
-    assert (tmp_path / "split-1-of-2" / "shard-00000.bin").stat().st_mtime_ns == first
-    whole = snapshot(made / "tokens")
-    whole.pop("store.json")
-    assert snapshot(tmp_path) == whole
+    assert (tmp_path / "shards" / "shard-00001.bin").exists()
+    assert not (tmp_path / "shards" / "shard-00001.json").exists()
+    first = (tmp_path / "shards" / "shard-00000.bin").stat().st_mtime_ns
+    # As two array jobs would do it, then once more for nothing.
+    call(dump_tokens, monkeypatch, *dump, "--num_splits", 2, "--split", 2)
+    call(dump_tokens, monkeypatch, *dump, "--num_splits", 2, "--split", 1)
+    call(dump_tokens, monkeypatch, *dump)
+    assert (tmp_path / "shards" / "shard-00000.bin").stat().st_mtime_ns == first
+    assert tokens_only(tmp_path) == tokens_only(made / "tokens")
 
 
 def test_unfinished_and_foreign_stores_are_refused(made, tmp_path, monkeypatch):
@@ -188,48 +195,57 @@ def test_unfinished_and_foreign_stores_are_refused(made, tmp_path, monkeypatch):
         ValueError, match="holds tokens of 1 cuts that .*does not have, for example r11.*another corpus"
     ):
         call(check_tokens, monkeypatch, "--cuts", fewer, "--store", tokens, *out)
-    save_cuts([*everything, everything[0].with_id("new")], other)
-    with pytest.raises(ValueError, match="1 of 13 cuts have no tokens in .*, for example new"):
+    save_cuts([*everything, everything[0].truncate(duration=0.9).with_id("new")], other)
+    with pytest.raises(ValueError, match="1 of 13 cuts have no tokens in .*new: not in the store"):
         call(check_tokens, monkeypatch, "--cuts", other, "--store", tokens, *out)
-    save_cuts([everything[0].truncate(duration=0.9).with_id("r0"), *everything[1:]], other)
-    with pytest.raises(ValueError, match="same ids but in another order or with other durations"):
+    assert (tokens / "bad_cuts.txt").read_text() == "new\tnot in the store\n"
+    save_cuts([*everything, everything[0].with_id("new")], other)
+    with pytest.raises(ValueError, match="1 cuts are the same audio .*for example r0 and new"):
         call(check_tokens, monkeypatch, "--cuts", other, "--store", tokens, *out)
     strange = Quantizer(12, 3, 8)
     strange.save(tmp_path / "strange")
+    check = ("--cuts", cuts, "--store", tokens, "--quantizer", tmp_path / "strange")
     with pytest.raises(ValueError, match=f"but .* is {strange.id}; delete the store"):
-        call(
-            check_tokens,
-            monkeypatch,
-            "--cuts",
-            cuts,
-            "--store",
-            tokens,
-            "--quantizer",
-            tmp_path / "strange",
-            *out,
-        )
-    shutil.rmtree(tokens / "split-2-of-2")
-    with pytest.raises(ValueError, match="split 2 of 2 was never started"):
+        call(check_tokens, monkeypatch, *check, *out)
+    (tokens / "shards" / "shard-00002.json").unlink()
+    with pytest.raises(ValueError, match=r"1 of 4 shards of .* are not made \(2\)"):
         call(check_tokens, monkeypatch, "--cuts", cuts, "--store", tokens, *out)
     assert not (tmp_path / "out.jsonl.gz").exists()
 
 
+def test_renamed_and_reordered_cuts_keep_their_tokens(made, tmp_path, monkeypatch):
+    cuts = tmp_path / "renamed.jsonl.gz"
+    save_cuts(
+        [cut.with_id(f"x-{cut.id}") for cut in reversed(list(Manifest(made / "audio" / "cuts.jsonl.gz")))],
+        cuts,
+    )
+    shutil.copytree(made / "tokens", tmp_path / "tokens")
+    check = ("--cuts", cuts, "--store", tmp_path / "tokens")
+    call(check_tokens, monkeypatch, *check, "--output_cuts", tmp_path / "out.jsonl.gz")
+    old = Manifest(made / "cuts" / "cuts.jsonl.gz")
+    for cut in Manifest(tmp_path / "out.jsonl.gz"):
+        before = load_tokens(old[old.position(cut.id[2:])], "spectral_cb3")
+        assert np.array_equal(load_tokens(cut, "spectral_cb3"), before)
+
+
+def test_check_without_output_only_checks_and_says_what_is_there(made, monkeypatch, caplog):
+    with caplog.at_level("INFO"):
+        call(
+            check_tokens, monkeypatch, "--cuts", made / "audio" / "cuts.jsonl.gz", "--store", made / "tokens"
+        )
+    assert "cuts        12 with tokens, 0 skipped" in caplog.text
+    assert "all 12 cuts have their tokens" in caplog.text and "3 codebooks of 8, uint8" in caplog.text
+    assert "878, 50.17 per second of audio" in caplog.text and "0..7" in caplog.text
+
+
 def test_other_options_into_the_same_folder_are_refused(made, tmp_path, monkeypatch):
     cuts = made / "audio" / "cuts.jsonl.gz"
-    dump = ("--cuts", cuts, "--quantizer", made / "quantizer", "--output_dir", made / "tokens")
-    with pytest.raises(ValueError, match="holds other cuts than this run would put there"):
-        call(dump_tokens, monkeypatch, *dump, "--num_splits", 2, "--shard_cuts", 5)
+    dump = ("--quantizer", made / "quantizer", "--output_dir", made / "tokens")
+    with pytest.raises(ValueError, match="with refine_iters = 5, but this run has 1"):
+        call(dump_tokens, monkeypatch, *dump, "--cuts", cuts, "--refine_iters", 1)
     save_cuts(list(Manifest(cuts))[:4], tmp_path / "few.jsonl.gz")
-    dump = (
-        "--cuts",
-        tmp_path / "few.jsonl.gz",
-        "--quantizer",
-        made / "quantizer",
-        "--output_dir",
-        made / "tokens",
-    )
-    with pytest.raises(ValueError, match="with cuts_id = .*delete the folder .*split-1-of-2"):
-        call(dump_tokens, monkeypatch, *dump, "--num_splits", 2)
+    with pytest.raises(ValueError, match="with cuts_id = .*delete the folder"):
+        call(dump_tokens, monkeypatch, *dump, "--cuts", tmp_path / "few.jsonl.gz")
     extract = ("--config", made / "quantizer.yaml", "--cuts", cuts, "--output_dir", made / "embeddings")
     with pytest.raises(ValueError, match="holds embeddings made with other options"):
         call(extract_embeddings, monkeypatch, *extract, "--seed", 5)
@@ -247,28 +263,20 @@ def test_quantiser_without_its_teacher_is_refused(made, tmp_path, monkeypatch):
     Quantizer(12, 3, 8).save(tmp_path / "bare")
     with pytest.raises(ValueError, match="does not say which teacher it belongs to"):
         call(dump_tokens, monkeypatch, *dump, "--quantizer", tmp_path / "bare")
-    with pytest.raises(ValueError, match="split is 3 of num_splits 2: use 1..num_splits, or 0"):
-        call(
-            dump_tokens, monkeypatch, *dump, "--quantizer", tmp_path / "bare", "--num_splits", 2, "--split", 3
-        )
     with pytest.raises(ValueError, match="embeddings.json does not exist; run stage 3"):
         call(train_quantizer, monkeypatch, "--embeddings", tmp_path, "--output_dir", tmp_path / "q")
 
 
-def test_missing_audio_stops_the_dump_with_the_files_name(made, tmp_path, monkeypatch):
-    cuts = make_cuts(tmp_path / "audio", 3)
-    (tmp_path / "audio" / "r1.wav").unlink()
-    dump = ("--cuts", cuts, "--quantizer", made / "quantizer", "--output_dir", tmp_path / "tokens")
-    with pytest.raises(RuntimeError, match="r1.wav .*does not exist"):
-        call(dump_tokens, monkeypatch, *dump)
-
-
-def test_splits_cover_every_cut_once():
-    for total in (0, 1, 7, 100):
-        for num_splits in (1, 3, 8):
-            parts = [dump_tokens.split_range(total, split, num_splits) for split in range(1, num_splits + 1)]
-            assert [position for part in parts for position in part] == list(range(total))
-            assert max(map(len, parts)) - min(map(len, parts)) <= 1
+def test_options_that_cannot_be_are_refused(monkeypatch, capsys):
+    with pytest.raises(ValueError, match="split is 3 of num_splits 2: use 1..num_splits, or 0"):
+        dump_tokens.Options("c", "q", "o", num_splits=2, split=3)
+    with pytest.raises(ValueError, match=r"2 quantizer\(s\) but 1 output_dir\(s\)"):
+        dump_tokens.Options("c", ["q", "r"], "o")
+    with pytest.raises(ValueError, match="shard_hours is -1"):
+        dump_tokens.Options("c", "q", "o", shard_hours=-1.0)
+    with pytest.raises(SystemExit):
+        call(dump_tokens, monkeypatch, "--cuts", "c", "--quantizer", "q", "--output_dir", "o", "--split", 3)
+    assert "split is 3 of num_splits 1" in capsys.readouterr().err
 
 
 def test_full_disk_ends_each_stage_with_one_line_and_the_next_run_ends_the_same(
@@ -278,7 +286,7 @@ def test_full_disk_ends_each_stage_with_one_line_and_the_next_run_ends_the_same(
     config = ("--config", made / "quantizer.yaml")
     cuts = ("--cuts", made / "audio" / "cuts.jsonl.gz")
     embeddings = ("--embeddings", made / "embeddings")
-    dump = (*cuts, "--quantizer", made / "quantizer", "--shard_cuts", 3, "--num_splits", 2)
+    dump = (*cuts, "--quantizer", made / "quantizer", *SHARDS)
     check = (*cuts, "--store", made / "tokens", "--quantizer", made / "quantizer")
     stages = [
         (extract_embeddings, (*config, *cuts, "--output_dir", tmp_path / "embeddings"), 4),
@@ -306,6 +314,4 @@ def test_full_disk_ends_each_stage_with_one_line_and_the_next_run_ends_the_same(
         call(module, monkeypatch, *arguments)
     for name in ("embeddings", "quantizer", "cuts"):
         assert snapshot(tmp_path / name) == snapshot(made / name)
-    whole = snapshot(made / "tokens")
-    whole.pop("store.json")
-    assert snapshot(tmp_path / "tokens") == whole
+    assert tokens_only(tmp_path / "tokens") == tokens_only(made / "tokens")

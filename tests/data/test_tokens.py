@@ -1,5 +1,6 @@
 """Tokens on cuts: the packed store, its reader, and every known trap of token fields in lhotse."""
 
+import dataclasses
 import pickle
 import shutil
 from pathlib import Path
@@ -13,6 +14,7 @@ from lhotse.audio import AudioSource
 from spear_lib.data import tokens as token_module
 from spear_lib.data.tokens import (
     PADDING,
+    ShardPlan,
     TokenFacts,
     TokenStoreReader,
     TokenStoreWriter,
@@ -21,6 +23,7 @@ from spear_lib.data.tokens import (
     load_tokens,
     token_facts,
     validate,
+    write_store,
     write_store_facts,
 )
 from spear_lib.data.tokens_store import store_facts
@@ -54,10 +57,9 @@ def codes_of(num_frames: int, seed: int = 0) -> np.ndarray:
 def make_store(folder: Path, cuts: list[MonoCut], facts: TokenFacts = FACTS) -> dict[str, np.ndarray]:
     codes = {cut.id: codes_of(round(cut.duration * facts.frame_rate), n) for n, cut in enumerate(cuts)}
     half = (len(cuts) + 1) // 2
-    with TokenStoreWriter(folder, facts) as writer:
-        for shard, part in enumerate([cuts[:half], cuts[half:]]):
-            writer.write_shard(shard, [(cut.id, cut.start, cut.duration, codes[cut.id]) for cut in part])
-        writer.finish(2)
+    writer = TokenStoreWriter(folder, facts, ShardPlan((half, len(cuts))))
+    for shard, part in enumerate([cuts[:half], cuts[half:]]):
+        writer.write_shard(shard, part, [codes[cut.id] for cut in part])
     return codes
 
 
@@ -73,7 +75,7 @@ def test_every_cut_gets_its_own_tokens_back(store):
     for cut in cuts:
         assert np.array_equal(load_tokens(cut, "toy_cb4"), codes[cut.id])
         assert np.array_equal(cut.load_toy_cb4(), codes[cut.id])
-        assert np.array_equal(TokenStoreReader(folder).read(cut.id), codes[cut.id])
+        assert np.array_equal(TokenStoreReader(folder).read(cut), codes[cut.id])
     assert cuts[0].load_toy_cb4().dtype == np.uint8
     assert token_module.quantizer_id(cuts[0], "toy_cb4") == "q1"
 
@@ -109,15 +111,12 @@ def test_trap_1_and_2_padding_is_minus_100_in_int64():
 
 
 def test_trap_2_minus_100_cannot_enter_a_store(tmp_path):
-    with TokenStoreWriter(tmp_path, FACTS) as writer:
-        bad = codes_of(3).astype(np.int64)
-        bad[1, 1] = PADDING
-        with pytest.raises(
-            ValueError, match=r"lie in -100\.\.255.*padding \(-100\) must never reach the store"
-        ):
-            writer.write_shard(0, [("a", 0.0, 0.06, bad)])
-        with pytest.raises(ValueError, match=r"shape \(3, 3\), expected \(frames, 4\)"):
-            writer.write_shard(0, [("a", 0.0, 0.06, codes_of(3)[:, :3])])
+    cuts, bad = [cut_of("a", 0.06)], codes_of(3).astype(np.int64)
+    bad[1, 1] = PADDING
+    with pytest.raises(ValueError, match=r"lie in -100\.\.255.*padding \(-100\) must never reach the store"):
+        write_store(tmp_path, FACTS, cuts, [bad])
+    with pytest.raises(ValueError, match=r"shape \(3, 3\), expected \(frames, 4\)"):
+        write_store(tmp_path, FACTS, cuts, [codes_of(3)[:, :3]])
 
 
 def test_trap_3_cuts_that_do_not_start_at_zero(store):
@@ -156,9 +155,7 @@ def test_trap_5_and_6_mixtures_are_refused(store):
 def test_trap_7_rounding_of_durations_is_tolerated(tmp_path, duration):
     cut = cut_of("a", duration)
     frames = int(np.ceil(((round(duration * 16000) + 80) // 160) / 2))  # the spectral teacher's own count
-    with TokenStoreWriter(tmp_path, FACTS) as writer:
-        writer.write_shard(0, [("a", 0.0, duration, codes_of(frames))])
-        writer.finish(1)
+    write_store(tmp_path, FACTS, [cut], [codes_of(frames)])
     (cut,) = attach_tokens([cut], tmp_path)
     assert load_tokens(cut, "toy_cb4").shape[0] == frames
     assert abs(cut.load_toy_cb4().shape[0] - frames) <= 1
@@ -207,75 +204,130 @@ def test_batches_of_two_quantisers_are_refused():
 
 def test_attaching_refuses_other_audio(store):
     folder, _, _ = store
-    with pytest.raises(ValueError, match="no tokens of cut zz"):
+    with pytest.raises(ValueError, match=r"no tokens of cut zz \(1.000 s from 0.000 s of its recording\)"):
         list(attach_tokens([cut_of("zz", 1.0)], folder))
-    with pytest.raises(ValueError, match="cut a lasts 1.500 s.*were made for 1.000 s"):
+    with pytest.raises(ValueError, match=r"no tokens of cut a \(1.500 s from 0.000 s"):
         list(attach_tokens([cut_of("a", 1.5)], folder))
+    with pytest.raises(ValueError, match=r"no tokens of cut c \(2.000 s from 0.500 s"):
+        list(attach_tokens([cut_of("c", 2.0, start=0.5)], folder))
     with pytest.raises(ValueError, match="holds the field 'toy_cb4', not 'wavlm'"):
         list(attach_tokens([], folder, "wavlm"))
 
 
 def test_attaching_refuses_wrong_frame_counts(tmp_path):
-    with TokenStoreWriter(tmp_path, FACTS) as writer:
-        writer.write_shard(0, [("a", 0.0, 1.0, codes_of(25))])
-        writer.finish(1)
+    write_store(tmp_path, FACTS, [cut_of("a", 1.0)], [codes_of(25)])
     with pytest.raises(ValueError, match=r"cut a has 25 token frames, expected 50.0 \+- 2"):
         list(attach_tokens([cut_of("a", 1.0)], tmp_path))
 
 
-def test_one_writer_per_split(tmp_path):
-    with TokenStoreWriter(tmp_path, FACTS, 1, 2):
-        with pytest.raises(RuntimeError, match="another job is writing .*split-1-of-2"):
-            TokenStoreWriter(tmp_path, FACTS, 1, 2)
-        TokenStoreWriter(tmp_path, FACTS, 2, 2).close()
-    TokenStoreWriter(tmp_path, FACTS, 1, 2).close()
-    with pytest.raises(ValueError, match="split is 3: it must be in 1..2"):
-        TokenStoreWriter(tmp_path, FACTS, 3, 2)
+def test_cuts_are_known_by_their_audio_not_by_their_names(store):
+    folder, cuts, codes = store
+    renamed = [cut.with_id(f"new-{cut.id}") for cut in reversed(cuts)]
+    for cut in attach_tokens(renamed, folder):
+        assert np.array_equal(load_tokens(cut, "toy_cb4"), codes[cut.id.removeprefix("new-")])
+
+
+def test_tokens_beyond_one_byte(tmp_path):
+    """k-means with 500 clusters: the type follows from the number of codes and travels with store and cut."""
+    facts = dataclasses.replace(FACTS, codebook_size=500, num_codebooks=1, dtype="")
+    assert (facts.dtype, FACTS.dtype) == ("uint16", "uint8") and facts.bytes_per_second == 100
+    cut, codes = cut_of("a", 1.0), np.arange(450, 500, dtype=np.int64)[:, None]
+    write_store(tmp_path, facts, [cut], [codes])
+    (cut,) = attach_tokens([cut], tmp_path)
+    assert load_tokens(cut, "toy_cb4").dtype == np.uint16
+    assert np.array_equal(load_tokens(cut.truncate(offset=0.5), "toy_cb4"), codes[25:])
+    assert collate_tokens([load_tokens(cut, "toy_cb4")]).max() == 499
+    counts = TokenStoreReader(tmp_path).verify()
+    assert counts.shape == (1, 500) and counts[0, 450:].tolist() == [1] * 50 and counts.sum() == 50
+    with pytest.raises(ValueError, match="dtype is 'uint8', but tokens of 500 codes are stored as uint16"):
+        dataclasses.replace(FACTS, codebook_size=500)
+    with pytest.raises(ValueError, match=r"stored for 2\.\.65536 codes"):
+        dataclasses.replace(FACTS, codebook_size=70000, dtype="")
+
+
+def test_a_shard_has_one_maker_at_a_time(tmp_path):
+    plan = ShardPlan((1, 2))
+    one, other = TokenStoreWriter(tmp_path, FACTS, plan), TokenStoreWriter(tmp_path, FACTS, plan)
+    with one.claim(0):
+        with pytest.raises(
+            RuntimeError, match=r"shard 0 of .* is being written by process \d+ on .*two jobs"
+        ), other.claim(0):
+            raise AssertionError("both have it")
+        with other.claim(1):
+            pass
+    with other.claim(0):
+        pass
+    # What a killed holder leaves does not block.
+    (tmp_path / "shards" / "shard-00000.lock").write_text('{"host": "n", "pid": 1, "since": 0}')
+    with one.claim(0):
+        pass
+    assert not list(tmp_path.rglob("*lock"))
+
+
+def test_a_store_keeps_its_plan(tmp_path):
+    first = TokenStoreWriter(tmp_path, FACTS, ShardPlan((3, 6)))
+    assert TokenStoreWriter(tmp_path, FACTS, ShardPlan((2, 4, 6))).plan == first.plan
 
 
 def test_writer_refuses_a_store_of_another_run(tmp_path):
-    TokenStoreWriter(tmp_path, FACTS).close()
-    other = TokenFacts(**{**FACTS.__dict__, "quantizer_id": "q2"})
+    TokenStoreWriter(tmp_path, FACTS, ShardPlan((1,)))
+    other = dataclasses.replace(FACTS, quantizer_id="q2")
     with pytest.raises(
         ValueError, match="with quantizer_id = 'q1', but this run has 'q2'; delete the folder"
     ):
-        TokenStoreWriter(tmp_path, other)
+        TokenStoreWriter(tmp_path, other, ShardPlan((1,)))
+
+
+def test_plans_divide_by_length_and_every_cut_is_in_one_shard():
+    durations = np.random.default_rng(0).uniform(1, 30, size=500)
+    plan = ShardPlan.over(durations, 600.0)
+    positions = [position for shard in range(len(plan)) for position in plan.positions(shard)]
+    assert positions == list(range(500))
+    lengths = [durations[list(plan.positions(shard))].sum() for shard in range(len(plan))]
+    assert max(lengths) < 630 and min(lengths) > 500
+    for num_splits in (1, 3, 100):
+        shares = [plan.share(split, num_splits) for split in range(1, num_splits + 1)]
+        assert [shard for share in shares for shard in share] == list(range(len(plan)))
+    assert ShardPlan.over(np.array([7200.0, 1.0, 1.0]), 60.0).ends == (1, 3)
+    assert ShardPlan.over(np.array([1.0, 2.0]), 1e9).ends == (2,)
+    equal = ShardPlan.over(np.full(100, 10.0), 100.0)
+    assert [len(equal.positions(shard)) for shard in range(len(equal))] == [10] * 10
 
 
 def test_committed_shards_are_found_and_damaged_ones_not(tmp_path):
-    with TokenStoreWriter(tmp_path, FACTS) as writer:
-        assert not writer.is_done(0, ["a"])
-        writer.write_shard(0, [("a", 0.0, 0.1, codes_of(5))])
-        (writer.folder / "shard-00001.bin.tmp").write_bytes(b"left by a killed run")
-    with TokenStoreWriter(tmp_path, FACTS) as writer:
-        assert not list(writer.folder.glob("*.tmp"))
-        assert writer.is_done(0, ["a"])
-        with pytest.raises(ValueError, match="holds other cuts than this run"):
-            writer.is_done(0, ["b"])
-        (writer.folder / "shard-00000.bin").write_bytes(b"x")
-        assert not writer.is_done(0, ["a"])
+    writer = TokenStoreWriter(tmp_path, FACTS, ShardPlan((1,)))
+    assert not writer.is_done(0)
+    writer.write_shard(0, [cut_of("a", 0.1)], [codes_of(5)[:0]], {"a": "corrupt audio"})
+    assert writer.is_done(0) and writer.skipped(0) == {"a": "corrupt audio"}
+    assert not writer.is_done(0, retry_skipped=True)
+    writer.write_shard(0, [cut_of("a", 0.1)], [codes_of(5)])
+    assert writer.is_done(0, retry_skipped=True)
+    (tmp_path / "shards" / "shard-00000.bin").write_bytes(b"x")
+    assert not writer.is_done(0)
 
 
-def test_unfinished_stores_are_refused(tmp_path, store):
+def test_unfinished_stores_are_refused(tmp_path):
     with pytest.raises(ValueError, match="no tokens in .*dump_tokens"):
         TokenStoreReader(tmp_path / "nothing")
-    with TokenStoreWriter(tmp_path / "s", FACTS, 1, 2) as writer:
-        writer.finish(0)
-    with pytest.raises(ValueError, match="split 2 of 2 was never started"):
-        TokenStoreReader(tmp_path / "s")
-    TokenStoreWriter(tmp_path / "s", FACTS, 2, 2).close()
-    with pytest.raises(ValueError, match="not finished; run dump_tokens --num_splits 2 --split 2 again"):
-        TokenStoreReader(tmp_path / "s")
-    TokenStoreWriter(tmp_path / "s", FACTS, 1, 3).close()
-    with pytest.raises(ValueError, match="num_splits 2 and 3; delete one"):
-        TokenStoreReader(tmp_path / "s")
+    writer = TokenStoreWriter(tmp_path, FACTS, ShardPlan((1, 2, 3)))
+    writer.write_shard(1, [cut_of("a", 0.1)], [codes_of(5)])
+    with pytest.raises(ValueError, match=r"2 of 3 shards of .* are not made \(0, 2\); run stage 5"):
+        TokenStoreReader(tmp_path)
+
+
+def test_skipped_cuts_get_no_tokens(tmp_path):
+    writer = TokenStoreWriter(tmp_path, FACTS, ShardPlan((2,)))
+    cuts = [cut_of("a", 0.1), cut_of("b", 0.1)]
+    writer.write_shard(0, cuts, [codes_of(5)[:0], codes_of(5)], {"a": "corrupt audio"})
+    assert [cut.id for cut in attach_tokens(cuts, tmp_path)] == ["b"]
+    assert TokenStoreReader(tmp_path).find(cuts[0]).skipped == "corrupt audio"
 
 
 def test_damage_is_found(store):
     folder, cuts, _ = store
     reader = TokenStoreReader(folder)
     reader.verify()
-    data = folder / "split-1-of-1" / "shard-00000.bin"
+    data = folder / "shards" / "shard-00000.bin"
     content = bytearray(data.read_bytes())
     content[7] ^= 1
     data.write_bytes(content)
@@ -291,16 +343,14 @@ def test_damage_is_found(store):
     with pytest.raises(ValueError, match="not valid JSON"):
         TokenStoreReader(folder)
     index.unlink()
-    with pytest.raises(ValueError, match="is gone; run this split"):
+    with pytest.raises(ValueError, match="1 of 2 shards of .* are not made"):
         TokenStoreReader(folder)
 
 
-def test_a_cut_held_twice_is_found(tmp_path):
-    with TokenStoreWriter(tmp_path, FACTS) as writer:
-        for shard in range(2):
-            writer.write_shard(shard, [("a", 0.0, 0.1, codes_of(5))])
-        writer.finish(2)
-    with pytest.raises(ValueError, match="cut a is in .* twice"):
+def test_audio_held_twice_is_found(tmp_path):
+    cuts = [cut_of("a", 0.1), cut_of("a", 0.1).with_id("b")]
+    write_store(tmp_path, FACTS, cuts, [codes_of(5), codes_of(5)])
+    with pytest.raises(ValueError, match="the audio of cut a is in .* twice"):
         TokenStoreReader(tmp_path)
 
 
@@ -313,24 +363,22 @@ def test_facts_travel_with_cuts_and_store(store):
     write_store_facts(folder, FACTS, {"num_cuts": 3})
     full = token_facts(cuts[0], "toy_cb4")
     assert (full["first_frame_center_ms"], full["teacher_id"], full["num_cuts"]) == (5.0, "toy-1", 3)
-    write_store_facts(folder, TokenFacts(**{**FACTS.__dict__, "quantizer_id": "q2"}), {})
+    write_store_facts(folder, dataclasses.replace(FACTS, quantizer_id="q2"), {})
     with pytest.raises(ValueError, match="attached for quantiser q1, but .* now holds tokens of q2"):
         token_facts(cuts[0], "toy_cb4")
 
 
 def test_a_replaced_file_is_read_anew(tmp_path):
-    with TokenStoreWriter(tmp_path, FACTS) as writer:
-        for seed in (1, 2):
-            writer.write_shard(0, [("a", 0.0, 1.0, codes_of(50, seed))])
-            writer.finish(1)
-            (cut,) = attach_tokens([cut_of("a", 1.0)], tmp_path)
-            assert np.array_equal(load_tokens(cut, "toy_cb4"), codes_of(50, seed))
+    for seed in (1, 2):
+        write_store(tmp_path, FACTS, [cut_of("a", 1.0)], [codes_of(50, seed)])
+        (cut,) = attach_tokens([cut_of("a", 1.0)], tmp_path)
+        assert np.array_equal(load_tokens(cut, "toy_cb4"), codes_of(50, seed))
 
 
 def test_histograms_count_every_code(store):
     folder, _, codes = store
     everything = np.concatenate(list(codes.values()))
-    counts = TokenStoreReader(folder).histograms()
+    counts = TokenStoreReader(folder).verify()
     assert counts.shape == (4, 256) and counts.sum() == everything.size
     assert np.array_equal(counts[2], np.bincount(everything[:, 2], minlength=256))
 

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from lhotse import MonoCut
 
 from spear_lib import config
-from spear_lib.data.tokens import TokenFacts, TokenStoreWriter
+from spear_lib.data.tokens import ShardPlan, TokenFacts, TokenStoreWriter
 from spear_lib.evaluation.decoding import write_recognised
 from spear_lib.files import atomic_file, atomic_path, write_json, write_text
 from spear_lib.pretrained import save_encoder
@@ -42,8 +43,9 @@ class Options:
 
 def write_tokens(folder: Path, size: int) -> None:
     facts = TokenFacts("tones_cb2", "tones", "q", 50.0, 10.0, 2, 256, "cuts")
-    with TokenStoreWriter(folder, facts) as writer:
-        writer.write_shard(0, [("a", 0.0, size / 50, np.full((size, 2), size % 7, dtype=np.uint8))])
+    cut = MonoCut("a", start=0.0, duration=size / 50, channel=0)
+    writer = TokenStoreWriter(folder, facts, ShardPlan((1,)))
+    writer.write_shard(0, [cut], [np.full((size, 2), size % 7, dtype=np.uint8)])
 
 
 def write_frames(folder: Path, size: int) -> None:

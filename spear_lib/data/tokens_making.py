@@ -1,0 +1,170 @@
+"""Stage 5's work on one shard: decoded audio -> teachers -> quantisers -> packed codes (ours).
+
+Embeddings never leave the accelerator's memory. One pass over the audio serves any number of teachers, and
+any number of quantisers of one teacher.
+
+The batches of a shard follow from its cuts and ``batch_seconds`` alone, so its tokens are the same whoever
+makes it, and whatever else is made in the same pass.
+"""
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from spear_lib.data.audio import SAMPLE_RATE
+from spear_lib.data.decoding import decode_ahead
+from spear_lib.data.manifests import Manifest
+from spear_lib.data.problems import Problems
+from spear_lib.data.tokens_store import TokenStoreWriter
+from spear_lib.quantization import Quantizer
+from spear_lib.teachers import Teacher
+from spear_lib.teachers.embedding import embed_batches, length_batches
+from spear_lib.teachers.options import TeacherOptions
+from spear_lib.training.progress import progress
+
+TOO_SHORT = "too short for one token"
+
+
+@dataclass(frozen=True)
+class TokenField:
+    """A token field in the making: whose embeddings, which codes, where to."""
+
+    teacher: Teacher
+    quantizer: Quantizer
+    writer: TokenStoreWriter
+
+
+def load_teacher(quantizer: Quantizer, where: str, path: str = "", dtype: str = "") -> Teacher:
+    """The very teacher whose embeddings the quantiser (at ``where``) was trained on, or an error."""
+    provenance = quantizer.provenance
+    if "recipe" not in provenance:
+        raise ValueError(f"{where} does not say which teacher it belongs to; train it with train_quantizer")
+    teacher = TeacherOptions.from_recipe(provenance["recipe"], path, dtype).create()
+    if teacher.embedding_dim != quantizer.dim:
+        raise ValueError(
+            f"the teacher {teacher.id} has {teacher.embedding_dim} channels, but the quantiser {where} was "
+            "trained "
+            f"for {quantizer.dim}: give the weights of the right size (teacher_path), or train the "
+            "quantiser again"
+        )
+    if teacher.id != provenance["teacher"]["teacher_id"]:
+        raise ValueError(
+            f"the quantiser was trained on embeddings of teacher {provenance['teacher']['teacher_id']}, but "
+            "this "
+            f"teacher is {teacher.id}: its weights or the code changed; train the quantiser again (stages 3 "
+            "and 4)"
+        )
+    return teacher
+
+
+def make_shard(
+    fields: list[TokenField],
+    shard: int,
+    manifest: Manifest,
+    problems: Problems,
+    batch_seconds: float,
+    num_workers: int,
+    description: str,
+    retry_skipped: bool = False,
+) -> int:
+    """Make the tokens of one shard for those fields that lack it, in one pass over the audio.
+
+    Args:
+      fields: all with the same plan of shards.
+      problems: counts what is skipped and noted; raises when it is too much.
+      num_workers: threads that decode audio ahead.
+      retry_skipped: make the shard again where cuts were skipped.
+
+    Returns:
+      how many fields were made; 0 if all had the shard.
+
+    Raises:
+      RuntimeError: another process is making this shard.
+      ValueError: too many cuts that cannot be used.
+    """
+    with ExitStack() as claims:
+        missing = []
+        for each in fields:
+            if not each.writer.is_done(shard, retry_skipped):
+                claims.enter_context(each.writer.claim(shard))
+                # Another job may have finished it while this one was on its way.
+                if not each.writer.is_done(shard, retry_skipped):
+                    missing.append(each)
+        if missing:
+            _make(missing, shard, manifest, problems, batch_seconds, num_workers, description)
+    return len(missing)
+
+
+def _make(
+    fields: list[TokenField],
+    shard: int,
+    manifest: Manifest,
+    problems: Problems,
+    batch_seconds: float,
+    num_workers: int,
+    description: str,
+) -> None:
+    facts = [each.writer.facts for each in fields]
+    positions = fields[0].writer.plan.positions(shard)
+    # Sorted by length: a batch is padded little, and cuts of a batch are decoded together.
+    groups = [
+        [positions[row] for row in group]
+        for group in length_batches(
+            manifest.durations[positions.start : positions.stop].tolist(), batch_seconds
+        )
+    ]
+    cuts = {}
+    codes: list[dict[int, np.ndarray]] = [{} for _ in fields]
+    skipped: list[dict[str, str]] = [{} for _ in fields]
+    groups_of_audio = decode_ahead(manifest, groups, num_workers, facts[0].channels)
+    for decoded in progress(groups_of_audio, len(groups), description, "batches"):
+        cuts.update(decoded.cuts)
+        for kind, count in decoded.notes.items():
+            problems.note(kind, count)
+        for position, (kind, message) in decoded.errors.items():
+            problems.bad(kind, message)
+            for each in skipped:
+                each[decoded.cuts[position].id] = f"{kind}: {message}"
+        for position, samples in decoded.audio.items():
+            cut_id = decoded.cuts[position].id
+            too_short = f"{TOO_SHORT}: {cut_id}, {len(samples) / SAMPLE_RATE:.4f} s"
+            for number, each in enumerate(fields):
+                count = each.teacher.num_frames(len(samples))
+                codes[number][position] = np.empty((count, facts[number].num_codebooks), facts[number].dtype)
+                if count == 0:
+                    skipped[number][cut_id] = too_short
+            if any(cut_id in each for each in skipped):
+                problems.bad(TOO_SHORT, too_short)
+            else:
+                problems.good()
+        _tokens_of(fields, decoded.audio, codes, batch_seconds)
+    for number, each in enumerate(fields):
+        nothing = np.empty((0, facts[number].num_codebooks), facts[number].dtype)
+        in_order = [codes[number].get(position, nothing) for position in positions]
+        each.writer.write_shard(shard, [cuts[position] for position in positions], in_order, skipped[number])
+
+
+def _tokens_of(
+    fields: list[TokenField],
+    audio: dict[int, np.ndarray],
+    codes: list[dict[int, np.ndarray]],
+    batch_seconds: float,
+) -> None:
+    """Fill ``codes`` for these recordings; each teacher runs once, for all of its quantisers."""
+    by_teacher: dict[int, list[int]] = {}
+    for number, each in enumerate(fields):
+        by_teacher.setdefault(id(each.teacher), []).append(number)
+    for numbers in by_teacher.values():
+        for pieces in embed_batches(fields[numbers[0]].teacher, audio, batch_seconds):
+            embeddings = torch.cat([piece.embeddings for piece in pieces])
+            for number in numbers:
+                refine_iters = fields[number].writer.facts.refine_iters
+                tokens = fields[number].quantizer.encode(embeddings, refine_iters).cpu().numpy()
+                begin = 0
+                for piece in pieces:
+                    count = len(piece.embeddings)
+                    end = piece.first_frame + count
+                    codes[number][piece.position][piece.first_frame : end] = tokens[begin : begin + count]
+                    begin += count
