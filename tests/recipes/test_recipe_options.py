@@ -71,3 +71,8 @@ def test_the_environment_sets_no_option(toy):
 def test_relative_paths_are_those_of_the_caller(toy, tmp_path):
     toy.succeed("--data-dir", "here", "--stop-stage", "0", cwd=tmp_path)
     assert (tmp_path / "here" / "words.txt").exists()
+
+
+def test_a_name_on_the_hub_is_no_relative_path(toy, tmp_path):
+    toy.succeed("--data-dir", "hub:owner/name", "--stop-stage", "0", cwd=tmp_path)
+    assert (toy.recipe / "hub:owner" / "name" / "words.txt").exists()
