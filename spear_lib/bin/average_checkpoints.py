@@ -14,11 +14,9 @@ from typing import Any
 from torch import Tensor
 
 from spear_lib.bin.common import commit, first_screen, run
-from spear_lib.config import load as load_options
 from spear_lib.config import parse
-from spear_lib.pretrained import save_encoder
+from spear_lib.pretrained import load_encoder, save_encoder
 from spear_lib.training.checkpoint_average import average_checkpoints
-from spear_lib.zipformer import SpearEncoder, ZipformerConfig
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +45,7 @@ def main() -> None:
         {"of": options.experiment_dir, "method": options.method, "writes to": options.output},
     )
     state, provenance, encoder_config = average(options)
-    encoder = SpearEncoder(load_options(ZipformerConfig, encoder_config))
+    encoder = load_encoder(encoder_config)
     prefix = "encoder."
     own = encoder.state_dict()
     part = {

@@ -15,8 +15,8 @@ from spear_lib.config import parse, to_dict
 from spear_lib.evaluation import probes
 from spear_lib.files import write_json
 from spear_lib.pretrained import load_encoder
+from spear_lib.pretrained.kinds import Encoder
 from spear_lib.training.distributed import choose_device
-from spear_lib.zipformer import SpearEncoder
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class ProbeOptions:
     """Of the choice of cuts and of the random encoder."""
 
 
-def random_encoder(encoder: SpearEncoder, seed: int) -> SpearEncoder:
+def random_encoder(encoder: Encoder, seed: int) -> Encoder:
     """The same shape with untrained weights."""
     torch.manual_seed(keyed_random.key("random encoder", seed))
     return load_encoder(encoder.config)
@@ -101,7 +101,7 @@ def main() -> None:
         },
     )
 
-    def of_encoder(module: SpearEncoder, name: str) -> list[list[np.ndarray]]:
+    def of_encoder(module: Encoder, name: str) -> list[list[np.ndarray]]:
         return [probes.encoder_features(module, part, options.batch_seconds, device, name) for part in sets]
 
     features = {

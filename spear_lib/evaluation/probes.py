@@ -20,13 +20,12 @@ import torch
 from torch import Tensor
 
 from spear_lib import keyed_random
-from spear_lib.data.features import FbankExtractor, fbank_length
+from spear_lib.data.features import FbankExtractor
 from spear_lib.data.manifests import Manifest
 from spear_lib.evaluation.decoding import waveform_batches
 from spear_lib.evaluation.references import speaker, transcript
+from spear_lib.pretrained.kinds import Encoder
 from spear_lib.training.progress import progress
-from spear_lib.zipformer import SpearEncoder
-from spear_lib.zipformer.front_end import embedding_frames
 
 STRENGTHS = tuple(10.0**power for power in range(-4, 3))
 """Ridge strengths that dev chooses from, relative to the mean variance of the features."""
@@ -93,7 +92,7 @@ def log_mel_features(utterances: Utterances, batch_seconds: float) -> list[np.nd
 
 @torch.no_grad()
 def encoder_features(
-    encoder: SpearEncoder,
+    encoder: Encoder,
     utterances: Utterances,
     batch_seconds: float,
     device: torch.device | str = "cpu",
@@ -109,7 +108,7 @@ def encoder_features(
         batches = waveform_batches(manifest, batch_seconds, positions)
         for batch, waveforms, lengths in progress(batches, None, description, "batches"):
             output = encoder.extract(waveforms.to(device), lengths.to(device))
-            frames = [embedding_frames(int(fbank_length(length))) for length in lengths]
+            frames = [encoder.hidden_length(length) for length in lengths.tolist()]
             at_50_hz = torch.tensor(frames, device=device)
             means = [masked_mean(hidden, at_50_hz) for hidden in output.hidden_states]
             means.append(masked_mean(output.encoder_out, output.lengths))

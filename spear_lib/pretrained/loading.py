@@ -2,22 +2,40 @@
 
 import hashlib
 import logging
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from spear_lib.pretrained.kinds import (
+    ENCODER_TYPES,
+    Encoder,
+    EncoderConfig,
+    build_encoder,
+    config_from_settings,
+)
 from spear_lib.pretrained.saving import CONFIG_NAME, FORMAT, WEIGHTS_NAME
 from spear_lib.pretrained.shapes import config_from_shapes
 from spear_lib.pretrained.weights import load_strictly, read_json, read_weights
-from spear_lib.zipformer import SpearEncoder, ZipformerConfig
+from spear_lib.transformer import TransformerConfig
+from spear_lib.zipformer import ZipformerConfig
 
 logger = logging.getLogger(__name__)
 
-_ANCHOR = "encoder_embed.conv.0.weight"
-_PARTS = ("encoder_embed.", "encoder.", "mask_emb")
+# A name that every encoder of a kind has, and how the names of its tensors begin.
+_ZIPFORMER_NAMES = ("encoder_embed.conv.0.weight", ("encoder_embed.", "encoder.", "mask_emb"))
+_TRANSFORMER_NAMES = (
+    "feature_extractor.conv_layers.0.conv.weight",
+    ("feature_extractor.", "feature_projection.", "encoder.", "masked_spec_embed"),
+)
+# The weight norm of published WavLM files is that of older PyTorch versions.
+_POSITIONS = "encoder.pos_conv_embed.conv."
+_WEIGHT_NORM_NAMES = {
+    f"{_POSITIONS}weight_g": f"{_POSITIONS}parametrizations.weight.original0",
+    f"{_POSITIONS}weight_v": f"{_POSITIONS}parametrizations.weight.original1",
+}
 _WEIGHT_FILES = (WEIGHTS_NAME, "pytorch_model.bin", "pytorch_model.pt", "model.pt")
 # Settings that change the output but no shape.
 _STRUCTURE = ("downsampling_factor", "num_heads", "query_head_dim", "pos_head_dim", "value_head_dim")
@@ -35,7 +53,7 @@ _HF_CHECKED = (
 )
 
 
-def load_encoder(path_or_config: str | Path | dict | ZipformerConfig, **changes: Any) -> SpearEncoder:
+def load_encoder(path_or_config: str | Path | dict | EncoderConfig, **changes: Any) -> Encoder:
     """An encoder in evaluation mode, on the CPU.
 
     Args:
@@ -44,7 +62,9 @@ def load_encoder(path_or_config: str | Path | dict | ZipformerConfig, **changes:
         a checkpoint of our own training (.pt);
         a checkpoint of the authors' training code (.pt with a "model" entry);
         a folder in the layout of the authors' Hugging Face releases;
-        a ``ZipformerConfig`` or a dict of its fields: a new encoder with random weights.
+        a folder of WavLM Base in the layout of transformers (our Transformer encoder);
+        a ``ZipformerConfig`` or ``TransformerConfig``, or a dict of its fields: a new encoder with random
+        weights.
       changes: settings to replace that do not change shapes, e.g. ``padding="reference"`` for parity with
         published numbers.
 
@@ -52,30 +72,33 @@ def load_encoder(path_or_config: str | Path | dict | ZipformerConfig, **changes:
       FileNotFoundError: nothing at this path.
       ValueError: not an encoder, or one whose names or shapes do not fit; lists every name.
     """
-    if isinstance(path_or_config, (ZipformerConfig, dict)):
+    if isinstance(path_or_config, (EncoderConfig, dict)):
         config = path_or_config
-        config = _config(config, "the given dict") if isinstance(config, dict) else config
-        return SpearEncoder(replace(config, **changes)).eval()
+        config = config_from_settings(config, "the given dict") if isinstance(config, dict) else config
+        return build_encoder(replace(config, **changes)).eval()
     path = Path(path_or_config)
     if not path.exists():
         raise FileNotFoundError(
             f"no encoder at {path}: give a folder with {CONFIG_NAME} and {WEIGHTS_NAME}, or a .pt checkpoint"
         )
     state, config, provenance = _read_folder(path) if path.is_dir() else _read_checkpoint(path)
-    state = _encoder_part(state, path)
-    if not isinstance(config, ZipformerConfig):
+    state = _encoder_part(state, path, isinstance(config, TransformerConfig))
+    if isinstance(config, dict):
         config = _config_from_release(state, config, path)
-    encoder = SpearEncoder(replace(config, **changes))
+    encoder = build_encoder(replace(config, **changes))
     load_strictly(encoder, state, path, "encoder")
     encoder.provenance = provenance
     return encoder.eval()
 
 
-def encoder_id(encoder: SpearEncoder) -> str:
+def encoder_id(encoder: Encoder) -> str:
     """Identity of the weights and shape: 16 hexadecimal digits, equal for equal encoders on any machine."""
     config = encoder.config
-    facts = [config.per_stack(name) for name in _STRUCTURE]
-    facts += [config.pos_dim, config.causal, config.chunk_size, config.left_context_frames]
+    if isinstance(config, TransformerConfig):
+        facts = [config.type, config.num_heads, config.max_distance]
+    else:
+        facts = [config.per_stack(name) for name in _STRUCTURE]
+        facts += [config.pos_dim, config.causal, config.chunk_size, config.left_context_frames]
     digest = hashlib.sha256(repr(facts).encode())
     for name, value in sorted(encoder.state_dict().items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
@@ -83,18 +106,7 @@ def encoder_id(encoder: SpearEncoder) -> str:
     return digest.hexdigest()[:16]
 
 
-def _config(settings: dict[str, Any], where: str) -> ZipformerConfig:
-    known = {field.name for field in fields(ZipformerConfig)}
-    unknown = sorted(set(settings) - known)
-    if unknown:
-        raise ValueError(
-            f"{where} has unknown encoder settings: {', '.join(unknown)}; "
-            f"known ones: {', '.join(sorted(known))}"
-        )
-    return ZipformerConfig(**settings)
-
-
-def _read_folder(folder: Path) -> tuple[dict[str, Tensor], ZipformerConfig | dict, dict]:
+def _read_folder(folder: Path) -> tuple[dict[str, Tensor], EncoderConfig | dict, dict]:
     config_path = folder / CONFIG_NAME
     if not config_path.exists():
         raise ValueError(f"{folder} has no {CONFIG_NAME}; it is not an encoder folder")
@@ -104,37 +116,40 @@ def _read_folder(folder: Path) -> tuple[dict[str, Tensor], ZipformerConfig | dic
     description = read_json(config_path)
     state = read_weights(weights)
     if "format" not in description:  # a Hugging Face release
-        return state.get("model", state), description, {"source": str(folder)}
-    if description["format"] != FORMAT or description.get("encoder") != "zipformer":
+        is_wavlm = description.get("model_type") == "wavlm"
+        settings = _wavlm_config(description, folder) if is_wavlm else description
+        return state.get("model", state), settings, {"source": str(folder)}
+    if description["format"] != FORMAT or description.get("encoder") not in ENCODER_TYPES:
         raise ValueError(
             f"{config_path} describes format {description['format']!r}, encoder "
-            f"{description.get('encoder')!r}; this version reads {FORMAT!r} with 'zipformer'"
+            f"{description.get('encoder')!r}; this version reads {FORMAT!r} with {' or '.join(ENCODER_TYPES)}"
         )
-    return state, _config(description["config"], str(config_path)), description.get("provenance", {})
+    config = config_from_settings(description["config"], str(config_path))
+    return state, config, description.get("provenance", {})
 
 
-def _read_checkpoint(path: Path) -> tuple[dict[str, Tensor], ZipformerConfig | dict, dict]:
+def _read_checkpoint(path: Path) -> tuple[dict[str, Tensor], EncoderConfig | dict, dict]:
     content = read_weights(path)
     state = content.get("model", content)
     if isinstance(content.get("encoder_config"), dict):
         provenance = {"source": str(path), "step": content.get("step")}
-        return state, _config(content["encoder_config"], str(path)), provenance
+        return state, config_from_settings(content["encoder_config"], str(path)), provenance
     return state, {}, {"source": str(path)}
 
 
-def _encoder_part(state: dict[str, Any], path: Path) -> dict[str, Tensor]:
+def _encoder_part(state: dict[str, Any], path: Path, transformer: bool) -> dict[str, Tensor]:
     """The tensors of the encoder, with whatever stands in front of their names removed."""
-    prefixes = [name.removesuffix(_ANCHOR) for name in state if name.endswith(_ANCHOR)]
+    anchor, parts = _TRANSFORMER_NAMES if transformer else _ZIPFORMER_NAMES
+    prefixes = [name.removesuffix(anchor) for name in state if name.endswith(anchor)]
     if not prefixes:
         sample = ", ".join(list(state)[:5])
-        raise ValueError(
-            f"{path} holds no SPEAR encoder: no name ends with {_ANCHOR} (first names: {sample})"
-        )
+        raise ValueError(f"{path} holds no SPEAR encoder: no name ends with {anchor} (first names: {sample})")
     prefix = min(prefixes, key=len)
     part, others = {}, set()
     for name, value in state.items():
         short = name.removeprefix(prefix)
-        if name.startswith(prefix) and short.startswith(_PARTS):
+        short = _WEIGHT_NORM_NAMES.get(short, short)
+        if name.startswith(prefix) and short.startswith(parts):
             part[short] = value
         else:
             others.add(name.split(".")[0] if not name.startswith(prefix) else short.split(".")[0])
@@ -152,6 +167,32 @@ def _numbers(value: Any) -> Any:
 
 def _as_tuple(value: Any) -> tuple:
     return tuple(value) if isinstance(value, (list, tuple)) else (value,)
+
+
+def _wavlm_config(settings: dict[str, Any], folder: Path) -> TransformerConfig:
+    """Our settings of a WavLM of Base's shape."""
+    channels = set(settings.get("conv_dim", [512]))
+    if settings.get("do_stable_layer_norm") or settings.get("feat_extract_norm", "group") != "group":
+        raise ValueError(
+            f"{folder} is a WavLM of Large's shape (norms before each part); our Transformer encoder has "
+            "that of Base. As a teacher it works: spear_lib.teachers"
+        )
+    if len(channels) != 1:
+        raise ValueError(f"{folder}: its convolutions have {sorted(channels)} channels; all must be equal")
+    names = {
+        "hidden_dim": ("hidden_size", 768),
+        "num_layers": ("num_hidden_layers", 12),
+        "num_heads": ("num_attention_heads", 12),
+        "feedforward_dim": ("intermediate_size", 3072),
+        "position_kernel": ("num_conv_pos_embeddings", 128),
+        "position_groups": ("num_conv_pos_embedding_groups", 16),
+        "num_buckets": ("num_buckets", 320),
+        "max_distance": ("max_bucket_distance", 800),
+        "dropout": ("hidden_dropout", 0.1),
+        "layerdrop": ("layerdrop", 0.1),
+    }
+    found = {ours: settings.get(theirs, default) for ours, (theirs, default) in names.items()}
+    return TransformerConfig(conv_channels=channels.pop(), **found)
 
 
 def _config_from_release(state: dict[str, Tensor], settings: dict[str, Any], path: Path) -> ZipformerConfig:

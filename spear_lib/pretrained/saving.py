@@ -5,14 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from spear_lib.files import atomic_path, write_json
-from spear_lib.zipformer import SpearEncoder
+from spear_lib.pretrained.kinds import Encoder
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
 FORMAT = "spear_lib"
 
 
-def save_encoder(encoder: SpearEncoder, folder: str | Path, provenance: dict[str, Any]) -> None:
+def save_encoder(encoder: Encoder, folder: str | Path, provenance: dict[str, Any]) -> None:
     """Write ``folder``/config.json and model.safetensors, each aside first and renamed when complete.
 
     Args:
@@ -26,7 +26,7 @@ def save_encoder(encoder: SpearEncoder, folder: str | Path, provenance: dict[str
     state = {name: value.detach().cpu().contiguous() for name, value in encoder.state_dict().items()}
     description = {
         "format": FORMAT,
-        "encoder": "zipformer",
+        "encoder": encoder.encoder_type,
         "config": asdict(encoder.config),
         "provenance": provenance,
     }

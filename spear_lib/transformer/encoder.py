@@ -1,0 +1,208 @@
+"""A Transformer encoder of WavLM Base's shape behind the interface of ``SpearEncoder`` (paper appendix F.3).
+
+Names and shapes of its state dict are those of ``WavLMModel`` in transformers.
+
+Shapes: B utterances, N samples, T frames at 50 Hz, C channels of the extractor, D channels of the layers.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from spear_lib.transformer.config import TransformerConfig
+from spear_lib.transformer.extractor import MIN_SAMPLES, WaveformExtractor, extracted_frames
+from spear_lib.transformer.layer import ChannelDropout, TransformerLayer
+from spear_lib.zipformer.attention import MASKED_SCORE
+from spear_lib.zipformer.encoder import EncoderOutput
+from spear_lib.zipformer.schedule import StepContext
+
+
+class FeatureProjection(nn.Module):
+    """Norm and linear layer between extractor and layers."""
+
+    def __init__(self, config: TransformerConfig):
+        super().__init__()
+        self.layer_norm = nn.LayerNorm(config.conv_channels)
+        self.projection = nn.Linear(config.conv_channels, config.hidden_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, T, C) -> (B, T, D)."""
+        return self.projection(self.layer_norm(x))
+
+
+class PositionalConvolution(nn.Module):
+    """A wide grouped convolution whose output tells positions (wav2vec 2.0)."""
+
+    def __init__(self, config: TransformerConfig):
+        super().__init__()
+        dim, kernel = config.hidden_dim, config.position_kernel
+        conv = nn.Conv1d(dim, dim, kernel, padding=kernel // 2, groups=config.position_groups)
+        nn.init.normal_(conv.weight, std=2.0 / math.sqrt(kernel * dim))
+        nn.init.zeros_(conv.bias)
+        self.conv = nn.utils.parametrizations.weight_norm(conv, dim=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, T, D) -> (B, T, D)."""
+        y = self.conv(x.transpose(1, 2))[:, :, : x.shape[1]]  # an even kernel gives one frame too many
+        return F.gelu(y).transpose(1, 2)
+
+
+class TransformerLayers(nn.Module):
+    """Positions and layers (``encoder`` of the state dict)."""
+
+    def __init__(self, context: StepContext, config: TransformerConfig):
+        super().__init__()
+        self.pos_conv_embed = PositionalConvolution(config)
+        self.layer_norm = nn.LayerNorm(config.hidden_dim)
+        self.dropout = ChannelDropout(context, config.hidden_dim, config.dropout)
+        self.layers = nn.ModuleList(
+            TransformerLayer(context, config, first=index == 0) for index in range(config.num_layers)
+        )
+
+    def forward(self, x: Tensor, valid: Tensor | None) -> list[Tensor]:
+        """x (B, T, D), valid (B, T) bool or None without padding -> the output of every layer (B, T, D)."""
+        unseen = None
+        if valid is not None:
+            x = x.masked_fill(~valid.unsqueeze(2), 0.0)
+            unseen = (~valid[:, None, None]).to(torch.float32) * MASKED_SCORE
+        x = self.dropout(self.layer_norm(x + self.pos_conv_embed(x)))
+        position_bias = self.layers[0].attention.position_bias(x.shape[1])
+        outputs = []
+        for layer in self.layers:
+            x = layer(x, position_bias, unseen)
+            outputs.append(x)
+        return outputs
+
+
+class TransformerEncoder(nn.Module):
+    """WavLM Base's shape, trained and used like a ``SpearEncoder``.
+
+    The output of an utterance does not depend on its batch mates; without padding it is WavLM's. In training
+    mode call ``begin_step`` before every forward.
+
+    Attributes:
+      encoder_type: "transformer", as in exported folders.
+      input_kind: "waveform": what ``forward`` takes.
+      masks_apply_to: "features": masked frames are replaced after the convolutional extractor.
+      output_dim: channels of encoder_out.
+      frame_rate: 50 Hz.
+      first_frame_center_ms: 12.5.
+    """
+
+    encoder_type = "transformer"
+    input_kind = "waveform"
+    masks_apply_to = "features"
+    sample_rate = 16000
+    frame_rate = 50
+    first_frame_center_ms = 12.5
+
+    def __init__(self, config: TransformerConfig):
+        super().__init__()
+        self.config = config
+        self.context = StepContext()
+        self.masked_spec_embed = nn.Parameter(torch.empty(config.hidden_dim).uniform_())
+        self.feature_extractor = WaveformExtractor(config.conv_channels)
+        self.feature_projection = FeatureProjection(config)
+        self.projection_dropout = ChannelDropout(self.context, config.hidden_dim, config.dropout)
+        self.encoder = TransformerLayers(self.context, config)
+        self.output_dim = config.hidden_dim
+        for module in self.encoder.layers.modules():
+            if isinstance(module, (nn.Linear, nn.Embedding)):
+                nn.init.normal_(module.weight, std=0.02)
+                if getattr(module, "bias", None) is not None:
+                    nn.init.zeros_(module.bias)
+
+    def begin_step(
+        self, batch_count: float, step_key: int, utterance_keys: Tensor, gradient_scale: float = 1.0
+    ) -> None:
+        """Prepare the next training forward; arguments as those of ``StepContext.begin``."""
+        self.context.begin(batch_count, step_key, utterance_keys, gradient_scale)
+
+    def limit_gradients(self) -> None:
+        """Does nothing: this encoder limits no parameters."""
+
+    def forward(self, waveforms: Tensor, lengths: Tensor, time_mask: Tensor | None = None) -> EncoderOutput:
+        """Encode waveforms.
+
+        Args:
+          waveforms: (B, N) float in [-1, 1] at 16 kHz, N >= 400.
+          lengths: (B,) int64, valid samples of each utterance, 400 <= length <= N.
+          time_mask: (B, F) bool in fbank frames (10 ms), F = (N + 80) // 160, True = hidden: frames of the
+            extractor are replaced by ``masked_spec_embed`` where ``masked_frames`` says so.
+
+        Returns:
+          encoder_out (B, T, D), the last of ``num_layers`` hidden states, and lengths in frames at 50 Hz.
+
+        Raises:
+          ValueError: wrong shapes or lengths. Lengths on an accelerator are not read (that would stall it).
+          RuntimeError: training without ``begin_step``.
+        """
+        self._check_input(waveforms, lengths, time_mask)
+        if self.training and (self.config.dropout > 0.0 or self.config.layerdrop > 0.0):
+            self.context.take(waveforms.shape[0], waveforms.device)
+        x = self.feature_extractor(waveforms, lengths)
+        x = self.projection_dropout(self.feature_projection(x))
+        if time_mask is not None:
+            masked = self.masked_frames(time_mask, x.shape[1]).unsqueeze(2)
+            x = torch.where(masked, self.masked_spec_embed.to(x.dtype), x)
+        elif self.training and self.masked_spec_embed.requires_grad:
+            x = (
+                x + 0.0 * self.masked_spec_embed.sum()
+            )  # every parameter gets a gradient in every step, for DDP
+        full = lengths.device.type == "cpu" and int(lengths.min()) == waveforms.shape[1]
+        frames = extracted_frames(lengths)
+        valid = None if full else torch.arange(x.shape[1], device=x.device) < frames.unsqueeze(1)
+        hidden_states = self.encoder(x, valid)
+        return EncoderOutput(hidden_states[-1], frames, hidden_states)
+
+    def extract(
+        self,
+        waveforms: Tensor,
+        lengths: Tensor,
+        time_mask: Tensor | None = None,
+        channel_mask: Tensor | None = None,
+    ) -> EncoderOutput:
+        """As ``forward``; ``channel_mask`` has no effect, as there are no mel bins to hide."""
+        return self(waveforms, lengths, time_mask)
+
+    def masked_frames(self, time_mask: Tensor, num_frames: int) -> Tensor:
+        """Which frames are masked: (B, F) bool -> (B, num_frames) bool.
+
+        Frame m is centred at 20 m + 12.5 ms and follows fbank frame 2 m + 1, centred at 20 m + 15 ms: a span
+        of 10 fbank frames hides exactly 5 frames, wherever it starts.
+        """
+        masked = time_mask[:, 1::2]
+        return F.pad(masked, (0, max(0, num_frames - masked.shape[1])))[:, :num_frames]
+
+    def hidden_length(self, num_samples: int) -> int:
+        """Frames of the hidden states for ``num_samples`` samples at 16 kHz; 0 where that is too short."""
+        return extracted_frames(num_samples)
+
+    def output_length(self, num_samples: int) -> int:
+        """Frames of encoder_out for ``num_samples`` samples at 16 kHz; 0 where that is too short."""
+        return extracted_frames(num_samples)
+
+    @staticmethod
+    def _check_input(waveforms: Tensor, lengths: Tensor, time_mask: Tensor | None) -> None:
+        if waveforms.dim() != 2 or not waveforms.is_floating_point():
+            raise ValueError(
+                f"waveforms must be (B, N) float, got {waveforms.dtype} {tuple(waveforms.shape)}; this "
+                "encoder takes samples in [-1, 1] at 16 kHz, not features"
+            )
+        batch, num_samples = waveforms.shape
+        if lengths.shape != (batch,):
+            raise ValueError(
+                f"lengths must be ({batch},), one per utterance, got shape {tuple(lengths.shape)}"
+            )
+        if lengths.device.type == "cpu":
+            wrong = ((lengths < MIN_SAMPLES) | (lengths > num_samples)).nonzero().flatten().tolist()
+            if wrong:
+                raise ValueError(
+                    f"lengths[{wrong[0]}] is {int(lengths[wrong[0]])}, outside {MIN_SAMPLES}..{num_samples} "
+                    f"samples (25 ms at 16 kHz; {len(wrong)} of {batch} utterances); drop utterances that "
+                    "are too short, and give lengths within the padded input"
+                )
+        if time_mask is not None and (time_mask.dim() != 2 or time_mask.shape[0] != batch):
+            raise ValueError(f"time_mask must be ({batch}, fbank frames), got {tuple(time_mask.shape)}")
