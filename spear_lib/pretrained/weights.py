@@ -50,7 +50,7 @@ def read_weights(path: Path, entry: str = "model") -> dict[str, Any]:
             f"torch.save({{'{entry}': torch.load(path, weights_only=False)['{entry}']}}, new_path). "
             f"({str(error).splitlines()[0]})"
         ) from error
-    except (RuntimeError, EOFError) as error:
+    except (RuntimeError, EOFError, OSError) as error:
         raise ValueError(
             f"{path} is not a whole PyTorch file ({error}); copy or download it again"
         ) from error
@@ -60,7 +60,8 @@ def read_weights(path: Path, entry: str = "model") -> dict[str, Any]:
 
 
 def load_strictly(module: nn.Module, state: dict[str, Tensor], path: Path, what: str) -> None:
-    """Load ``state`` into ``module``, every name and shape as it is.
+    """Load ``state`` into ``module``, every name and shape as it is; a module on the meta device takes the
+    tensors themselves, with their number format.
 
     Raises:
       ValueError: lists every missing, unexpected and wrongly shaped tensor; ``what`` names the module.
@@ -80,4 +81,4 @@ def load_strictly(module: nn.Module, state: dict[str, Tensor], path: Path, what:
             f"unexpected ({len(unexpected)}): {', '.join(unexpected) or 'none'}\n"
             f"wrong shape ({len(wrong)}): {', '.join(wrong) or 'none'}"
         )
-    module.load_state_dict(state)
+    module.load_state_dict(state, assign=any(parameter.is_meta for parameter in module.parameters()))

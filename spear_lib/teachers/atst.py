@@ -125,7 +125,8 @@ class AtstFrameTeacher(Teacher):
         return {**super().identity(), "weights": self.weights}
 
     def num_frames(self, num_samples: int) -> int:
-        return int(_num_tokens(torch.tensor(num_samples)))
+        # Half a window must be reflected at either end.
+        return mel_length(num_samples) // FRAMES_PER_TOKEN if num_samples > _WINDOW_LENGTH // 2 else 0
 
     def mel(self, waveforms: Tensor, lengths: Tensor) -> Tensor:
         """(B, N) samples -> (B, N // 160 + 1, F), about -1 to 1."""
@@ -134,7 +135,7 @@ class AtstFrameTeacher(Teacher):
         return 2.0 * (decibels - low) / (high - low) - 1.0
 
     def frames(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        num_tokens = _num_tokens(lengths)
+        num_tokens = mel_length(lengths) // FRAMES_PER_TOKEN * (lengths > _WINDOW_LENGTH // 2)
         mel = self.mel(waveforms, lengths)
         return run_in_chunks(mel, num_tokens, _CHUNK_TOKENS, self._encode, self.embedding_dim), num_tokens
 
@@ -142,12 +143,6 @@ class AtstFrameTeacher(Teacher):
         tokens = self.encoder.tokens(mel)
         with self.precision():
             return self.encoder.layers(tokens, mask, *self.layers)
-
-
-def _num_tokens(num_samples: Tensor) -> Tensor:
-    """Tokens of so many samples; none where half a window cannot be reflected at the ends."""
-    tokens = mel_length(num_samples) // FRAMES_PER_TOKEN
-    return tokens.masked_fill(num_samples <= _WINDOW_LENGTH // 2, 0)
 
 
 def load_atst(path: str | Path) -> AtstEncoder:
@@ -170,10 +165,9 @@ def load_atst(path: str | Path) -> AtstEncoder:
             f"{path}: {dim} channels is no multiple of {_HEAD_WIDTH}, the width of a head (small has 384 "
             "channels, base 768)"
         )
-    with torch.device("meta"):
+    with torch.device("meta"):  # no time and memory for weights that are replaced
         encoder = AtstEncoder(dim, num_blocks(state))
-    encoder = encoder.to_empty(device="cpu")
     load_strictly(
         encoder, state, path, f"ATST-Frame encoder ({len(encoder.blocks)} blocks of {dim} channels)"
     )
-    return encoder.eval().requires_grad_(False)
+    return encoder.eval().float().requires_grad_(False)

@@ -90,15 +90,15 @@ def load_dasheng(path: str | Path) -> tuple[DashengEncoder, DashengSize]:
         settings = read_json(where.parent / "config.json")
     state = _encoder_part(state, where)
     size = _size(state, settings or {}, where)
-    with torch.device("meta"):
+    with torch.device("meta"):  # no time and memory for weights that are replaced
         encoder = DashengEncoder(size)
-    encoder = encoder.to_empty(device="cpu")
     if not any(name.startswith(_FRONT_END) for name in state):
-        state = {**state, **_front_end()}
+        # Hugging Face copies leave window and mel filters to their feature extractor.
+        state |= {name: each for name, each in encoder.state_dict().items() if name.startswith(_FRONT_END)}
     load_strictly(
         encoder, state, where, f"Dasheng encoder ({size.depth} blocks of {size.embed_dim} channels)"
     )
-    return encoder.eval().requires_grad_(False), size
+    return encoder.eval().float().requires_grad_(False), size
 
 
 def _find(path: str) -> Path:
@@ -140,9 +140,3 @@ def _size(state: dict[str, Tensor], settings: dict[str, Any], path: Path) -> Das
             f"{num_heads!r}; a divisor of {dim} is needed there"
         )
     return DashengSize(dim, settings.get("depth", num_blocks(state)), num_heads)
-
-
-def _front_end() -> dict[str, Tensor]:
-    """Window and mel filters, which Hugging Face copies leave to their feature extractor."""
-    state = DashengEncoder(DashengSize(1, 0, 1)).state_dict()
-    return {name: value for name, value in state.items() if name.startswith(_FRONT_END)}

@@ -40,7 +40,7 @@ class _Spectrogram(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.window = nn.Buffer(torch.hann_window(_WINDOW_LENGTH))
+        self.window = nn.Buffer(torch.hann_window(_WINDOW_LENGTH, device="cpu"))
 
 
 class _MelScale(nn.Module):

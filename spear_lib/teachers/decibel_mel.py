@@ -9,6 +9,7 @@ the utterance's own; in torchaudio a batch shares them, and a loud neighbour cha
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,11 +31,12 @@ def mel_length(num_samples):
 
 
 def mel_filters(window_length: int, f_min: float, f_max: float) -> Tensor:
-    """Triangles (W / 2 + 1, F), float32, computed in float64; ``f_min`` and ``f_max`` in Hz."""
+    """Triangles (W / 2 + 1, F), float32 on the CPU, computed in float64; ``f_min`` and ``f_max`` in Hz."""
+    exact: dict[str, Any] = {"dtype": torch.float64, "device": "cpu"}
     lowest, highest = (2595.0 * math.log10(1.0 + edge / 700.0) for edge in (f_min, f_max))
-    mels = torch.linspace(lowest, highest, NUM_MELS + 2, dtype=torch.float64)
+    mels = torch.linspace(lowest, highest, NUM_MELS + 2, **exact)
     corners = 700.0 * (10.0 ** (mels / 2595.0) - 1.0)
-    bins = torch.linspace(0.0, _SAMPLE_RATE / 2, window_length // 2 + 1, dtype=torch.float64).unsqueeze(1)
+    bins = torch.linspace(0.0, _SAMPLE_RATE / 2, window_length // 2 + 1, **exact).unsqueeze(1)
     rising = (bins - corners[:-2]) / (corners[1:-1] - corners[:-2])
     falling = (corners[2:] - bins) / (corners[2:] - corners[1:-1])
     return torch.minimum(rising, falling).clamp(min=0.0).float()
