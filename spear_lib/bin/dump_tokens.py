@@ -15,7 +15,7 @@ from spear_lib.bin.common import first_screen, run
 from spear_lib.config import parse
 from spear_lib.data.manifests import Manifest
 from spear_lib.data.problems import Problems
-from spear_lib.data.tokens_making import TokenField, load_teacher, make_shard
+from spear_lib.data.tokens_making import TokenField, load_teacher, log_agreement, make_shard
 from spear_lib.data.tokens_plan import SHARD_SECONDS, ShardPlan, TokenFacts, cuts_hash, refuse_same_audio
 from spear_lib.data.tokens_store import TokenStoreWriter
 from spear_lib.quantization import Quantizer
@@ -145,6 +145,8 @@ def main() -> None:
         )
     lines["part"] = f"{part} of {num_parts}: {len(shards)} of {len(plan)} shards"
     first_screen("tokens", lines)
+    if shards:
+        log_agreement(fields, manifest, shards[0])
     problems = Problems(options.max_bad_fraction, "cuts", total=len(manifest))
     made = 0
     for number, shard in enumerate(shards, start=1):

@@ -7,6 +7,7 @@ The batches of a shard follow from its cuts and ``batch_seconds`` alone, so its 
 makes it, and whatever else is made in the same pass.
 """
 
+import logging
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -14,17 +15,22 @@ import numpy as np
 import torch
 
 from spear_lib.data.audio import SAMPLE_RATE
-from spear_lib.data.decoding import decode_ahead
+from spear_lib.data.decoding import decode, decode_ahead
 from spear_lib.data.manifests import Manifest
 from spear_lib.data.problems import Problems
 from spear_lib.data.tokens_store import TokenStoreWriter
 from spear_lib.quantization import Quantizer
 from spear_lib.teachers import Teacher
+from spear_lib.teachers.agreement import token_agreement
 from spear_lib.teachers.embedding import embed_batches, length_batches
 from spear_lib.teachers.options import TeacherOptions
 from spear_lib.training.progress import progress
 
+logger = logging.getLogger(__name__)
+
 TOO_SHORT = "too short for one token"
+AGREEMENT_CUTS = 8
+"""Cuts on which the effect of a teacher's number format is measured."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,24 @@ def load_teacher(quantizer: Quantizer, where: str, path: str = "", dtype: str = 
             "and 4)"
         )
     return teacher
+
+
+def log_agreement(fields: list[TokenField], manifest: Manifest, shard: int) -> None:
+    """Say how many tokens change because a teacher does not compute in float32, on the first cuts of a shard
+    (spec teachers §1)."""
+    for each in fields:
+        facts, teacher = each.writer.facts, each.teacher
+        if facts.teacher_dtype == "float32":
+            continue
+        positions = each.writer.plan.positions(shard)[:AGREEMENT_CUTS]
+        longest = round(teacher.window_seconds * teacher.sample_rate)
+        audio = [
+            torch.from_numpy(samples[:longest])
+            for samples in decode(manifest, positions, facts.channels).audio.values()
+        ]
+        if any(teacher.num_frames(len(samples)) for samples in audio):
+            found = token_agreement(teacher, each.quantizer, audio, facts.refine_iters)
+            logger.info("%s: %s", facts.field, found)
 
 
 def make_shard(

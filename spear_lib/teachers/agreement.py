@@ -1,11 +1,12 @@
 """How much the tokens of a teacher in bfloat16 differ from those in float32: measured, not assumed."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from spear_lib.quantization import Quantizer
+from spear_lib.quantization.tokeniser import Tokeniser
 from spear_lib.teachers.base import Teacher
 
 
@@ -17,8 +18,9 @@ class Agreement:
       dtype: the teacher's.
       num_frames: frames compared.
       equal_tokens: share of equal tokens.
-      relative_error: of the tokens in ``dtype`` as a description of the float32 embeddings.
-      relative_error_float32: of the float32 tokens.
+      relative_error: squared distance of what the tokens in ``dtype`` stand for from the float32 embeddings,
+        relative to the embeddings' spread around their mean.
+      relative_error_float32: the same of the float32 tokens.
     """
 
     dtype: str
@@ -37,31 +39,32 @@ class Agreement:
 
 @torch.inference_mode()
 def token_agreement(
-    teacher: Teacher, quantizer: Quantizer, waveforms: Tensor, lengths: Tensor, refine_iters: int = 5
+    teacher: Teacher, quantizer: Tokeniser, audio: Sequence[Tensor], refine_iters: int = 5
 ) -> Agreement:
-    """Embed a padded batch twice and compare the tokens.
+    """Embed a batch of recordings (N,) twice and compare the tokens.
 
     A few percent of differing tokens cost little as long as the relative error hardly grows: near-ties
     between code vectors fall the other way (spec: at most 1 % more error).
     """
+    lengths = torch.tensor([len(samples) for samples in audio])
+    waveforms = nn.utils.rnn.pad_sequence(list(audio), batch_first=True)
     frames = {}
     wanted = teacher.dtype
     try:
         for dtype in {"float32", wanted}:
             teacher.dtype = dtype
-            embeddings, counts = teacher.embed(waveforms, lengths)
+            embeddings, counts = teacher.embed(waveforms.to(teacher.device), lengths.to(teacher.device))
             valid = torch.arange(embeddings.shape[1], device=counts.device) < counts.unsqueeze(1)
             frames[dtype] = embeddings[valid]
     finally:
         teacher.dtype = wanted
-    exact = quantizer.normalise(frames["float32"])
+    exact = frames["float32"]
     if len(exact) == 0:
         raise ValueError("no recording of the batch is long enough for one teacher frame")
     codes, errors = {}, {}
-    spread = (exact - quantizer.data_mean()).square().sum()
+    spread = (exact - exact.mean(dim=0)).square().sum()
     for dtype, each in frames.items():
         codes[dtype] = quantizer.encode(each, refine_iters)
-        residual = quantizer.decode(codes[dtype], normalised=True) - exact
-        errors[dtype] = float(residual.square().sum() / spread)
+        errors[dtype] = float((quantizer.decode(codes[dtype]) - exact).square().sum() / spread)
     equal = float((codes[wanted] == codes["float32"]).float().mean())
     return Agreement(wanted, len(exact), equal, errors[wanted], errors["float32"])

@@ -164,20 +164,21 @@ def test_bfloat16_is_measured_against_float32(checkpoints, kind):
     torch.manual_seed(0)
     quantizer = Quantizer(32, 8, 64).eval()
     waveforms, lengths = speech_like(16000, 12000)
+    audio = [waveforms[0], waveforms[1, :12000]]
     teacher = create_teacher(kind[0], checkpoints[kind], dtype="bfloat16", layer=2)
-    found = token_agreement(teacher, quantizer, waveforms, lengths)
+    found = token_agreement(teacher, quantizer, audio)
     assert teacher.dtype == "bfloat16" and found.num_frames == 49 + 37
     assert 0.9 < found.equal_tokens < 1, found
     assert found.relative_error == pytest.approx(found.relative_error_float32, rel=0.01)
     assert "bfloat16 against float32, 86 frames" in str(found)
     exact = create_teacher(kind[0], checkpoints[kind], layer=2)
-    assert token_agreement(exact, quantizer, waveforms, lengths).equal_tokens == 1
+    assert token_agreement(exact, quantizer, audio).equal_tokens == 1
     # A caller's own autocast changes nothing.
     with torch.autocast("cpu", torch.bfloat16):
         inside = exact.embed(waveforms, lengths)[0]
     assert torch.equal(inside, exact.embed(waveforms, lengths)[0])
     with pytest.raises(ValueError, match="no recording of the batch is long enough"):
-        token_agreement(teacher, quantizer, waveforms[:, :300], torch.tensor([300, 200]))
+        token_agreement(teacher, quantizer, [waveforms[0, :300], waveforms[1, :200]])
 
 
 def test_a_checkpoint_of_a_fine_tuned_model_loads(checkpoints, tmp_path):
