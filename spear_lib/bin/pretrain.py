@@ -19,13 +19,15 @@ from spear_lib.bin.common import first_screen, run
 from spear_lib.config import parse
 from spear_lib.data.datasets import PretrainingData, PretrainingDataConfig
 from spear_lib.data.tokens import token_facts
+from spear_lib.pretrained.kinds import ENCODER_TYPES, build_encoder
 from spear_lib.pretraining import ObjectiveConfig, PretrainingModel, PretrainingTask, TokenField
 from spear_lib.training.distributed import World, world
 from spear_lib.training.loop import train
 from spear_lib.training.metrics import log_file
 from spear_lib.training.options import TrainingConfig
 from spear_lib.training.precision import Precision
-from spear_lib.zipformer import SpearEncoder, ZipformerConfig
+from spear_lib.transformer import TransformerConfig
+from spear_lib.zipformer import ZipformerConfig
 
 logger = logging.getLogger(__name__)
 
@@ -38,10 +40,23 @@ class PretrainOptions:
     """Folder for checkpoints, metrics.jsonl, log.txt and config.yaml; a run that is there already goes on."""
     valid_cuts: list[str] = field(default_factory=list)
     """Manifests of validation cuts with the same token fields; each is a set, named after its file."""
+    encoder_type: str = "zipformer"
+    """zipformer, of the settings in ``encoder``; or transformer, of those in ``transformer`` (paper F.3)."""
     encoder: ZipformerConfig = field(default_factory=ZipformerConfig)
+    transformer: TransformerConfig = field(default_factory=TransformerConfig)
     data: PretrainingDataConfig = field(default_factory=PretrainingDataConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+
+    def __post_init__(self) -> None:
+        if self.encoder_type not in ENCODER_TYPES:
+            raise ValueError(f"encoder_type is {self.encoder_type!r}; use {' or '.join(ENCODER_TYPES)}")
+        masking = self.data.masking
+        if self.encoder_type == "transformer" and masking.enabled and masking.channel_probability > 0:
+            raise ValueError(
+                "a transformer reads waveforms and has no mel bins to mask: set "
+                "data.masking.channel_probability to 0"
+            )
 
 
 def main() -> None:
@@ -64,13 +79,13 @@ def pretrain(options: PretrainOptions, processes: World) -> None:
         found = token_fields(data, options.data.token_fields)
         if found != fields:
             raise ValueError(
-                f"the tokens of validation set {name} are {found}, those of the training cuts are "
-                f"{fields}: attach "
-                "tokens of the same quantiser to both"
+                f"the tokens of validation set {name} are {found}, those of the training cuts are {fields}: "
+                "attach tokens of the same quantiser to both"
             )
 
     torch.manual_seed(keyed_random.key("initialisation", seed) & 0xFFFFFFFF)
-    model = PretrainingModel(SpearEncoder(options.encoder), fields)
+    config = options.transformer if options.encoder_type == "transformer" else options.encoder
+    model = PretrainingModel(build_encoder(config), fields)
     task = PretrainingTask(model, fields, options.objective)
     if processes.is_main:
         first_screen("Pre-training", facts(options, processes, task, train_data, valid_data))
@@ -94,28 +109,8 @@ def set_name(path: str) -> str:
 
 def token_fields(data: PretrainingData, names: list[str]) -> list[TokenField]:
     """What the first cut's manifest and token store say about each field."""
-    fields = []
-    for name in names:
-        facts = token_facts(data.manifest[int(data.cut_numbers[0])], name)
-        try:
-            fields.append(
-                TokenField(
-                    name=name,
-                    num_codebooks=int(facts["num_codebooks"]),
-                    codebook_size=int(facts["codebook_size"]),
-                    frame_rate=float(facts["frame_rate"]),
-                    first_frame_center_ms=float(facts["first_frame_center_ms"]),
-                    quantizer_id=str(facts["quantizer_id"]),
-                    teacher_id=str(facts["teacher_id"]),
-                )
-            )
-        except KeyError as error:
-            raise ValueError(
-                f"the store of the tokens {name!r} does not say {error}: its store.json is missing or "
-                "moved. Put the "
-                "store back where the cuts point, or attach the tokens again (stage 6)"
-            ) from error
-    return fields
+    first = data.manifest[int(data.cut_numbers[0])]
+    return [TokenField.from_facts(name, token_facts(first, name)) for name in names]
 
 
 def facts(
@@ -136,8 +131,7 @@ def facts(
         "training cuts": f"{train_data.num_cuts}, {hours:.2f} h of audio, about {steps} steps per epoch",
         "batch": f"{seconds:g} s of audio over all processes (reference: 400 s on each of 16 GPUs)",
         "learning rate": f"{training.learning_rate:g} (ScaledAdam: relative to each tensor's size), falls "
-        "after "
-        f"{training.lr_batches:g} steps and {training.lr_hours:g} h",
+        f"after {training.lr_batches:g} steps and {training.lr_hours:g} h",
         **task.facts(),
         "writes to": options.experiment_dir,
     }

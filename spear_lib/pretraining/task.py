@@ -29,6 +29,25 @@ class TokenField:
     quantizer_id: str
     teacher_id: str
 
+    @classmethod
+    def from_facts(cls, name: str, facts: dict[str, Any]) -> "TokenField":
+        """The field ``name`` of a token store with these ``facts`` (its store.json)."""
+        try:
+            return cls(
+                name=name,
+                num_codebooks=int(facts["num_codebooks"]),
+                codebook_size=int(facts["codebook_size"]),
+                frame_rate=float(facts["frame_rate"]),
+                first_frame_center_ms=float(facts["first_frame_center_ms"]),
+                quantizer_id=str(facts["quantizer_id"]),
+                teacher_id=str(facts["teacher_id"]),
+            )
+        except KeyError as error:
+            raise ValueError(
+                f"the store of the tokens {name!r} does not say {error}: its store.json is missing or moved. "
+                "Put the store back where the cuts point, or attach the tokens again (stage 6)"
+            ) from error
+
 
 class PretrainingModel(nn.Module):
     """Encoder and one prediction head per token field; state-dict names start with ``encoder.`` and
