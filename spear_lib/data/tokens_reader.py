@@ -12,7 +12,8 @@ import numpy as np
 from lhotse.features.io import FeaturesReader, register_reader
 
 STORAGE_TYPE = "spear_packed_tokens"
-_MAX_OPEN = 64
+MAX_OPEN = 64
+"""Shards that a process keeps mapped."""
 _open: "OrderedDict[tuple[str, int, int, int], np.memmap]" = OrderedDict()
 
 
@@ -47,7 +48,7 @@ def _bytes_of(path: str) -> np.memmap:
         return _open[identity]
     mapped = np.memmap(path, dtype=np.uint8, mode="r") if status.st_size else np.empty(0, dtype=np.uint8)
     _open[identity] = mapped
-    while len(_open) > _MAX_OPEN:
+    while len(_open) > MAX_OPEN:
         _open.popitem(last=False)
     return mapped
 

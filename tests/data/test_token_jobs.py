@@ -1,0 +1,188 @@
+"""Stage 5 as many jobs: killed at random moments, in splits, on ranks, twice by mistake, several fields at
+once."""
+
+import logging
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_token_stages import SHARDS, call, made, snapshot, tokens_only
+
+from spear_lib.bin import check_tokens, dump_tokens
+from spear_lib.data import decoding
+from spear_lib.data.tokens_store import ShardPlan, TokenFacts, TokenStoreReader, TokenStoreWriter
+from spear_lib.quantization import Quantizer
+
+__all__ = ["made"]  # a fixture
+
+fork = multiprocessing.get_context("fork")
+
+
+def dump_in_child(arguments: list[str], environment: dict[str, str]) -> None:
+    logging.disable(logging.CRITICAL)
+    os.environ.update(environment)
+    sys.argv = ["dump_tokens", *arguments]
+    dump_tokens.main()
+
+
+def start(*arguments: object, **environment: str):
+    child = fork.Process(target=dump_in_child, args=([*map(str, arguments)], environment))
+    child.start()
+    return child
+
+
+def dump_of(made: Path, store: Path) -> tuple[object, ...]:
+    cuts = made / "audio" / "cuts.jsonl.gz"
+    return ("--cuts", cuts, "--quantizer", made / "quantizer", *SHARDS, "--output_dir", store)
+
+
+def kill_and_go_on(made: Path, folder: Path, delays: list[float], monkeypatch) -> int:
+    """Kill one run after another of the same store, then let one end; how many were killed."""
+    killed = 0
+    for delay in delays:
+        child = start(*dump_of(made, folder))
+        child.join(delay)
+        if child.is_alive():
+            os.kill(child.pid, signal.SIGKILL)
+        child.join()
+        killed += child.exitcode == -signal.SIGKILL
+        assert child.exitcode in (0, -signal.SIGKILL)
+    call(dump_tokens, monkeypatch, *dump_of(made, folder))
+    assert tokens_only(folder) == tokens_only(made / "tokens")
+    return killed
+
+
+@pytest.mark.parametrize("rounds", [2, pytest.param(10, marks=pytest.mark.slow)])
+def test_killed_at_random_moments(made, tmp_path, monkeypatch, rounds):
+    """Each round: kill -9 up to three runs of one store; then store and manifest are the unbroken run's."""
+    began = time.monotonic()
+    child = start(*dump_of(made, tmp_path / "whole"))
+    child.join()
+    assert child.exitcode == 0
+    whole, random = time.monotonic() - began, np.random.default_rng()
+    killed = 0
+    for number in range(rounds):
+        killed += kill_and_go_on(
+            made, tmp_path / str(number), (random.uniform(0, whole, 3)).tolist(), monkeypatch
+        )
+    assert killed >= rounds / 2
+    store = tmp_path / "0"
+    check = ("--cuts", made / "audio" / "cuts.jsonl.gz", "--store", store)
+    call(check_tokens, monkeypatch, *check, "--output_cuts", tmp_path / "cuts.jsonl.gz")
+    assert (store / "store.json").read_bytes() == (made / "tokens" / "store.json").read_bytes()
+
+
+@pytest.mark.slow
+def test_commands_killed_at_random_moments_ten_times(made, tmp_path):
+    """As a person would: the command itself, the shell's kill -9, ten times, ever deeper into the work."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "spear_lib.bin.dump_tokens", *map(str, dump_of(made, tmp_path))]
+    began = time.monotonic()
+    subprocess.run([*command[:-1], str(tmp_path / "whole")], env=environment, check=True, capture_output=True)
+    whole, random = time.monotonic() - began, np.random.default_rng()
+    for _ in range(10):
+        running = subprocess.Popen(
+            [*command[:-1], str(tmp_path / "killed")], env=environment, stderr=subprocess.DEVNULL
+        )
+        try:
+            running.wait(random.uniform(0.5, 1.0) * whole)
+        except subprocess.TimeoutExpired:
+            running.kill()
+            running.wait()
+    subprocess.run(
+        [*command[:-1], str(tmp_path / "killed")], env=environment, check=True, capture_output=True
+    )
+    assert snapshot(tmp_path / "killed") == snapshot(tmp_path / "whole") == tokens_only(made / "tokens")
+
+
+def test_splits_ranks_and_one_job_leave_the_same_files(made, tmp_path, monkeypatch):
+    for split in (2, 3, 1):  # in any order
+        call(
+            dump_tokens, monkeypatch, *dump_of(made, tmp_path / "splits"), "--num_splits", 3, "--split", split
+        )
+    ranks = [start(*dump_of(made, tmp_path / "ranks"), RANK=str(rank), WORLD_SIZE="2") for rank in range(2)]
+    for child in ranks:
+        child.join()
+        assert child.exitcode == 0
+    # Two machines of two ranks each, one split per machine, one after the other.
+    for split in (1, 2):
+        arguments = (*dump_of(made, tmp_path / "both"), "--num_splits", 2, "--split", split)
+        for child in [start(*arguments, RANK=str(rank), WORLD_SIZE="2") for rank in range(2)]:
+            child.join()
+            assert child.exitcode == 0
+    for name in ("splits", "ranks", "both"):
+        assert tokens_only(tmp_path / name) == tokens_only(made / "tokens")
+
+
+def test_splits_of_a_small_corpus_are_not_empty(made, tmp_path, monkeypatch, caplog):
+    """Without shard_hours: 17.5 s would be one shard; three jobs get one each."""
+    cuts = ("--cuts", made / "audio" / "cuts.jsonl.gz", "--quantizer", made / "quantizer")
+    with caplog.at_level("INFO"):
+        for split in (1, 2, 3):
+            out = ("--output_dir", tmp_path / "store", "--num_splits", 3, "--split", split)
+            call(dump_tokens, monkeypatch, *cuts, *out)
+    assert all(f"{split} of 3: 1 of 3 shards" in caplog.text for split in (1, 2, 3))
+    assert TokenStoreReader(tmp_path / "store").num_frames == TokenStoreReader(made / "tokens").num_frames
+
+
+def test_the_same_split_given_to_two_jobs(made, tmp_path, monkeypatch):
+    arguments = dump_of(made, tmp_path)
+    facts = TokenFacts(**TokenStoreReader(made / "tokens").facts.__dict__)
+    plan = ShardPlan(tuple(TokenStoreWriter(made / "tokens", facts, ShardPlan(())).plan.ends))
+    first = TokenStoreWriter(tmp_path, facts, plan)
+    with (
+        first.claim(1),
+        pytest.raises(RuntimeError, match=r"shard 1 of .* is being written by process .*two jobs"),
+    ):
+        call(dump_tokens, monkeypatch, *arguments)
+    assert first.is_done(0) and not first.is_done(1)
+    # Two whole jobs at once: one may give up, what is there is right, and the next run ends it.
+    for child in [start(*arguments), start(*arguments)]:
+        child.join()
+    call(dump_tokens, monkeypatch, *arguments)
+    assert tokens_only(tmp_path) == tokens_only(made / "tokens")
+
+
+def test_two_fields_in_one_pass_over_the_audio(made, tmp_path, monkeypatch):
+    """The same files as two runs; each recording is decoded once."""
+    small = Quantizer(12, 2, 8)
+    small.provenance = Quantizer.load(made / "quantizer").provenance
+    small.save(tmp_path / "small")
+    cuts = ("--cuts", made / "audio" / "cuts.jsonl.gz", *SHARDS)
+    call(
+        dump_tokens, monkeypatch, *cuts, "--quantizer", tmp_path / "small", "--output_dir", tmp_path / "alone"
+    )
+    decoded = []
+    load_audio = decoding.load_audio
+    monkeypatch.setattr(
+        decoding, "load_audio", lambda cut, *rest: decoded.append(cut.id) or load_audio(cut, *rest)
+    )
+    both = ("--quantizer", f"[{made / 'quantizer'},{tmp_path / 'small'}]")
+    stores = ("--output_dir", f"[{tmp_path / 'one'},{tmp_path / 'two'}]")
+    call(dump_tokens, monkeypatch, *cuts, *both, *stores)
+    assert sorted(decoded) == sorted(f"r{number}" for number in range(12))
+    assert tokens_only(tmp_path / "one") == tokens_only(made / "tokens")
+    assert tokens_only(tmp_path / "two") == tokens_only(tmp_path / "alone")
+    # A third field later: only what is missing is made.
+    (tmp_path / "two" / "shards" / "shard-00001.json").unlink()
+    decoded.clear()
+    call(dump_tokens, monkeypatch, *cuts, *both, *stores)
+    assert 0 < len(decoded) < 12 and tokens_only(tmp_path / "two") == tokens_only(tmp_path / "alone")
+    call(
+        dump_tokens,
+        monkeypatch,
+        *cuts[:2],
+        "--quantizer",
+        tmp_path / "small",
+        "--output_dir",
+        tmp_path / "other",
+    )
+    with pytest.raises(ValueError, match="begun with different shards"):
+        stores = ("--output_dir", f"[{tmp_path / 'one'},{tmp_path / 'other'}]")
+        call(dump_tokens, monkeypatch, *cuts, *both, *stores)
