@@ -99,7 +99,7 @@ def test_bfloat16(checkpoints, name):
     waveforms, lengths = sounds(16000, 12000)
     half = create_teacher(name, checkpoints[name], dtype="bfloat16")
     assert half.id == exact.id
-    found = token_agreement(half, quantizer, waveforms, lengths)
+    found = token_agreement(half, quantizer, [waveforms[0], waveforms[1, :12000]])
     assert 0.9 < found.equal_tokens < 1, found
     assert found.relative_error == pytest.approx(found.relative_error_float32, rel=0.01)
     # The front end stays in float32 whatever the caller does.
