@@ -89,6 +89,19 @@ def spec_augment(
     return torch.where(chosen.view(-1, 1, 1) & valid.unsqueeze(2), result, fbank)
 
 
+def spec_augment_time_mask(
+    num_frames: int, lengths: Tensor, keys: Tensor, config: SpecAugmentConfig
+) -> Tensor:
+    """The frames that the time masks of ``spec_augment`` hide, (B, num_frames) bool, for encoders that read
+    waveforms and hide frames themselves; the other parts of SpecAugment need mel bins."""
+    if not config.enabled:
+        return torch.zeros((len(keys), num_frames), dtype=torch.bool, device=keys.device)
+    lengths = lengths.to(device=keys.device, dtype=torch.int64)
+    valid = torch.arange(num_frames, device=keys.device) < lengths.unsqueeze(1)
+    chosen = uniform(keys, _SITE)[:, 0] < config.probability
+    return _time_masks(num_frames, lengths, keys, config) & chosen.unsqueeze(1) & valid
+
+
 def _time_masks(width: int, lengths: Tensor, keys: Tensor, config: SpecAugmentConfig) -> Tensor:
     """(B, T) bool: spans of 0 to ``time_mask_frames``, together at most ``max_time_fraction`` of a row."""
     count, longest = config.num_time_masks, config.time_mask_frames

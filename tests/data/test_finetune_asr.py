@@ -195,6 +195,20 @@ def test_transcript_longer_than_the_audio_is_dropped_and_counted(corpus):
     assert gradients and all(torch.isfinite(g).all() for g in gradients)
 
 
+def test_an_encoder_that_reads_waveforms_is_fine_tuned_and_decoded(corpus, tmp_path, monkeypatch):
+    settings = {"conv_channels": 8, "hidden_dim": 24, "num_layers": 1, "num_heads": 2, "feedforward_dim": 32}
+    encoder = load_encoder({"type": "transformer", **settings, "position_kernel": 8, "position_groups": 2})
+    save_encoder(encoder, tmp_path / "encoder", {})
+    arguments = ["--encoder", str(tmp_path / "encoder"), "--data.spec_augment.enabled", "true"]
+    records = finetune(corpus, tmp_path / "run", monkeypatch, *arguments, max_steps=3)
+    assert len(losses(records)) == 3 and all(math.isfinite(loss) for loss in losses(records))
+    weights = load_weights(tmp_path / "run", 1)
+    model = build_model(weights, TextUnits(corpus["units"]))
+    assert model.encoder.encoder_type == "transformer"
+    found = recognise(model, TextUnits(corpus["units"]), Manifest(corpus["dev"]), SearchConfig("greedy"))
+    assert len(found) == 6
+
+
 def test_usable_lengths_keeps_equal_counts_and_empty_transcripts():
     lengths = torch.tensor([3, 3, 0, 2])
     assert usable_lengths(lengths, [[1] * 3, [1] * 4, [], [1]]).tolist() == [3, 0, 0, 2]

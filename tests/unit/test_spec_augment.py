@@ -4,7 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from spear_lib.data.augmentation import SpecAugmentConfig, perturb_speed, spec_augment
+from spear_lib.data.augmentation import (
+    SpecAugmentConfig,
+    perturb_speed,
+    spec_augment,
+    spec_augment_time_mask,
+)
 from spear_lib.keyed_random import keys
 
 ALWAYS = {"probability": 1.0, "time_warp": 0}
@@ -25,6 +30,17 @@ def test_time_masks_cover_a_bounded_share_with_the_mean():
     assert 0.04 < share.mean() < 0.1  # one mask of U(0, 60) frames of 400
     row, frame = hidden.nonzero()[0].tolist()
     torch.testing.assert_close(result[row, frame], fbank[row].mean().expand(128))
+
+
+def test_time_mask_alone_hides_the_frames_that_spec_augment_hides():
+    fbank, lengths, draw_keys = features(50)
+    lengths = lengths - torch.arange(50)
+    config = SpecAugmentConfig(probability=0.7, time_warp=0, num_frequency_masks=0)
+    hidden = (spec_augment(fbank, lengths, draw_keys, config) != fbank).any(dim=2)
+    mask = spec_augment_time_mask(400, lengths, draw_keys, config)
+    assert torch.equal(mask, hidden) and mask.any()
+    off = SpecAugmentConfig(enabled=False)
+    assert not spec_augment_time_mask(400, lengths, draw_keys, off).any()
 
 
 def test_long_utterances_get_more_time_masks():
