@@ -70,6 +70,11 @@ def _chunks(query: Tensor) -> list[slice]:
     return [slice(index, index + 1) for index in range(batch)]
 
 
+def _wide(x: Tensor) -> torch.dtype:
+    """The number format of what must not be rounded to half precision."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
 class _AttentionWeightsFunction(torch.autograd.Function):
     """softmax(q k' + relative positional term) with only the weights kept for the backward pass."""
 
@@ -94,7 +99,7 @@ class _AttentionWeightsFunction(torch.autograd.Function):
                 if mask is not None:
                     # Added rather than filled in: exp gives exactly 0 either way, and this is one cheap pass.
                     scores.add_(mask if mask.shape[0] == 1 else mask[part])
-                weights[part] = torch.softmax(scores, dim=-1, dtype=torch.float32)
+                weights[part] = torch.softmax(scores, dim=-1, dtype=_wide(scores))
         ctx.use_position = use_position
         ctx.save_for_backward(query, key, position_query, position_key, weights, penalty)
         # The first head once more, so that its own consumer does not need a gradient of all heads.
@@ -108,13 +113,14 @@ class _AttentionWeightsFunction(torch.autograd.Function):
         grad_query, grad_key = torch.empty_like(query), torch.empty_like(key)
         # A zero, not None, without positions: every parameter gets a gradient in every step, as DDP needs.
         grad_position_query = torch.zeros_like(position_query)
-        grad_position_key = torch.zeros_like(position_key, dtype=torch.float32)
+        wide = _wide(query)
+        grad_position_key = torch.zeros_like(position_key, dtype=wide)
         positions = position_key.to(query.dtype)
         buffer = None
         for part in _chunks(query):
-            grad = grad_weights[part].to(torch.float32, copy=True)
+            grad = grad_weights[part].to(wide, copy=True)
             grad[:, 0] += grad_first[part]
-            grad = torch.ops.aten._softmax_backward_data(grad, weights[part].float(), -1, torch.float32)
+            grad = torch.ops.aten._softmax_backward_data(grad, weights[part].to(wide), -1, wide)
             if penalty is not None:
                 grad.add_(penalty[part])
             grad = grad.to(query.dtype)
@@ -127,7 +133,7 @@ class _AttentionWeightsFunction(torch.autograd.Function):
             _relative_view(buffer).copy_(grad)
             grad_position_query[part] = torch.matmul(buffer, positions)
             product = torch.matmul(buffer.transpose(2, 3), position_query[part])
-            grad_position_key += product.sum(dim=0, dtype=torch.float32)
+            grad_position_key += product.sum(dim=0, dtype=wide)
         grad_position_key = grad_position_key.to(position_key.dtype)
         return grad_query, grad_key, grad_position_query, grad_position_key, None, None, None
 

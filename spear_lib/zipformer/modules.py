@@ -16,6 +16,11 @@ _SHIFT = {"L": 4.0, "R": 1.0}
 _OFFSET = {"L": 0.035, "R": 0.313261687}
 
 
+def at_least_float32(x: Tensor) -> Tensor:
+    """x in float32, or in float64 where it is already: an encoder in float64 is a witness for float32."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 class _SwooshFunction(torch.autograd.Function):
     """Keeps only the input (and a small dropout multiplier) for the backward pass."""
 
@@ -23,7 +28,7 @@ class _SwooshFunction(torch.autograd.Function):
     def forward(ctx, x, kind, multiplier):
         ctx.save_for_backward(x, multiplier)
         ctx.shift = _SHIFT[kind]
-        x32 = x.float()
+        x32 = at_least_float32(x)
         y = F.softplus(x32 - ctx.shift)
         y.sub_(x32, alpha=_LINEAR_TERM).sub_(_OFFSET[kind])
         if multiplier is not None:
@@ -34,7 +39,7 @@ class _SwooshFunction(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad):
         x, multiplier = ctx.saved_tensors
-        slope = (x.float() - ctx.shift).sigmoid_().sub_(_LINEAR_TERM).mul_(grad)
+        slope = (at_least_float32(x) - ctx.shift).sigmoid_().sub_(_LINEAR_TERM).mul_(grad)
         if multiplier is not None:
             slope.mul_(multiplier)
         return slope.to(grad.dtype), None, None
@@ -52,7 +57,7 @@ class _BiasNormFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, bias, log_scale):
         with torch.autocast(x.device.type, enabled=False):
-            x32 = x.float()
+            x32 = at_least_float32(x)
             square = torch.linalg.vector_norm(x32 - bias, dim=-1, keepdim=True).square() / x.shape[-1]
             # Far below float32 noise of any real activation: only keeps an all-zero frame finite.
             square = square.clamp_(min=1.0e-20)
@@ -64,7 +69,7 @@ class _BiasNormFunction(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad):
         x, bias, gain, square = ctx.saved_tensors
-        x32, grad32 = x.float(), grad.float()
+        x32, grad32 = at_least_float32(x), at_least_float32(grad)
         product = gain * (grad32 * x32).sum(dim=-1, keepdim=True)
         weight = product / (square * x.shape[-1])
         centred = (x32 - bias).mul_(weight)
