@@ -18,7 +18,7 @@ from spear_lib.data.problems import Problems
 from spear_lib.data.tokens_making import TokenField, load_teacher, log_agreement, make_shard
 from spear_lib.data.tokens_plan import SHARD_SECONDS, ShardPlan, TokenFacts, cuts_hash, refuse_same_audio
 from spear_lib.data.tokens_store import TokenStoreWriter
-from spear_lib.quantization import Quantizer
+from spear_lib.quantization import load_tokeniser
 from spear_lib.teachers.embedding import resolve_manifests
 from spear_lib.training.distributed import choose_device
 
@@ -98,11 +98,11 @@ def open_fields(
     plan = ShardPlan.over(manifest.durations, longest)
     cuts_id, teachers, fields = cuts_hash(manifest.audio_keys), {}, []
     for name, path, store in zip(names, paths, as_list(options.output_dir)):
-        quantizer = Quantizer.load(name).eval().to(device)
+        quantizer = load_tokeniser(name).eval().to(device)
         teacher = load_teacher(quantizer, name, path, options.teacher_dtype)
         teacher = teachers.setdefault(teacher.id, teacher).to(device)
         facts = TokenFacts(
-            field=f"{teacher.field_prefix}_cb{quantizer.num_codebooks}",
+            field=f"{teacher.field_prefix}_{quantizer.field_suffix}",
             teacher_id=teacher.id,
             quantizer_id=quantizer.id,
             frame_rate=teacher.frame_rate,

@@ -19,7 +19,7 @@ from spear_lib.data.decoding import decode, decode_ahead
 from spear_lib.data.manifests import Manifest
 from spear_lib.data.problems import Problems
 from spear_lib.data.tokens_store import TokenStoreWriter
-from spear_lib.quantization import Quantizer
+from spear_lib.quantization import Tokeniser
 from spear_lib.teachers import Teacher
 from spear_lib.teachers.agreement import token_agreement
 from spear_lib.teachers.embedding import embed_batches, length_batches
@@ -38,11 +38,11 @@ class TokenField:
     """A token field in the making: whose embeddings, which codes, where to."""
 
     teacher: Teacher
-    quantizer: Quantizer
+    quantizer: Tokeniser
     writer: TokenStoreWriter
 
 
-def load_teacher(quantizer: Quantizer, where: str, path: str = "", dtype: str = "") -> Teacher:
+def load_teacher(quantizer: Tokeniser, where: str, path: str = "", dtype: str = "") -> Teacher:
     """The very teacher whose embeddings the quantiser (at ``where``) was trained on, or an error."""
     provenance = quantizer.provenance
     if "recipe" not in provenance:
