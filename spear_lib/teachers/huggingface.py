@@ -17,9 +17,11 @@ import json
 import math
 from contextlib import contextmanager
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spear_lib.teachers.base import Teacher, weights_hash
@@ -161,6 +163,31 @@ class WavLMTeacher(TransformersTeacher):
     name = "wavlm"
     published = "microsoft/wavlm-large"
     needs = _needs(published)
+
+    def __init__(self, path: str | Path, layer: int | None = None) -> None:
+        super().__init__(path, layer)
+        for block in self.model.encoder.layers:
+            block.attention.torch_multi_head_self_attention = MethodType(_fused_attention, block.attention)
+
+
+def _fused_attention(
+    attention: nn.Module, hidden: Tensor, valid: Tensor | None, position_bias: Tensor, *_: Any
+) -> tuple[Tensor, None]:
+    """WavLM's attention without the weights that transformers computes and nobody here reads: half the time.
+
+    Args:
+      hidden: (B, T, D); valid: (B, T) bool; position_bias: (B * heads, T, T), gated.
+    """
+    shape = (*hidden.shape[:2], attention.num_heads, -1)
+    query, key, value = (
+        project(hidden).view(shape).transpose(1, 2)
+        for project in (attention.q_proj, attention.k_proj, attention.v_proj)
+    )  # each (B, heads, T, D / heads)
+    bias = position_bias.view(*query.shape[:3], -1).to(query.dtype)
+    if valid is not None:
+        bias = bias.masked_fill(~valid[:, None, None, :], -math.inf)
+    output = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+    return attention.out_proj(output.transpose(1, 2).flatten(2)), None
 
 
 class HubertTeacher(TransformersTeacher):
