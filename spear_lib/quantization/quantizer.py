@@ -174,6 +174,7 @@ class Quantizer(nn.Module):
         keep_best: bool = False,
         normalised: bool = False,
         memory_budget_mb: int = 256,
+        kernel: str = "auto",
     ) -> Tensor:
         """Tokens of frames; a frame's tokens do not depend on the other frames.
 
@@ -183,6 +184,7 @@ class Quantizer(nn.Module):
           keep_best: see ``search.refine``.
           normalised: x is already (x - mean) / std.
           memory_budget_mb: working memory; frames are worked on in chunks that fit.
+          kernel: see ``search.choose_kernel``; the tokens are the same.
 
         Returns:
           (..., N) uint8.
@@ -208,7 +210,7 @@ class Quantizer(nn.Module):
             part = part if normalised else self.normalise(part)
             found = self.logits(part).argmax(dim=-1)
             if refine_iters > 0:
-                found = search.refine(table, table.project(part), found, refine_iters, keep_best)
+                found = search.refine(table, table.project(part), found, refine_iters, keep_best, kernel)
             codes[begin : begin + chunk] = found.to(torch.uint8)
         return codes.view(*x.shape[:-1], self.num_codebooks)
 
