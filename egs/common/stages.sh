@@ -10,6 +10,17 @@
 # It uses these options of the calling script: stage, stop_stage, data_dir, exp_dir.
 # shellcheck disable=SC2154 # they are set by parse_options.sh
 
+# Facts that local/corpus.sh need not state (source it after this file).
+# shellcheck disable=SC2034 # they are for prepare.sh and run.sh
+{
+  # The set whose embeddings the quantiser is trained on.
+  quantizer_set=train
+  # The set whose labels or transcripts fine-tuning may read.
+  labelled_set=labelled
+  # What stages 7 and 12 to 14 are for: asr, or none where a recipe ends with the encoder.
+  finetune=asr
+}
+
 common_dir=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 repository=$(cd "$common_dir/../.." && pwd)
 script_command="$0${*:+ $*}"
@@ -66,6 +77,7 @@ json_value() {
 # check_stage_range FIRST LAST: --stage and --stop-stage must lie inside the script's own stages.
 check_stage_range() {
   local first=$1 last=$2 value
+  last_stage=$last
   for value in "$stage" "$stop_stage"; do
     if ((value < first || value > last)); then
       usage_error "there is no stage $value here: $0 has stages $first to $last (prepare.sh 0 to 7, run.sh 10 to 14)"
@@ -74,6 +86,16 @@ check_stage_range() {
   if ((stage > stop_stage)); then
     usage_error "--stage $stage is after --stop-stage $stop_stage: nothing would run"
   fi
+}
+
+# end_before STAGE WHY: the recipe has no stage STAGE nor any after it. Where they were asked for, the script refuses;
+# otherwise it ends with the stage before.
+end_before() {
+  last_stage=$(($1 - 1))
+  if ((stop_stage <= last_stage)); then return 0; fi
+  if ((stage > last_stage)) || option_given stop_stage; then die "there is no stage $1 in this recipe: $2"; fi
+  stop_stage=$last_stage
+  log "the recipe ends with stage $last_stage: $2"
 }
 
 # launch MODULE ARGS...: python -m MODULE, through torchrun when --nproc or --num-nodes asks for several processes.

@@ -34,9 +34,10 @@ option noise_dir "" "Folder of the MUSAN noises, for stage 2 (empty: no noise, o
 option conf "" "Size of everything: the stem of conf/*/*.yaml (default: mini with --mini true, else base)"
 option data_dir data "Where all of this goes" path
 option exp_dir exp "Where run.sh writes" path
-option teacher "$default_teacher" "Whose embeddings are quantised: spectral, or spear (an encoder of ours)"
-option teacher_path "" "Weights of the teacher (spear: an encoder folder or checkpoint)" path
+option teacher "$default_teacher" "Whose embeddings are quantised: spectral, wavlm, hubert, dasheng, atst_frame, or spear (an encoder of ours)"
+option teacher_path "" "Weights of the teacher: a folder, a file, or hub:OWNER/NAME (without it a teacher says what it needs)" path
 option teacher_layer "" "Layer of the teacher (empty: its own default)"
+option teacher_dtype float32 "Number format of the teacher's blocks; stage 5 reports how many tokens bfloat16 changes" "float32|bfloat16"
 option seed 0 "Every random choice follows from it" int
 option num_jobs 2 "Processes for synthesis and manifests" int
 option num_splits 1 "Parts in which stage 5 divides each set" int
@@ -55,6 +56,7 @@ if [[ -z $conf ]]; then
   if [[ $mini == true ]]; then conf=mini; else conf=base; fi
 fi
 corpus_facts "$conf"
+if [[ $finetune == none ]]; then end_before 7 "text units are for speech recognition (finetune=none in local/corpus.sh)"; fi
 
 manifests=$data_dir/manifests
 embeddings=$data_dir/embeddings/$teacher
@@ -78,8 +80,9 @@ stage_2() {
 stage_3() {
   local layer=()
   if [[ -n $teacher_layer ]]; then layer=(--teacher_layer "$teacher_layer"); fi
-  "$python" -m spear_lib.bin.extract_embeddings --config "$quantizer_conf" --cuts "$(set_manifest train)" \
-    --output_dir "$embeddings" --teacher "$teacher" --teacher_path "$teacher_path" "${layer[@]}" --seed "$seed"
+  "$python" -m spear_lib.bin.extract_embeddings --config "$quantizer_conf" --cuts "$(set_manifest "$quantizer_set")" \
+    --output_dir "$embeddings" --teacher "$teacher" --teacher_path "$teacher_path" "${layer[@]}" \
+    --teacher_dtype "$teacher_dtype" --seed "$seed"
 }
 
 stage_4() {
@@ -104,7 +107,7 @@ stage_6() {
 }
 
 stage_7() {
-  "$python" -m spear_lib.bin.train_units --cuts "[$(set_manifest labelled)]" --output_dir "$data_dir/units" \
+  "$python" -m spear_lib.bin.train_units --cuts "[$(set_manifest "$labelled_set")]" --output_dir "$data_dir/units" \
     --vocab_size "$num_units"
 }
 
@@ -113,10 +116,10 @@ if [[ $mini == true || -n $noise_dir ]]; then noise_result=(--leaves "$noise_cut
 
 run_stage 0 "corpus" stage_0 --options "mini corpus_dir noise_dir seed corpus_options" --leaves "$data_dir/corpus"
 manifests_made=()
-for set in train labelled dev $test_sets; do manifests_made+=(--leaves "$(set_manifest "$set")"); done
+for set in train $labelled_set dev $test_sets; do manifests_made+=(--leaves "$(set_manifest "$set")"); done
 run_stage 1 "manifests" stage_1 --after 0 "${manifests_made[@]}"
 run_stage 2 "noise" stage_2 --after 0 "${noise_result[@]}"
-run_stage 3 "teacher embeddings" stage_3 --after 1 --options "teacher teacher_path teacher_layer seed" \
+run_stage 3 "teacher embeddings" stage_3 --after 1 --options "teacher teacher_path teacher_layer teacher_dtype quantizer_set seed" \
   --config "$quantizer_conf" --leaves "$embeddings"
 run_stage 4 "quantiser" stage_4 --after 3 --options "seed" --config "$quantizer_conf" --leaves "$quantizer" \
   --identity "quantizer=$quantizer/report.json:quantizer_id"
@@ -125,4 +128,4 @@ cuts_made=()
 for set in $token_sets; do cuts_made+=(--leaves "$(token_cuts "$set")"); done
 run_stage 6 "attaching tokens" stage_6 --after 5 "${cuts_made[@]}"
 run_stage 7 "text units" stage_7 --after 1 --options "num_units" --leaves "$data_dir/units/bpe.model"
-if ((stop_stage == 7)); then log "the data is ready in $data_dir"; fi
+if ((stop_stage == last_stage)); then log "the data is ready in $data_dir"; fi

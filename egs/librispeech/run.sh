@@ -45,6 +45,9 @@ if [[ -z $conf ]]; then
 fi
 compare_scratch=${compare_scratch:-$mini}
 corpus_facts "$conf"
+if [[ $finetune == none ]]; then
+  end_before 12 "fine-tuning for these labels is not there yet (finetune=none in local/corpus.sh); the encoder is $exp_dir/pretrain/encoder"
+fi
 if [[ $mini == true ]]; then report_title="$report_title, synthesised mini corpus"; fi
 
 units=$data_dir/units
@@ -92,7 +95,7 @@ stage_12() {
       if [[ -f $scratch_conf ]]; then start+=(--config "$scratch_conf"); fi
       start+=(--scratch true)
     fi
-    launch spear_lib.bin.finetune_asr "${start[@]}" --experiment_dir "$exp_dir/finetune_$arm" --units "$units" --data.train_cuts "[$(set_manifest labelled)]" "${noise[@]}" \
+    launch spear_lib.bin.finetune_asr "${start[@]}" --experiment_dir "$exp_dir/finetune_$arm" --units "$units" --data.train_cuts "[$(set_manifest "$labelled_set")]" "${noise[@]}" \
       --dev_cuts "[$(set_manifest dev)]" --training.seed "$seed"
   done
 }

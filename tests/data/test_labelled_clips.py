@@ -1,6 +1,7 @@
 """Folders of labelled clips in the layouts of AudioSet, VGGSound, FSD50K, Music4All and MTG-Jamendo."""
 
 import csv
+import re
 from pathlib import Path
 
 import numpy as np
@@ -123,6 +124,21 @@ def test_music4all(tmp_path):
         "first of 2 channels": 1,
     }
     assert load_audio(cuts[0]).ndim == 1
+
+
+def test_the_example_of_the_readme_runs(tmp_path):
+    write(
+        tmp_path / "id_genres.csv",
+        "id\tgenres\n0009fFIM1eYThaPg\tpop\nmissing\trock\n0010xmHR6UICBOYT\tfolk\n",
+    )
+    for name in ("0009fFIM1eYThaPg", "0010xmHR6UICBOYT"):
+        write_audio(tmp_path / "audios" / f"{name}.wav")
+    readme = Path(__file__).resolve().parents[2] / "egs" / "audioset" / "README.md"
+    code = re.search(r"```python\n(.*?)```", readme.read_text(encoding="utf-8"), re.DOTALL).group(1)
+    names: dict = {}
+    exec(code.replace("max_missing_fraction=0.3", "max_missing_fraction=0.4"), names)
+    names["prepare"]("music4all", str(tmp_path), str(tmp_path / "cuts.jsonl.gz"))
+    assert [labels_of(cut) for cut in Manifest(tmp_path / "cuts.jsonl.gz")] == [["pop"], ["folk"]]
 
 
 JAMENDO = (

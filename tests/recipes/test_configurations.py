@@ -32,6 +32,8 @@ GIVEN = {
         )
     ],
 }
+# A recipe that ends with the encoder (finetune=none in its local/corpus.sh) needs no more.
+WITHOUT_FINE_TUNING = {"quantizer", "pretrain"}
 FILES = sorted(REPOSITORY.glob("egs/*/conf/**/*.yaml"))
 
 
@@ -57,6 +59,10 @@ def test_a_configuration_loads(path):
 def test_every_size_has_every_file(recipe, kind):
     sizes = {path.stem for path in (recipe / "pretrain").glob("*.yaml")}
     assert sizes, recipe
+    facts = (recipe.parent / "local" / "corpus.sh").read_text(encoding="utf-8")
+    if "finetune=none" in facts and kind not in WITHOUT_FINE_TUNING:
+        assert not (recipe / kind).exists(), "there is no stage that reads it"
+        return
     assert {path.stem for path in (recipe / kind).glob("*.yaml")} == sizes
 
 
@@ -72,9 +78,30 @@ def test_published_sizes_have_the_published_shape(size):
 
 
 @pytest.mark.parametrize("size", ["base", "large"])
-@pytest.mark.parametrize("kind", ["pretrain", "finetune"])
-def test_every_value_of_the_published_sizes_names_its_source(kind, size):
-    path = REPOSITORY / "egs" / "librispeech" / "conf" / kind / f"{size}.yaml"
+def test_published_sizes_for_sounds(size):
+    path = REPOSITORY / "egs" / "audioset" / "conf" / "pretrain" / f"{size}.yaml"
+    options = load(
+        PretrainOptions, {"experiment_dir": "a", **yaml.safe_load(path.read_text(encoding="utf-8"))}
+    )
+    assert options.encoder == getattr(ZipformerConfig, size)()
+    masking, mixing = options.data.masking, options.data.mixing
+    assert (masking.time_probability, masking.time_span) == (0.65, 10)
+    assert (masking.channel_probability, masking.channel_span) == (0.25, 20)
+    assert (mixing.noise_probability, mixing.token_probability, mixing.utterance_probability) == (
+        0.5,
+        0.0,
+        0.0,
+    )
+    assert tuple(mixing.noise_snr_db) == (10.0, 20.0) and tuple(mixing.noise_overlap) == (1.0, 1.0)
+    assert options.training.lr_hours == 20_000
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in FILES if role(path) in ("pretrain", "finetune") and path.stem in ("base", "large")],
+    ids=name,
+)
+def test_every_value_of_the_published_sizes_names_its_source(path):
     for line in path.read_text(encoding="utf-8").splitlines():
         if re.match(r"\s*\w+: \S", line) and not line.rstrip().endswith(":"):
             assert re.search(r"# .*(paper|reference|icefall|ours|million|50 Hz|fine-tuning)", line), line
