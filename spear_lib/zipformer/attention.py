@@ -131,9 +131,11 @@ class _AttentionWeightsFunction(torch.autograd.Function):
             if buffer is None:  # what lies outside the view stays zero
                 buffer = grad.new_zeros(*grad.shape[:3], 2 * num_frames - 1)
             _relative_view(buffer).copy_(grad)
-            grad_position_query[part] = torch.matmul(buffer, positions)
-            product = torch.matmul(buffer.transpose(2, 3), position_query[part])
-            grad_position_key += product.sum(dim=0, dtype=wide)
+            # Both transposed: few rows and many columns are the shape that matrix products do fast.
+            product = torch.matmul(positions.transpose(1, 2), buffer.transpose(2, 3))
+            grad_position_query[part] = product.transpose(2, 3)
+            product = torch.matmul(position_query[part].transpose(2, 3), buffer)
+            grad_position_key += product.sum(dim=0, dtype=wide).transpose(1, 2)
         grad_position_key = grad_position_key.to(position_key.dtype)
         return grad_query, grad_key, grad_position_query, grad_position_key, None, None, None
 
@@ -200,6 +202,12 @@ class RelPositionMultiheadAttentionWeights(nn.Module):
         return _AttentionWeightsFunction.apply(
             query, key, position_query, position_key, mask, use_position, penalty
         )
+
+
+def constant_attention(weights: Tensor) -> Tensor:
+    """Attention weights (..., T, T) made equal over the frames that each target sees."""
+    seen = (weights > 0.0).to(weights.dtype)
+    return seen / seen.sum(dim=-1, keepdim=True)
 
 
 class SelfAttention(nn.Module):

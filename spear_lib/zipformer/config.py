@@ -71,6 +71,10 @@ class ZipformerConfig:
     """Parameter limiters and the attention score penalty in training (Zipformer)."""
     stochastic: bool = True
     """Dropouts, layer and branch skipping, feature masks in training (Zipformer)."""
+    constant_attention: bool = False
+    """In some training calls the non-linear attention averages over time with equal weights (Zipformer). The
+    code that trained the published SPEAR models meant to do so too, but tests for "not training" where
+    "training" was meant, so it never happened: false repeats those models, true is what Zipformer does."""
     warmup_batches: float = 4000.0
     """Batch count at which the layer-skip warm-up ends (Zipformer)."""
 

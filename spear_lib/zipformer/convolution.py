@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from spear_lib.zipformer.activations import swoosh_linear
 from spear_lib.zipformer.cpu_convolutions import depthwise_conv1d
-from spear_lib.zipformer.modules import scaled_linear, swoosh
+from spear_lib.zipformer.modules import scaled_linear
 from spear_lib.zipformer.regularisers import Balancer, Whiten
 from spear_lib.zipformer.schedule import Schedule, StepContext
 
@@ -114,4 +115,5 @@ class ConvolutionModule(nn.Module):
             values = self.depthwise_conv(values, chunk_size)
         else:
             values = depthwise_conv1d(values, self.depthwise_conv.weight, self.depthwise_conv.bias)
-        return self.out_proj(swoosh(self.whiten(self.balancer2(values)), "R"))
+        values = self.whiten(self.balancer2(values))
+        return swoosh_linear(values, self.out_proj.weight, self.out_proj.bias, "R")

@@ -4,12 +4,12 @@ Shapes: B utterances, F fbank frames, M mel bins, T = (F - 7) // 2 frames, C cha
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from spear_lib.zipformer.activations import pointwise_network, swoosh
 from spear_lib.zipformer.config import ZipformerConfig
 from spear_lib.zipformer.cpu_convolutions import first_conv2d
-from spear_lib.zipformer.modules import BiasNorm, scale_initialisation, swoosh
+from spear_lib.zipformer.modules import BiasNorm, scale_initialisation
 from spear_lib.zipformer.regularisers import Balancer, ScaleGrad, Whiten
 from spear_lib.zipformer.schedule import Schedule, StepContext
 
@@ -46,11 +46,19 @@ class ConvNeXt(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, T, W, C) -> (B, T, W, C)."""
-        # Channels last: the pointwise convolutions are plain matrix products.
         h = _convolve(self.depthwise_conv, x)
-        h = F.linear(h, self.pointwise_conv1.weight.flatten(1), self.pointwise_conv1.bias)
-        h = swoosh(self.hidden_balancer(h), "L")
-        h = F.linear(h, self.pointwise_conv2.weight.flatten(1), self.pointwise_conv2.bias)
+        # Channels last: the pointwise convolutions are plain matrix products.
+        requires_grad = torch.is_grad_enabled() and (
+            h.requires_grad or self.pointwise_conv1.weight.requires_grad
+        )
+        h = pointwise_network(
+            h,
+            self.pointwise_conv1.weight.flatten(1),
+            self.pointwise_conv1.bias,
+            self.pointwise_conv2.weight.flatten(1),
+            self.pointwise_conv2.bias,
+            self.hidden_balancer.limits(requires_grad),
+        )
         if self.training and self.stochastic:
             rate = self.layerdrop_rate(self.context.batch_count)
             h = h * self.context.keep(self.draw, rate).view(-1, 1, 1, 1)

@@ -6,13 +6,15 @@ Shapes: B utterances, T frames of the stack, D channels, H heads.
 import torch
 from torch import Tensor, nn
 
+from spear_lib.zipformer.activations import swoosh_linear
 from spear_lib.zipformer.attention import (
     NonlinAttention,
     RelPositionMultiheadAttentionWeights,
     SelfAttention,
+    constant_attention,
 )
 from spear_lib.zipformer.convolution import ConvolutionModule
-from spear_lib.zipformer.modules import BiasNorm, Bypass, scaled_linear, swoosh
+from spear_lib.zipformer.modules import BiasNorm, Bypass, scaled_linear
 from spear_lib.zipformer.regularisers import Balancer, Whiten
 from spear_lib.zipformer.schedule import Schedule, StepContext
 
@@ -41,8 +43,10 @@ class FeedForward(nn.Module):
         if self.training and self.stochastic:
             rate = self.dropout(self.context.batch_count)
             multiplier = self.context.keep(self.draws, rate).div_(1.0 - rate).unsqueeze(1)
-        hidden = swoosh(self.hidden_balancer(self.in_proj(x)), "L", multiplier)
-        return self.out_whiten(self.out_proj(hidden))
+        hidden = self.hidden_balancer(self.in_proj(x))
+        return self.out_whiten(
+            swoosh_linear(hidden, self.out_proj.weight, self.out_proj.bias, "L", multiplier)
+        )
 
 
 class ZipformerLayer(nn.Module):
@@ -65,6 +69,7 @@ class ZipformerLayer(nn.Module):
         whiten: bool = True,
         limit_gradients: bool = True,
         stochastic: bool = True,
+        constant_attention: bool = False,
     ):
         super().__init__()
         self.context = context
@@ -111,6 +116,9 @@ class ZipformerLayer(nn.Module):
         self.conv_skip_rate = Schedule((0, 0.2), (4000, 0.05), (16000, 0.0))
         self.ff2_skip_rate = Schedule((0, 0.1), (4000, 0.01), (50000, 0.0))
         self.ff3_skip_rate = Schedule((0, 0.1), (4000, 0.01), (50000, 0.0))
+        self.constant_attention_rate = Schedule((0, 0.25), (4000, 0.025))
+        # The test that the SPEAR copy inverts, see ZipformerConfig.constant_attention.
+        self.constant_coin = context.new_coin() if constant_attention and stochastic else None
         self.attention_draw = context.new_draws()
         self.conv_draws = (context.new_draws(), context.new_draws())
         self.feedforward_draws = (context.new_draws(), context.new_draws())
@@ -143,6 +151,10 @@ class ZipformerLayer(nn.Module):
           (B, T, D).
         """
         weights, first_head = self.self_attn_weights(x, table, mask)
+        if self.training and self.constant_coin is not None:
+            rate = self.constant_attention_rate(self.context.batch_count)
+            if self.context.coin(self.constant_coin) < rate:
+                first_head = constant_attention(first_head)
         attention_mask = self._mask(self.attention_skip_rate, self.attention_draw)
         h = x + self.feed_forward1(x)
         branch = self.balancer_na(self.nonlin_attention(h, first_head))

@@ -1,56 +1,19 @@
-"""Small building blocks: Swoosh activations, BiasNorm, bypass, down- and up-sampling, scaled initialisation.
+"""Small building blocks: BiasNorm, bypass, down- and up-sampling, scaled initialisation.
 
 Shapes: B utterances, T frames, D channels; everything is batch-major (B, T, D).
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from spear_lib.zipformer.regularisers import Limiter
 from spear_lib.zipformer.schedule import Schedule, StepContext, as_schedule
 
-_LINEAR_TERM = 0.08
-_SHIFT = {"L": 4.0, "R": 1.0}
-_OFFSET = {"L": 0.035, "R": 0.313261687}
-
 
 def at_least_float32(x: Tensor) -> Tensor:
     """x in float32, or in float64 where it is already: an encoder in float64 is a witness for float32."""
     return x if x.dtype == torch.float64 else x.float()
-
-
-class _SwooshFunction(torch.autograd.Function):
-    """Keeps only the input (and a small dropout multiplier) for the backward pass."""
-
-    @staticmethod
-    def forward(ctx, x, kind, multiplier):
-        ctx.save_for_backward(x, multiplier)
-        ctx.shift = _SHIFT[kind]
-        x32 = at_least_float32(x)
-        y = F.softplus(x32 - ctx.shift)
-        y.sub_(x32, alpha=_LINEAR_TERM).sub_(_OFFSET[kind])
-        if multiplier is not None:
-            y.mul_(multiplier)
-        return y.to(x.dtype)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):
-        x, multiplier = ctx.saved_tensors
-        slope = (at_least_float32(x) - ctx.shift).sigmoid_().sub_(_LINEAR_TERM).mul_(grad)
-        if multiplier is not None:
-            slope.mul_(multiplier)
-        return slope.to(grad.dtype), None, None
-
-
-def swoosh(x: Tensor, kind: str, multiplier: Tensor | None = None) -> Tensor:
-    """Swoosh activation of kind "L" or "R" (Zipformer), times an optional dropout multiplier.
-
-    L(x) = ln(1 + exp(x - 4)) - 0.08 x - 0.035; R(x) = ln(1 + exp(x - 1)) - 0.08 x - 0.313261687.
-    """
-    return _SwooshFunction.apply(x, kind, multiplier)
 
 
 class _BiasNormFunction(torch.autograd.Function):

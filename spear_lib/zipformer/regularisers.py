@@ -28,29 +28,58 @@ def mean_over_std_limit(proportion_positive: float) -> float:
     return 0.8139535143 * 0.5 * (math.log(2 * p + epsilon) - math.log(2 - 2 * p + epsilon))
 
 
+@dataclass(frozen=True)
+class BalancerLimits:
+    """Ranges of one call of a Balancer, in the quantities that it measures.
+
+    Attributes:
+      min_mean, max_mean: range of mean / standard deviation.
+      min_rms, max_rms: range of the RMS.
+      grad_scale: size of the added gradient relative to the gradient itself.
+    """
+
+    min_mean: float
+    max_mean: float
+    min_rms: float
+    max_rms: float
+    grad_scale: float
+
+    @classmethod
+    def of(
+        cls, positive: tuple[float, float], absolute: tuple[float, float], grad_scale: float
+    ) -> "BalancerLimits":
+        """From ranges of the share of positive values and of the mean absolute value."""
+        mean = [mean_over_std_limit(value) for value in positive]
+        return cls(*mean, *(_RMS_OF_ABS * value for value in absolute), grad_scale)
+
+    def coefficients(self, mean: Tensor, square: Tensor) -> tuple[Tensor, Tensor]:
+        """Of mean x and mean x^2 of each channel (C,): offset and slope (C,), so that the gradient g becomes
+        g + |g| (offset + slope x)."""
+        std2 = (square - mean * mean).clamp_(min=_FLOOR)
+        std = std2.sqrt()
+        square = square.clamp(min=_FLOOR)
+        rms = square.sqrt()
+        ratio = mean / std
+        alpha = (ratio > self.max_mean).to(mean.dtype) - (ratio < self.min_mean).to(mean.dtype)
+        omega = (rms > self.max_rms).to(mean.dtype) - (rms < self.min_rms).to(mean.dtype)
+        slope = omega / square - alpha * ratio / std2
+        offset = alpha * (1.0 / std + ratio * mean / std2)
+        size = ((offset + slope * mean).square() + slope.square() * std2).sqrt()
+        factor = self.grad_scale / size.clamp_(min=_FLOOR)
+        return offset * factor, slope * factor
+
+
 class _BalancerFunction(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, channel_dim, min_mean, max_mean, min_rms, max_rms, grad_scale):
+    def forward(ctx, x, channel_dim, limits):
         with torch.autocast(x.device.type, enabled=False):
             shape = [1] * x.dim()
             shape[channel_dim] = x.shape[channel_dim]
             others = [dim for dim in range(x.dim()) if dim != channel_dim % x.dim()]
             x32 = x.float()
-            mean = x32.mean(dim=others)
             count = x.numel() // x.shape[channel_dim]
-            square = x32.square().sum(dim=others) / count
-            std2 = (square - mean * mean).clamp_(min=_FLOOR)
-            std = std2.sqrt()
-            square = square.clamp_(min=_FLOOR)
-            rms = square.sqrt()
-            ratio = mean / std
-            alpha = (ratio > max_mean).float() - (ratio < min_mean).float()
-            omega = (rms > max_rms).float() - (rms < min_rms).float()
-            slope = omega / square - alpha * ratio / std2
-            offset = alpha * (1.0 / std + ratio * mean / std2)
-            size = ((offset + slope * mean).square() + slope.square() * std2).sqrt()
-            factor = grad_scale / size.clamp_(min=_FLOOR)
-            ctx.save_for_backward(x, (offset * factor).reshape(shape), (slope * factor).reshape(shape))
+            offset, slope = limits.coefficients(x32.mean(dim=others), x32.square().sum(dim=others) / count)
+            ctx.save_for_backward(x, offset.reshape(shape), slope.reshape(shape))
         return x.view_as(x)
 
     @staticmethod
@@ -58,7 +87,7 @@ class _BalancerFunction(torch.autograd.Function):
     def backward(ctx, grad):
         x, offset, slope = ctx.saved_tensors
         change = torch.addcmul(offset, slope, x.float())
-        return torch.addcmul(grad.float(), grad.abs(), change).to(grad.dtype), *[None] * 6
+        return torch.addcmul(grad.float(), grad.abs(), change).to(grad.dtype), None, None
 
 
 class Balancer(nn.Module):
@@ -98,20 +127,20 @@ class Balancer(nn.Module):
         self.enabled = enabled
         self.coin = context.new_coin()
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Identity on x (any shape)."""
-        if not (self.training and self.enabled and x.requires_grad):
-            return x
+    def limits(self, requires_grad: bool = True) -> BalancerLimits | None:
+        """The limits of this call, or None where it does nothing."""
+        if not (self.training and self.enabled and requires_grad):
+            return None
         count = self.context.batch_count
         if self.context.coin(self.coin) >= self.prob(count):
-            return x
-        return balance(
-            x,
-            self.channel_dim,
-            (self.min_positive(count), self.max_positive(count)),
-            (self.min_abs(count), self.max_abs(count)),
-            self.grad_scale,
-        )
+            return None
+        positive = (self.min_positive(count), self.max_positive(count))
+        return BalancerLimits.of(positive, (self.min_abs(count), self.max_abs(count)), self.grad_scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Identity on x (any shape)."""
+        limits = self.limits(x.requires_grad)
+        return x if limits is None else _BalancerFunction.apply(x, self.channel_dim, limits)
 
 
 def balance(
@@ -122,15 +151,7 @@ def balance(
     grad_scale: float = 0.04,
 ) -> Tensor:
     """Identity on x; the backward pass applies the Balancer with these limits."""
-    return _BalancerFunction.apply(
-        x,
-        channel_dim,
-        mean_over_std_limit(positive[0]),
-        mean_over_std_limit(positive[1]),
-        _RMS_OF_ABS * absolute[0],
-        _RMS_OF_ABS * absolute[1],
-        grad_scale,
-    )
+    return _BalancerFunction.apply(x, channel_dim, BalancerLimits.of(positive, absolute, grad_scale))
 
 
 def _centred_covariance(x: Tensor, num_groups: int) -> tuple[Tensor, Tensor]:
@@ -170,12 +191,10 @@ class _WhitenFunction(torch.autograd.Function):
             direction = covariance - torch.eye(covariance.shape[1], device=x.device) * (
                 metric * mean_diagonal
             )
-            # |X D|_F^2 = sum_k tr(D_k C_k D_k), without forming the n x C product.
-            norm = (torch.matmul(direction, covariance) * direction).sum().clamp(min=0.0).sqrt()
-            scale = torch.where(metric < limit, 0.0, grad_scale) / (norm + _FLOOR)
-            direction = direction * scale
             ctx.num_groups = num_groups
-            ctx.save_for_backward(x, direction, torch.matmul(mean, direction))
+            ctx.save_for_backward(
+                x, direction, torch.matmul(mean, direction), torch.where(metric < limit, 0.0, grad_scale)
+            )
         return x.view_as(x)
 
     @staticmethod
@@ -183,16 +202,19 @@ class _WhitenFunction(torch.autograd.Function):
     def backward(ctx, grad):
         if not ctx.active:
             return grad, None, None, None
-        x, direction, offset = ctx.saved_tensors
+        x, direction, offset, grad_scale = ctx.saved_tensors
         grad32 = grad.float()
         x32 = x.float().reshape(-1, x.shape[-1])
-        if ctx.num_groups == 1:
-            change = torch.addmm(offset[0], x32, direction[0], beta=-1)
-        else:
-            grouped = x32.reshape(x32.shape[0], ctx.num_groups, -1).transpose(0, 1)
-            change = (torch.matmul(grouped, direction) - offset).transpose(0, 1).reshape(x32.shape)
-        change = change.reshape(x.shape).mul_(torch.linalg.vector_norm(grad32)).add_(grad32)
-        return change.to(grad.dtype), None, None, None
+        with torch.autocast(x.device.type, enabled=False):
+            if ctx.num_groups == 1:
+                change = torch.addmm(offset[0], x32, direction[0], beta=-1)
+            else:
+                grouped = x32.reshape(x32.shape[0], ctx.num_groups, -1).transpose(0, 1)
+                change = (torch.matmul(grouped, direction) - offset).transpose(0, 1).reshape(x32.shape)
+            # The norm of the product itself: a closed form of it costs a product of d x d matrices.
+            size = grad_scale * torch.linalg.vector_norm(grad32)
+            change = change.mul_(size / (torch.linalg.vector_norm(change) + _FLOOR)).reshape(x.shape)
+            return change.add_(grad32).to(grad.dtype), None, None, None
 
 
 def whiten(x: Tensor, num_groups: int, limit: float, grad_scale: float) -> Tensor:

@@ -120,6 +120,7 @@ class Stack(nn.Module):
                 whiten=config.whiten,
                 limit_gradients=config.limit_gradients,
                 stochastic=config.stochastic,
+                constant_attention=config.constant_attention,
             )
             if layers:
                 # As published models: all layers of a stack start as copies of the first.

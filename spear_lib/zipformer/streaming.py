@@ -15,11 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from spear_lib.zipformer.activations import swoosh
 from spear_lib.zipformer.attention import MASKED_SCORE, positional_table
 from spear_lib.zipformer.encoder import EncoderOutput, SpearEncoder
 from spear_lib.zipformer.front_end import MIN_FBANK_FRAMES
 from spear_lib.zipformer.layer import ZipformerLayer
-from spear_lib.zipformer.modules import swoosh, upsample
+from spear_lib.zipformer.modules import upsample
 from spear_lib.zipformer.stack import DownsampledStack, HiddenStates, adapt_width, assemble
 
 _CONVOLUTION_FRAMES = 7  # fbank frames that the three front-end convolutions use up

@@ -9,9 +9,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from spear_lib.zipformer import SpearEncoder, ZipformerConfig
+from spear_lib.zipformer.activations import swoosh
 from spear_lib.zipformer.attention import MASKED_SCORE, positional_table
 from spear_lib.zipformer.layer import ZipformerLayer
-from spear_lib.zipformer.modules import Downsample, bias_norm, swoosh, upsample
+from spear_lib.zipformer.modules import Downsample, bias_norm, upsample
 from spear_lib.zipformer.regularisers import (
     Balancer,
     ScaleGrad,

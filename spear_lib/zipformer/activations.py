@@ -1,0 +1,187 @@
+"""Swoosh activations, alone and fused with linear layers, with backward passes that save memory.
+
+Nothing that a cheap pass can recompute from a kept tensor is kept: of an activation only its input, of an
+activation with its linear layer the same, of a network of two linear layers only the input of the first.
+
+Shapes: (..., C) with channels last; n rows.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from spear_lib.zipformer.modules import at_least_float32
+from spear_lib.zipformer.regularisers import BalancerLimits
+
+_LINEAR_TERM = 0.08
+_SHIFT = {"L": 4.0, "R": 1.0}
+_OFFSET = {"L": 0.035, "R": 0.313261687}
+# Rows of a pointwise network computed at once: on a CPU what fits its cache, else what keeps a device busy.
+_ROWS_CPU = 2048
+_ROWS_DEVICE = 1 << 18
+
+
+def _swoosh_value(x: Tensor, kind: str, multiplier: Tensor | None) -> Tensor:
+    x32 = at_least_float32(x)
+    y = F.softplus(x32 - _SHIFT[kind])
+    y.sub_(x32, alpha=_LINEAR_TERM).sub_(_OFFSET[kind])
+    return y if multiplier is None else y.mul_(multiplier)
+
+
+def _swoosh_gradient(x: Tensor, kind: str, multiplier: Tensor | None, grad: Tensor) -> Tensor:
+    slope = (at_least_float32(x) - _SHIFT[kind]).sigmoid_().sub_(_LINEAR_TERM).mul_(grad)
+    return slope if multiplier is None else slope.mul_(multiplier)
+
+
+class _SwooshFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, kind, multiplier):
+        ctx.save_for_backward(x, multiplier)
+        ctx.kind = kind
+        return _swoosh_value(x, kind, multiplier).to(x.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        x, multiplier = ctx.saved_tensors
+        return _swoosh_gradient(x, ctx.kind, multiplier, grad).to(grad.dtype), None, None
+
+
+def swoosh(x: Tensor, kind: str, multiplier: Tensor | None = None) -> Tensor:
+    """Swoosh activation of kind "L" or "R" (Zipformer), times an optional dropout multiplier.
+
+    L(x) = ln(1 + exp(x - 4)) - 0.08 x - 0.035; R(x) = ln(1 + exp(x - 1)) - 0.08 x - 0.313261687.
+    """
+    return _SwooshFunction.apply(x, kind, multiplier)
+
+
+def _product_dtype(x: Tensor) -> torch.dtype:
+    """What a matrix product of ``x`` is computed in: autocast's number format where it is on."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
+class _SwooshLinearFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, bias, kind, multiplier):
+        dtype = _product_dtype(x)
+        with torch.autocast(x.device.type, enabled=False):
+            hidden = _swoosh_value(x, kind, multiplier).to(dtype)
+            y = F.linear(hidden, weight.to(dtype), bias.to(dtype))
+        ctx.save_for_backward(x, weight, multiplier)
+        ctx.kind = kind
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        x, weight, multiplier = ctx.saved_tensors
+        rows = grad.reshape(-1, grad.shape[-1])
+        grad_x = grad_weight = grad_bias = None
+        if ctx.needs_input_grad[0]:
+            grad_hidden = torch.matmul(grad, weight.to(grad.dtype))
+            grad_x = _swoosh_gradient(x, ctx.kind, multiplier, grad_hidden).to(x.dtype)
+        if ctx.needs_input_grad[1]:
+            hidden = _swoosh_value(x, ctx.kind, multiplier).to(grad.dtype).reshape(-1, x.shape[-1])
+            grad_weight = torch.mm(rows.t(), hidden).to(weight.dtype)
+        if ctx.needs_input_grad[2]:
+            grad_bias = at_least_float32(rows).sum(dim=0).to(weight.dtype)
+        return grad_x, grad_weight, grad_bias, None, None
+
+
+def swoosh_linear(
+    x: Tensor, weight: Tensor, bias: Tensor, kind: str, multiplier: Tensor | None = None
+) -> Tensor:
+    """A linear layer on ``swoosh(x, kind, multiplier)``; only x is kept for the backward pass.
+
+    Args:
+      x: (..., C). weight: (D, C). bias: (D,).
+      kind: "L" or "R".
+      multiplier: dropout multiplier, broadcastable to x.
+
+    Returns:
+      (..., D).
+    """
+    return _SwooshLinearFunction.apply(x, weight, bias, kind, multiplier)
+
+
+class _PointwiseNetworkFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight1, bias1, weight2, bias2, limits):
+        dtype = _product_dtype(x)
+        rows = x.reshape(-1, x.shape[-1])
+        y = x.new_empty(rows.shape[0], weight2.shape[0], dtype=dtype)
+        sums = at_least_float32(weight1.new_zeros(2, weight1.shape[0]))
+        with torch.autocast(x.device.type, enabled=False):
+            first = (weight1.to(dtype), bias1.to(dtype))
+            second = (weight2.to(dtype), bias2.to(dtype))
+            for part in _row_slices(rows):
+                hidden = F.linear(rows[part].to(dtype), *first)
+                if limits is not None:
+                    hidden32 = at_least_float32(hidden)
+                    sums[0] += hidden32.sum(dim=0)
+                    sums[1] += hidden32.square().sum(dim=0)
+                y[part] = F.linear(_swoosh_value(hidden, "L", None).to(dtype), *second)
+            offset = slope = None
+            if limits is not None:
+                offset, slope = limits.coefficients(*(sums / rows.shape[0]))
+        ctx.save_for_backward(x, weight1, bias1, weight2, offset, slope)
+        ctx.dtype = dtype
+        return y.reshape(*x.shape[:-1], -1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        x, weight1, bias1, weight2, offset, slope = ctx.saved_tensors
+        dtype = ctx.dtype
+        rows, grad = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
+        first, bias, second = weight1.to(dtype), bias1.to(dtype), weight2.to(dtype)
+        grad_x = torch.empty_like(rows) if ctx.needs_input_grad[0] else None
+        grads = [torch.zeros_like(at_least_float32(each)) for each in (weight1, bias1, weight2)]
+        for part in _row_slices(rows):
+            part_x, part_grad = rows[part].to(dtype), grad[part].to(dtype)
+            hidden = F.linear(part_x, first, bias)
+            grads[2] += torch.mm(part_grad.t(), _swoosh_value(hidden, "L", None).to(dtype))
+            change = _swoosh_gradient(hidden, "L", None, torch.mm(part_grad, second))
+            if offset is not None:
+                # As Balancer does on its own, in the number format that the gradient would have had there.
+                change = at_least_float32(change.to(dtype))
+                factor = torch.addcmul(offset, slope, at_least_float32(hidden))
+                change = torch.addcmul(change, change.abs(), factor)
+            change = change.to(dtype)
+            grads[0] += torch.mm(change.t(), part_x)
+            grads[1] += at_least_float32(change).sum(dim=0)
+            if grad_x is not None:
+                grad_x[part] = torch.mm(change, first)
+        grads.append(at_least_float32(grad).sum(dim=0))
+        if grad_x is not None:
+            grad_x = grad_x.reshape(x.shape)
+        return grad_x, *(each.to(weight1.dtype) for each in grads), None
+
+
+def _row_slices(rows: Tensor) -> list[slice]:
+    size = _ROWS_CPU if rows.device.type == "cpu" else _ROWS_DEVICE
+    return [slice(start, start + size) for start in range(0, rows.shape[0], size)]
+
+
+def pointwise_network(
+    x: Tensor,
+    weight1: Tensor,
+    bias1: Tensor,
+    weight2: Tensor,
+    bias2: Tensor,
+    limits: BalancerLimits | None = None,
+) -> Tensor:
+    """Linear, Balancer, SwooshL, linear; the hidden values exist for some rows at a time only.
+
+    They are recomputed in the backward pass, for which only x is kept.
+
+    Args:
+      x: (..., C). weight1: (H, C). bias1: (H,). weight2: (D, H). bias2: (D,).
+      limits: of the Balancer on the hidden values, or None where it does not act.
+
+    Returns:
+      (..., D).
+    """
+    return _PointwiseNetworkFunction.apply(x, weight1, bias1, weight2, bias2, limits)
