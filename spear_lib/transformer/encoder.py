@@ -142,7 +142,7 @@ class TransformerEncoder(nn.Module):
         self._check_input(waveforms, lengths, time_mask)
         if self.training and (self.config.dropout > 0.0 or self.config.layerdrop > 0.0):
             self.context.take(waveforms.shape[0], waveforms.device)
-        x = self.feature_extractor(waveforms, lengths)
+        x = self.feature_extractor(waveforms.to(self.masked_spec_embed.dtype), lengths)
         x = self.projection_dropout(self.feature_projection(x))
         if time_mask is not None:
             masked = self.masked_frames(time_mask, x.shape[1]).unsqueeze(2)

@@ -116,6 +116,9 @@ class SpearEncoder(nn.Module):
           RuntimeError: training without ``begin_step``.
         """
         self._check_input(fbank, lengths, time_mask, channel_mask)
+        fbank = fbank.to(
+            self.mask_emb.dtype
+        )  # half-precision features on a CPU, float32 ones of a float64 model
         if self.training and self._needs_step:
             self.context.take(fbank.shape[0], fbank.device)
         if channel_mask is not None:
@@ -171,9 +174,9 @@ class SpearEncoder(nn.Module):
         self, fbank: Tensor, lengths: Tensor, time_mask: Tensor | None, channel_mask: Tensor | None
     ) -> None:
         num_mel_bins = self.config.num_mel_bins
-        if fbank.dim() != 3 or fbank.shape[2] != num_mel_bins:
+        if fbank.dim() != 3 or fbank.shape[2] != num_mel_bins or not fbank.is_floating_point():
             raise ValueError(
-                f"fbank must be (B, F, {num_mel_bins}), got shape {tuple(fbank.shape)}; "
+                f"fbank must be float of (B, F, {num_mel_bins}), got {fbank.dtype} {tuple(fbank.shape)}; "
                 f"compute {num_mel_bins} mel bins with spear_lib.data.features"
             )
         batch, num_frames, _ = fbank.shape

@@ -369,7 +369,8 @@ def _bad_inputs():
     fbank = torch.zeros(2, 50, 128)
     lengths = torch.tensor([50, 30])
     return {
-        "mel bins": ((fbank[..., :80], lengths), r"fbank must be \(B, F, 128\), got shape \(2, 50, 80\)"),
+        "mel bins": ((fbank[..., :80], lengths), r"must be float of \(B, F, 128\), got .* \(2, 50, 80\)"),
+        "integers": ((fbank.long(), lengths), r"must be float .* got torch.int64 \(2, 50, 128\)"),
         "too short": ((fbank[:, :8], lengths), r"fbank has 8 frames; the encoder needs at least 9 .*85 ms"),
         "short utterance": ((fbank, torch.tensor([50, 8])), r"lengths\[1\] is 8, outside 9..50 fbank frames"),
         "long length": ((fbank, torch.tensor([51, 30])), r"lengths\[0\] is 51, outside 9..50"),
