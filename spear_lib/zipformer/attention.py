@@ -210,12 +210,6 @@ def constant_attention(weights: Tensor) -> Tensor:
     return seen / seen.sum(dim=-1, keepdim=True)
 
 
-def constant_attention(weights: Tensor) -> Tensor:
-    """Attention weights (..., T, T) made equal over the frames that each target sees."""
-    seen = (weights > 0.0).to(weights.dtype)
-    return seen / seen.sum(dim=-1, keepdim=True)
-
-
 class SelfAttention(nn.Module):
     """Values averaged with given attention weights (Zipformer)."""
 

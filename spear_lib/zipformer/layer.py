@@ -119,9 +119,6 @@ class ZipformerLayer(nn.Module):
         self.constant_attention_rate = Schedule((0, 0.25), (4000, 0.025))
         # The test that the SPEAR copy inverts, see ZipformerConfig.constant_attention.
         self.constant_coin = context.new_coin() if constant_attention and stochastic else None
-        self.constant_attention_rate = Schedule((0, 0.25), (4000, 0.025))
-        # The test that the SPEAR copy inverts, see ZipformerConfig.constant_attention.
-        self.constant_coin = context.new_coin() if constant_attention and stochastic else None
         self.attention_draw = context.new_draws()
         self.conv_draws = (context.new_draws(), context.new_draws())
         self.feedforward_draws = (context.new_draws(), context.new_draws())
@@ -154,10 +151,6 @@ class ZipformerLayer(nn.Module):
           (B, T, D).
         """
         weights, first_head = self.self_attn_weights(x, table, mask)
-        if self.training and self.constant_coin is not None:
-            rate = self.constant_attention_rate(self.context.batch_count)
-            if self.context.coin(self.constant_coin) < rate:
-                first_head = constant_attention(first_head)
         if self.training and self.constant_coin is not None:
             rate = self.constant_attention_rate(self.context.batch_count)
             if self.context.coin(self.constant_coin) < rate:
