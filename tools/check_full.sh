@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# tools/check.sh and what takes longer: the slow tests (kill and rerun, copied recipes) and the whole mini recipe.
+# tools/check.sh and what takes longer: the slow tests (kill and rerun, copied recipes) and the whole mini recipes.
 set -euo pipefail
 
 # shellcheck source=environment.sh
@@ -18,4 +18,5 @@ run_check "quick tests" quick_tests
 run_check "slow tests" slow_tests
 run_check "tiny recipe" tiny_recipe
 run_check "mini recipe" mini_recipe
+run_check "mini recipe of sounds" mini_audioset
 finish_checks

@@ -67,22 +67,29 @@ slow_tests() {
 
 # The shortened recipe: the real scripts and stages, with conf/*/tiny.yaml.
 tiny_recipe() {
-  run_recipe tiny
+  run_recipe librispeech tiny 8
+  "$python" egs/common/headline.py "$scratch/librispeech-tiny/exp"
 }
 
 mini_recipe() {
-  run_recipe mini
+  run_recipe librispeech mini 8
+  "$python" egs/common/headline.py "$scratch/librispeech-mini/exp"
 }
 
+# Ends with the encoder; its tiny size is among the quick tests.
+mini_audioset() {
+  run_recipe audioset mini 7
+}
+
+# run_recipe RECIPE CONF STAGES: both scripts, then prepare.sh again, which must skip its STAGES finished stages.
 run_recipe() {
-  local -a options=(--mini true --conf "$1" --data-dir "$scratch/$1/data" --exp-dir "$scratch/$1/exp")
-  egs/librispeech/prepare.sh "${options[@]}"
-  egs/librispeech/run.sh "${options[@]}"
-  "$python" egs/common/headline.py "$scratch/$1/exp"
-  # Done stages must be recognised as done.
-  egs/librispeech/prepare.sh "${options[@]}" >"$scratch/again.txt"
-  if [[ $(grep -c 'skipped$' "$scratch/again.txt") != 8 ]]; then
-    printf 'error: the second run of prepare.sh did not skip its 8 stages:\n' >&2
+  local folder=$scratch/$1-$2
+  local -a options=(--mini true --conf "$2" --data-dir "$folder/data" --exp-dir "$folder/exp")
+  "egs/$1/prepare.sh" "${options[@]}"
+  "egs/$1/run.sh" "${options[@]}"
+  "egs/$1/prepare.sh" "${options[@]}" >"$scratch/again.txt"
+  if [[ $(grep -c 'skipped$' "$scratch/again.txt") != "$3" ]]; then
+    printf 'error: the second run of prepare.sh did not skip its %s stages:\n' "$3" >&2
     cat "$scratch/again.txt" >&2
     return 1
   fi
