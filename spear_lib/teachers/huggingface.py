@@ -299,7 +299,8 @@ def _load_model(name: str, folder: Path, config: Any) -> nn.Module:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"the weights in {folder} cannot be read ({reason}): download them again") from error
     missing = sorted(map(str, report["missing_keys"]))
-    wrong = sorted(str(entry[0]) for entry in report["mismatched_keys"])
+    # Names, or names with shapes, by the version of transformers.
+    wrong = sorted(each if isinstance(each, str) else str(each[0]) for each in report["mismatched_keys"])
     if missing or wrong:
         some = ", ".join([*missing, *wrong][:5])
         raise ValueError(
