@@ -58,8 +58,7 @@ def check_gaps(options: Options, manifest: Manifest, reader: TokenStoreReader) -
     if foreign:
         raise ValueError(
             f"{options.store} holds tokens of {len(foreign)} cuts that {manifest.describe()} does not have, "
-            "for "
-            f"example {foreign[0]}: it belongs to another corpus; delete it and run stage 5 again"
+            f"for example {foreign[0]}: it belongs to another corpus; delete it and run stage 5 again"
         )
     listing = Path(options.store) / BAD_CUTS_FILE
     listing.unlink(missing_ok=True)

@@ -7,7 +7,6 @@ One pass over the audio serves several quantisers: give lists to --quantizer and
 import logging
 import os
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
@@ -15,8 +14,8 @@ from spear_lib.bin.common import first_screen, run
 from spear_lib.config import parse
 from spear_lib.data.manifests import Manifest
 from spear_lib.data.problems import Problems
-from spear_lib.data.tokens_making import TokenField, load_teacher, log_agreement, make_shard
-from spear_lib.data.tokens_plan import SHARD_SECONDS, ShardPlan, TokenFacts, cuts_hash, refuse_same_audio
+from spear_lib.data.tokens_making import TokenField, facts_of, load_teacher, log_agreement, make_shard
+from spear_lib.data.tokens_plan import SHARD_SECONDS, ShardPlan, cuts_hash, refuse_same_audio
 from spear_lib.data.tokens_store import TokenStoreWriter
 from spear_lib.quantization import load_tokeniser
 from spear_lib.teachers.embedding import resolve_manifests
@@ -73,8 +72,7 @@ class Options:
         if len(as_list(self.output_dir)) != len(as_list(self.quantizer)):
             raise ValueError(
                 f"{len(as_list(self.quantizer))} quantizer(s) but {len(as_list(self.output_dir))} "
-                "output_dir(s): "
-                "give one folder for each"
+                "output_dir(s): give one folder for each"
             )
 
 
@@ -100,20 +98,8 @@ def open_fields(
     for name, path, store in zip(names, paths, as_list(options.output_dir)):
         quantizer = load_tokeniser(name).eval().to(device)
         teacher = load_teacher(quantizer, name, path, options.teacher_dtype)
-        teacher = teachers.setdefault(teacher.id, teacher).to(device)
-        facts = TokenFacts(
-            field=f"{teacher.field_prefix}_{quantizer.field_suffix}",
-            teacher_id=teacher.id,
-            quantizer_id=quantizer.id,
-            frame_rate=teacher.frame_rate,
-            first_frame_center_ms=teacher.first_frame_center_ms,
-            num_codebooks=quantizer.num_codebooks,
-            codebook_size=quantizer.codebook_size,
-            cuts_id=cuts_id,
-            refine_iters=options.refine_iters,
-            channels=options.channels,
-            teacher_dtype=teacher.dtype,
-        )
+        teacher = teachers.setdefault((teacher.id, teacher.dtype), teacher).to(device)
+        facts = facts_of(teacher, quantizer, cuts_id, options.refine_iters, options.channels)
         fields.append(TokenField(teacher, quantizer, TokenStoreWriter(store, facts, plan)))
     if any(field.writer.plan != fields[0].writer.plan for field in fields):
         raise ValueError(
@@ -154,15 +140,10 @@ def main() -> None:
         settings = (options.batch_seconds, options.num_workers, name, options.retry_skipped)
         made += make_shard(fields, shard, manifest, problems, *settings) > 0
     problems.log()
-    kept = {cut for shard in shards for field in fields for cut in field.writer.skipped(shard)}
-    logger.info(
-        "part %d of %d is complete: %d shards written now; %d cuts without tokens",
-        part,
-        num_parts,
-        made,
-        len(kept),
-    )
-    logger.info("tokens are in %s", ", ".join(map(str, map(Path, as_list(options.output_dir)))))
+    skipped = {cut for shard in shards for field in fields for cut in field.writer.skipped(shard)}
+    counts = f"{made} shards written now; {len(skipped)} cuts without tokens"
+    stores = ", ".join(as_list(options.output_dir))
+    logger.info("part %d of %d is complete: %s; tokens are in %s", part, num_parts, counts, stores)
 
 
 if __name__ == "__main__":

@@ -99,8 +99,7 @@ def cost_lines(options: Options, teacher: Teacher, rate: float) -> dict[str, str
         "device hours": f"{device_hours:.3g} h ({device_hours * 60:.3g} min) for {options.hours:g} h of "
         "audio",
         "jobs": f"--num_splits {splits} (at most {options.job_hours:g} h each: about "
-        f"{device_hours / splits:.2g} h; "
-        f"up to {shards} jobs can share the work)",
+        f"{device_hours / splits:.2g} h; up to {shards} jobs can share the work)",
     }
 
 

@@ -5,23 +5,18 @@ import logging
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from spear_lib import keyed_random
 from spear_lib.bin.common import first_screen, run
 from spear_lib.config import parse
-from spear_lib.data.decoding import decode_ahead
+from spear_lib.data.frame_sampling import choose_cuts, write_frames
 from spear_lib.data.manifests import Manifest
 from spear_lib.data.problems import Problems
 from spear_lib.data.tokens_store import read_json, write_json
-from spear_lib.files import atomic_file
 from spear_lib.quantization.embeddings import SUMMARY_FILE
 from spear_lib.quantization.options import QuantizerTrainingOptions, SamplingOptions, SpectralOptions
-from spear_lib.teachers import Teacher
-from spear_lib.teachers.embedding import embed_batches, length_batches, resolve_manifests
+from spear_lib.teachers.embedding import resolve_manifests
 from spear_lib.teachers.options import TeacherOptions
-from spear_lib.training.progress import progress
 
 logger = logging.getLogger(__name__)
 
@@ -72,88 +67,12 @@ class Options:
         )
 
 
-def choose_cuts(manifest: Manifest, teacher: Teacher, options: Options) -> list[int]:
-    """Positions of random cuts that together hold about ``num_frames`` sampled frames.
-
-    Balanced over recordings: no second cut of a recording before every recording has given one, and so on.
-    """
-    order = keyed_random.generator("embeddings", options.seed).permutation(len(manifest))
-    order = order[np.argsort(_turns(np.asarray(manifest.recording_keys)[order]), kind="stable")]
-    chosen, frames = [], 0
-    for position in order.tolist():
-        if frames >= options.sampling.num_frames:
-            break
-        count = round(float(manifest.durations[position]) * teacher.frame_rate)
-        frames += min(count, options.sampling.frames_per_cut)
-        chosen.append(position)
-    return chosen
-
-
-def _turns(keys: np.ndarray) -> np.ndarray:
-    """How many of the earlier entries equal each entry."""
-    order = np.argsort(keys, kind="stable")
-    grouped = keys[order]
-    is_first = np.append(True, grouped[1:] != grouped[:-1])
-    begins = np.maximum.accumulate(np.where(is_first, np.arange(len(keys)), 0))
-    turns = np.empty(len(keys), dtype=np.int64)
-    turns[order] = np.arange(len(keys)) - begins
-    return turns
-
-
-def frame_choice(count: int, cut_id: str, options: Options) -> np.ndarray:
-    """Which of a cut's ``count`` frames are taken, ascending."""
-    if count <= options.sampling.frames_per_cut:
-        return np.arange(count)
-    draw = keyed_random.generator("embedding frames", options.seed, cut_id)
-    return np.sort(draw.choice(count, options.sampling.frames_per_cut, replace=False))
-
-
-def write_shard(
-    teacher: Teacher,
-    manifest: Manifest,
-    positions: list[int],
-    path: Path,
-    options: Options,
-    problems: Problems,
-) -> int:
-    """Embed the cuts at ``positions`` and commit sampled frames to ``path``(.npy, .json); number of
-    frames."""
-    groups = length_batches(manifest.durations[positions].tolist(), options.sampling.batch_seconds)
-    groups = [[positions[row] for row in group] for group in groups]
-    parts: dict[int, np.ndarray] = {}
-    chosen: dict[int, np.ndarray] = {}
-    for decoded in progress(
-        decode_ahead(manifest, groups, options.num_workers), len(groups), path.name, "batches"
-    ):
-        for kind, message in decoded.errors.values():
-            problems.bad(kind, message)
-        problems.good(len(decoded.audio))
-        for position, samples in decoded.audio.items():
-            count = teacher.num_frames(len(samples))
-            chosen[position] = frame_choice(count, decoded.cuts[position].id, options)
-            parts[position] = np.empty((len(chosen[position]), teacher.embedding_dim), dtype=np.float16)
-        for pieces in embed_batches(teacher, decoded.audio, options.sampling.batch_seconds):
-            for piece in pieces:
-                index = chosen[piece.position] - piece.first_frame
-                wanted = (index >= 0) & (index < len(piece.embeddings))
-                embeddings = piece.embeddings[torch.from_numpy(index[wanted]).to(piece.embeddings.device)]
-                parts[piece.position][wanted] = embeddings.to(torch.float16).cpu().numpy()
-    kept = [position for position in positions if position in parts]
-    nothing = np.empty((0, teacher.embedding_dim), dtype=np.float16)
-    with atomic_file(path.with_suffix(".npy")) as file:
-        np.save(file, np.concatenate([nothing, *(parts[position] for position in kept)]))
-    counts = [len(parts[position]) for position in kept]
-    ids = [manifest.ids[position] for position in kept]
-    write_json(path.with_suffix(".json"), {"ids": ids, "num_frames": counts})
-    return sum(counts)
-
-
 def main() -> None:
     options = parse(Options, prog="python -m spear_lib.bin.extract_embeddings", description=__doc__)
     teacher = options.of_teacher().create()
     teacher.to("cuda" if torch.cuda.is_available() else "cpu")
     manifest = Manifest(resolve_manifests(options.cuts))
-    chosen = choose_cuts(manifest, teacher, options)
+    chosen = choose_cuts(manifest, teacher.frame_rate, options.sampling, options.seed)
     hours = float(manifest.durations[chosen].sum()) / 3600
     frames = min(options.sampling.num_frames, round(hours * 3600 * teacher.frame_rate))
     first_screen(
@@ -188,7 +107,8 @@ def main() -> None:
         if path.with_suffix(".json").exists() and path.with_suffix(".npy").exists():
             total += sum(read_json(path.with_suffix(".json"))["num_frames"])
         else:
-            total += write_shard(teacher, manifest, positions, path, options, problems)
+            settings = (options.sampling, options.seed, problems, options.num_workers)
+            total += write_frames(teacher, manifest, positions, path, *settings)
     problems.log()
     if total == 0:
         raise ValueError(f"{manifest.describe()}: no recording is long enough for one teacher frame")

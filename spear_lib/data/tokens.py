@@ -138,16 +138,15 @@ def load_tokens(cut: Cut, field: str) -> np.ndarray:
     if isinstance(cut, MixedCut):
         raise ValueError(
             f"cut {cut.id} is a mixture: lhotse grows and zero-fills token fields of mixtures. Load the "
-            f"tokens of the "
-            "primary cut before mixing (spear_lib.data.augmentation mixes waveforms and tokens after loading)"
+            "tokens of the primary cut before mixing (spear_lib.data.augmentation mixes waveforms and tokens "
+            "after loading)"
         )
     manifest = (cut.custom or {}).get(field)
     if not isinstance(manifest, TemporalArray):
         known = sorted(name for name, value in (cut.custom or {}).items() if isinstance(value, TemporalArray))
         raise ValueError(
             f"cut {cut.id} has no tokens {field!r} (it has {', '.join(known) or 'none'}); run stage 6 "
-            f"(check_tokens) "
-            "and use the cuts it writes"
+            "(check_tokens) and use the cuts it writes"
         )
     rate = 1.0 / manifest.frame_shift
     recording = cut.recording
@@ -165,8 +164,7 @@ def load_tokens(cut: Cut, field: str) -> np.ndarray:
         raise ValueError(
             f"cut {cut.id} has {tokens.shape[0]} frames of tokens {field!r}, expected {expected:.1f} +- "
             f"{FRAME_TOLERANCE} ({cut.duration:.3f} s at {rate:g} Hz). Padded, or its speed was changed, "
-            f"after the "
-            "tokens were made?"
+            "after the tokens were made?"
         )
     return tokens
 
@@ -223,8 +221,7 @@ def validate(
         if expected_quantizer_id is not None and theirs != expected_quantizer_id:
             raise ValueError(
                 f"cut {cut.id}: tokens {field!r} come from quantiser {theirs}, expected "
-                f"{expected_quantizer_id}; "
-                "dump the tokens again with the right quantiser"
+                f"{expected_quantizer_id}; dump the tokens again with the right quantiser"
             )
         try:
             num_frames += load_tokens(cut, field).shape[0]
@@ -235,8 +232,7 @@ def validate(
     if num_bad > max_bad_fraction * num_cuts:
         raise ValueError(
             f"{num_bad} of {num_cuts} cuts have no usable tokens {field!r} ({num_missing} missing, "
-            f"{num_mismatched} "
-            f"mismatched; at most {max_bad_fraction:.2%} allowed). First: {first_problem}"
+            f"{num_mismatched} mismatched; at most {max_bad_fraction:.2%} allowed). First: {first_problem}"
         )
     return TokenReport(num_cuts, num_frames, num_missing, num_mismatched)
 
@@ -260,8 +256,7 @@ def token_facts(cut: Cut, field: str) -> dict[str, Any]:
         if facts["quantizer_id"] != full["quantizer_id"]:
             raise ValueError(
                 f"cut {cut.id}: tokens {field!r} were attached for quantiser {facts['quantizer_id']}, but "
-                f"{store} now "
-                f"holds tokens of {full['quantizer_id']}; run stage 6 (check_tokens) again"
+                f"{store} now holds tokens of {full['quantizer_id']}; run stage 6 (check_tokens) again"
             )
         facts = {**full, **facts}
     return facts

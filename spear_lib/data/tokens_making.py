@@ -18,6 +18,7 @@ from spear_lib.data.audio import SAMPLE_RATE
 from spear_lib.data.decoding import decode, decode_ahead
 from spear_lib.data.manifests import Manifest
 from spear_lib.data.problems import Problems
+from spear_lib.data.tokens_plan import TokenFacts
 from spear_lib.data.tokens_store import TokenStoreWriter
 from spear_lib.quantization import Tokeniser
 from spear_lib.teachers import Teacher
@@ -51,18 +52,35 @@ def load_teacher(quantizer: Tokeniser, where: str, path: str = "", dtype: str = 
     if teacher.embedding_dim != quantizer.dim:
         raise ValueError(
             f"the teacher {teacher.id} has {teacher.embedding_dim} channels, but the quantiser {where} was "
-            "trained "
-            f"for {quantizer.dim}: give the weights of the right size (teacher_path), or train the "
+            f"trained for {quantizer.dim}: give the weights of the right size (teacher_path), or train the "
             "quantiser again"
         )
     if teacher.id != provenance["teacher"]["teacher_id"]:
         raise ValueError(
             f"the quantiser was trained on embeddings of teacher {provenance['teacher']['teacher_id']}, but "
-            "this "
-            f"teacher is {teacher.id}: its weights or the code changed; train the quantiser again (stages 3 "
-            "and 4)"
+            f"this teacher is {teacher.id}: its weights or the code changed; train the quantiser again "
+            "(stages 3 and 4)"
         )
     return teacher
+
+
+def facts_of(
+    teacher: Teacher, quantizer: Tokeniser, cuts_id: str, refine_iters: int, channels: str
+) -> TokenFacts:
+    """What is true of all tokens that this teacher and this quantiser make of a corpus."""
+    return TokenFacts(
+        field=f"{teacher.field_prefix}_{quantizer.field_suffix}",
+        teacher_id=teacher.id,
+        quantizer_id=quantizer.id,
+        frame_rate=teacher.frame_rate,
+        first_frame_center_ms=teacher.first_frame_center_ms,
+        num_codebooks=quantizer.num_codebooks,
+        codebook_size=quantizer.codebook_size,
+        cuts_id=cuts_id,
+        refine_iters=refine_iters,
+        channels=channels,
+        teacher_dtype=teacher.dtype,
+    )
 
 
 def log_agreement(fields: list[TokenField], manifest: Manifest, shard: int) -> None:

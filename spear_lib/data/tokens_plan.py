@@ -98,6 +98,6 @@ def refuse_same_audio(manifest: Manifest) -> None:
     one, two = np.flatnonzero(np.asarray(manifest.audio_keys) == key)[:2].tolist()
     raise ValueError(
         f"{manifest.describe()}: {len(manifest) - len(keys)} cuts are the same audio (recording, channel, "
-        "start and "
-        f"duration) as another one, for example {manifest.ids[one]} and {manifest.ids[two]}; keep one of each"
+        f"start and duration) as another one, for example {manifest.ids[one]} and {manifest.ids[two]}; keep "
+        "one of each"
     )

@@ -77,8 +77,7 @@ class PackedTokenReader(FeaturesReader):
             raise ValueError(
                 f"token file {self.storage_path} has {len(data)} bytes but the manifest points to bytes "
                 f"{offset}..{offset + num_frames * width}: the file was cut short or the cuts belong to "
-                f"another "
-                "token store; run stage 6 (check_tokens) again"
+                "another token store; run stage 6 (check_tokens) again"
             )
         part = data[offset + left * width : offset + right * width]
         return np.array(part).view(dtype).reshape(right - left, num_codebooks)

@@ -59,8 +59,7 @@ def summary_lines(facts: TokenFacts, counts: dict[str, Any], usage: dict[str, An
         f"cuts        {counts['num_cuts']} with tokens, {counts['num_skipped']} skipped, "
         f"{counts['audio_hours']:.2f} h",
         f"frames      {counts['num_frames']}, {rate:.2f} per second of audio (the teacher has "
-        f"{facts.frame_rate:g}; "
-        f"frame 0 is centred at {facts.first_frame_center_ms:g} ms)",
+        f"{facts.frame_rate:g}; frame 0 is centred at {facts.first_frame_center_ms:g} ms)",
         f"size        {counts['num_bytes'] / 1e6:.1f} MB in {counts['num_shards']} shards",
         f"entropy     {usage['mean_unigram_entropy_nats']:.3f} nats per codebook, of at most ln "
         f"{facts.codebook_size} = {math.log(facts.codebook_size):.3f}",

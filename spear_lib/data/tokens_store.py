@@ -92,8 +92,7 @@ class TokenStoreWriter:
             if stored["facts"].get(name) != value:
                 raise ValueError(
                     f"{self.store} holds tokens with {name} = {stored['facts'].get(name)!r}, but this run "
-                    "has "
-                    f"{value!r}; delete the folder {self.store} or choose another output_dir"
+                    f"has {value!r}; delete the folder {self.store} or choose another output_dir"
                 )
         self.plan = ShardPlan(tuple(stored["ends"]))
 
@@ -227,8 +226,7 @@ class TokenStoreReader:
             shown = ", ".join(map(str, missing[:10])) + (", ..." if len(missing) > 10 else "")
             raise ValueError(
                 f"{len(missing)} of {self.num_shards} shards of {self.store} are not made ({shown}); run "
-                "stage 5 "
-                "(dump_tokens) again, it makes what is missing, with any number of splits"
+                "stage 5 (dump_tokens) again, it makes what is missing, with any number of splits"
             )
 
     def _index(self, shard: int) -> tuple[dict[str, Any], np.ndarray]:

@@ -75,8 +75,7 @@ def embed_batches(
             if count != expected:
                 raise ValueError(
                     f"recording {position}: the teacher gave {count} frames for {window.num_samples} "
-                    "samples, "
-                    f"expected {expected}"
+                    f"samples, expected {expected}"
                 )
             kept = embeddings[row, window.skip : window.skip + window.num_frames]
             pieces.append(Piece(position, window.first_frame, kept))

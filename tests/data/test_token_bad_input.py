@@ -8,11 +8,13 @@ from lhotse import MonoCut, MultiCut, Recording
 from test_token_stages import call, made
 
 from spear_lib.bin import check_tokens, dump_tokens, extract_embeddings
+from spear_lib.data.frame_sampling import choose_cuts
 from spear_lib.data.manifests import Manifest, save_cuts
 from spear_lib.data.tokens import load_tokens
 from spear_lib.data.tokens_making import load_teacher
 from spear_lib.data.tokens_store import TokenStoreReader
 from spear_lib.quantization import Quantizer
+from spear_lib.quantization.options import SamplingOptions
 
 __all__ = ["made"]  # a fixture
 
@@ -216,16 +218,12 @@ def test_embeddings_are_balanced_over_recordings(tmp_path):
     save_cuts(cuts, tmp_path / "cuts.jsonl")
     manifest = Manifest(tmp_path / "cuts.jsonl")
 
-    class FiftyHertz:
-        frame_rate = 50.0
-
-    options = extract_embeddings.Options("c", "o", seed=3)
-    chosen = extract_embeddings.choose_cuts(manifest, FiftyHertz(), options)
+    chosen = choose_cuts(manifest, 50.0, SamplingOptions(), seed=3)
     recordings = [manifest[position].recording.id for position in chosen]
     assert len(set(recordings[:21])) == 21 and len(chosen) == 120
-    assert chosen != extract_embeddings.choose_cuts(
-        manifest, FiftyHertz(), extract_embeddings.Options("c", "o", seed=4)
-    )
+    assert chosen != choose_cuts(manifest, 50.0, SamplingOptions(), seed=4)
+    # Enough for the frames wanted, and no more.
+    assert len(choose_cuts(manifest, 50.0, SamplingOptions(num_frames=101, frames_per_cut=20), seed=3)) == 6
 
 
 def test_tokens_of_a_loaded_manifest(dump, tmp_path, monkeypatch):
