@@ -138,7 +138,7 @@ def differences(old: dict[str, Any], new: dict[str, Any], facts: list[str]) -> l
     lines = []
     for name in sorted({*old["options"], *new["options"]}):
         before, now = old["options"].get(name), new["options"].get(name)
-        if before != now:
+        if (before or "") != (now or ""):
             title = f"{name} of local/corpus.sh" if name in facts else f"--{name.replace('_', '-')}"
             lines.append(f"  {title}: was {show(before)}, now {show(now)}")
     # Configurations are compared in order, so that another file of the same role shows its differing values.

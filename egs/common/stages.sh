@@ -13,6 +13,8 @@
 # Facts that local/corpus.sh need not state (source it after this file).
 # shellcheck disable=SC2034 # they are for prepare.sh and run.sh
 {
+  # More options of local/prepare_manifests.py.
+  manifest_options=()
   # The set whose embeddings the quantiser is trained on.
   quantizer_set=train
   # The set whose labels or transcripts fine-tuning may read.

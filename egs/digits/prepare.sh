@@ -70,7 +70,8 @@ stage_0() {
 }
 
 stage_1() {
-  "$python" local/prepare_manifests.py --corpus-dir "$data_dir/corpus" --output "$manifests" --num-jobs "$num_jobs"
+  "$python" local/prepare_manifests.py --corpus-dir "$data_dir/corpus" --output "$manifests" --num-jobs "$num_jobs" \
+    "${manifest_options[@]}"
 }
 
 stage_2() {
@@ -117,7 +118,7 @@ if [[ $mini == true || -n $noise_dir ]]; then noise_result=(--leaves "$noise_cut
 run_stage 0 "corpus" stage_0 --options "mini corpus_dir noise_dir seed corpus_options" --leaves "$data_dir/corpus"
 manifests_made=()
 for set in train $labelled_set dev $test_sets; do manifests_made+=(--leaves "$(set_manifest "$set")"); done
-run_stage 1 "manifests" stage_1 --after 0 "${manifests_made[@]}"
+run_stage 1 "manifests" stage_1 --after 0 --options "manifest_options" "${manifests_made[@]}"
 run_stage 2 "noise" stage_2 --after 0 "${noise_result[@]}"
 run_stage 3 "teacher embeddings" stage_3 --after 1 --options "teacher teacher_path teacher_layer teacher_dtype quantizer_set seed" \
   --config "$quantizer_conf" --leaves "$embeddings"

@@ -99,13 +99,21 @@ class ClipChecks:
 
 class ClipProblems:
     """Two counts with limits of their own: files that are not there, of which AudioSet always has some, and
-    everything else."""
+    everything else.
+
+    Args:
+      total: number of clips in all, where it is known: the limits are then numbers of clips from the start.
+    """
 
     def __init__(
-        self, max_missing_fraction: float = 0.3, max_bad_fraction: float = 0.01, what: str = "clips"
+        self,
+        max_missing_fraction: float = 0.3,
+        max_bad_fraction: float = 0.01,
+        what: str = "clips",
+        total: int | None = None,
     ):
-        self.missing = Problems(max_missing_fraction, what)
-        self.other = Problems(max_bad_fraction, what)
+        self.missing = Problems(max_missing_fraction, what, total)
+        self.other = Problems(max_bad_fraction, what, total)
 
     def check(self) -> None:
         """ValueError if there are too many of either."""

@@ -200,6 +200,17 @@ def test_missing_files_are_counted_up_to_their_own_limit(tmp_path):
         list(clip_cuts(clips, files, ClipProblems()))
 
 
+def test_missing_files_in_a_row_count_as_a_share_of_the_whole_table(tmp_path):
+    for number in range(700, 1000):
+        (tmp_path / f"{number}.wav").touch()
+    write_audio(tmp_path / "1000.wav")
+    clips, files = [clip(str(number)) for number in range(1001)], ClipFiles(tmp_path)
+    limits = (0.7, 0.3)
+    assert len(list(clip_cuts(clips, files, ClipProblems(*limits, total=1001)))) == 1
+    with pytest.raises(ValueError, match="cannot be used, the limit is 70 %: 2.. missing file"):
+        list(clip_cuts(clips, files, ClipProblems(*limits)))
+
+
 def test_duplicates_are_counted_within_and_across_tables(tmp_path):
     write_audio(tmp_path / "a.wav")
     files, seen = ClipFiles(tmp_path), set()

@@ -1,5 +1,6 @@
 """The stage contract: skipped, refused, repeated or continued, by what made the stage (DESIGN section 3)."""
 
+import importlib.util
 import json
 import os
 import signal
@@ -7,7 +8,7 @@ import subprocess
 import time
 
 import pytest
-from toy_recipe import ToyRecipe
+from toy_recipe import REPOSITORY, ToyRecipe
 
 
 @pytest.fixture
@@ -186,3 +187,13 @@ def test_folders_with_odd_names(toy, data_dir):
 
 def test_no_python_says_what_to_run(toy):
     assert "no Python at '/nowhere/python': run tools/quickstart.sh" in toy.refuse(PYTHON="/nowhere/python")
+
+
+def test_an_option_that_was_not_there_yet_and_is_empty_is_no_difference():
+    spec = importlib.util.spec_from_file_location("marker", REPOSITORY / "egs" / "common" / "marker.py")
+    marker = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(marker)
+    old, new = ({"options": options, "configs": {}} for options in ({"word": "a"}, {"word": "a", "more": ""}))
+    assert marker.differences(old, new, []) == [] == marker.differences(new, old, [])
+    new["options"]["more"] = "b"
+    assert marker.differences(old, new, ["more"]) == ["  more of local/corpus.sh: was not set, now b"]

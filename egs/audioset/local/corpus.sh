@@ -5,6 +5,8 @@
 # Name in the file names: data/manifests/<corpus>_cuts_<set>.jsonl.gz
 corpus=audioset
 report_title="SPEAR on AudioSet"
+# More options of local/prepare_manifests.py: what may be missing, and whether every sample is decoded.
+manifest_options=(--max-missing-fraction 0.3 --max-bad-fraction 0.01 --decode true)
 # Sets with tokens; pre-training validates on the second.
 token_sets="train dev"
 # What fine-tuning may read the labels of: balanced_train.

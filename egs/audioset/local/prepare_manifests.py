@@ -132,7 +132,9 @@ class Tables:
 
     def cuts(self, part: str) -> Iterator[Cut]:
         """The usable clips of a table."""
-        problems = self.problems[part] = ClipProblems(*self.limits, f"clips of {part}")
+        # Downloads may be missing in a row: what counts is the share of the whole table.
+        total = sum(1 for _ in self.clips(part))
+        problems = self.problems[part] = ClipProblems(*self.limits, f"clips of {part}", total)
         cuts = clip_cuts(self.clips(part), self.files, problems, **self.options)
         yield from progress(cuts, None, f"checking audio of {part}", "clips")
         problems.log()
