@@ -38,6 +38,7 @@ option teacher "$default_teacher" "Whose embeddings are quantised: spectral, wav
 option teacher_path "" "Weights of the teacher: a folder, a file, or hub:OWNER/NAME (without it a teacher says what it needs)" path
 option teacher_layer "" "Layer of the teacher (empty: its own default)"
 option teacher_dtype float32 "Number format of the teacher's blocks; stage 5 reports how many tokens bfloat16 changes" "float32|bfloat16"
+option clusters 0 "Tokens of k-means with this many clusters, the ablation of paper F.4 (0: multi-codebook tokens)" int
 option seed 0 "Every random choice follows from it" int
 option num_jobs 2 "Processes for synthesis and manifests" int
 option num_splits 1 "Parts in which stage 5 divides each set" int
@@ -87,8 +88,13 @@ stage_3() {
 }
 
 stage_4() {
-  "$python" -m spear_lib.bin.train_quantizer --config "$quantizer_conf" --embeddings "$embeddings" \
-    --output_dir "$quantizer" --seed "$seed"
+  if ((clusters)); then
+    "$python" -m spear_lib.bin.train_kmeans --kmeans.num_clusters "$clusters" --embeddings "$embeddings" \
+      --output_dir "$quantizer" --seed "$seed"
+  else
+    "$python" -m spear_lib.bin.train_quantizer --config "$quantizer_conf" --embeddings "$embeddings" \
+      --output_dir "$quantizer" --seed "$seed"
+  fi
 }
 
 stage_5() {
@@ -122,7 +128,7 @@ run_stage 1 "manifests" stage_1 --after 0 --options "manifest_options" "${manife
 run_stage 2 "noise" stage_2 --after 0 "${noise_result[@]}"
 run_stage 3 "teacher embeddings" stage_3 --after 1 --options "teacher teacher_path teacher_layer teacher_dtype quantizer_set seed" \
   --config "$quantizer_conf" --leaves "$embeddings"
-run_stage 4 "quantiser" stage_4 --after 3 --options "seed" --config "$quantizer_conf" --leaves "$quantizer" \
+run_stage 4 "quantiser" stage_4 --after 3 --options "clusters seed" --config "$quantizer_conf" --leaves "$quantizer" \
   --identity "quantizer=$quantizer/report.json:quantizer_id"
 run_stage 5 "tokens" stage_5 --after "1 4" --leaves "$data_dir/tokens/$teacher" --part "$part"
 cuts_made=()

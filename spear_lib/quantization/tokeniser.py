@@ -13,6 +13,8 @@ from spear_lib.quantization.storage import read_quantizer
 class Tokeniser(Protocol):
     """The interface that ``Quantizer`` and ``KMeans`` share."""
 
+    kind: str
+    """mvq or kmeans."""
     dim: int
     """Channels of the teacher's embeddings."""
     num_codebooks: int
