@@ -99,7 +99,10 @@ class _AttentionWeightsFunction(torch.autograd.Function):
                 if mask is not None:
                     # Added rather than filled in: exp gives exactly 0 either way, and this is one cheap pass.
                     scores.add_(mask if mask.shape[0] == 1 else mask[part])
-                weights[part] = torch.softmax(scores, dim=-1, dtype=_wide(scores))
+                if scores.dtype == _wide(scores):
+                    torch.softmax(scores, dim=-1, out=weights[part])
+                else:
+                    weights[part] = torch.softmax(scores, dim=-1, dtype=_wide(scores))
         ctx.use_position = use_position
         ctx.save_for_backward(query, key, position_query, position_key, weights, penalty)
         # The first head once more, so that its own consumer does not need a gradient of all heads.
@@ -210,6 +213,23 @@ def constant_attention(weights: Tensor) -> Tensor:
     return seen / seen.sum(dim=-1, keepdim=True)
 
 
+class _AverageFunction(torch.autograd.Function):
+    """weights @ values, transposed: few rows and many columns are the shape that matrix products do fast."""
+
+    @staticmethod
+    def forward(ctx, weights, values):
+        ctx.save_for_backward(weights, values)
+        return torch.matmul(values.transpose(2, 3), weights.transpose(2, 3)).transpose(2, 3)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        weights, values = ctx.saved_tensors
+        grad_weights = torch.matmul(grad, values.to(grad.dtype).transpose(2, 3))
+        grad_values = torch.matmul(grad.transpose(2, 3), weights.to(grad.dtype)).transpose(2, 3)
+        return grad_weights.to(weights.dtype), grad_values.to(values.dtype)
+
+
 class SelfAttention(nn.Module):
     """Values averaged with given attention weights (Zipformer)."""
 
@@ -225,7 +245,7 @@ class SelfAttention(nn.Module):
         """x (B, T, D), weights (B, H, T, T) -> (B, T, D)."""
         batch, num_frames, _ = x.shape
         values = self.in_proj(x).view(batch, num_frames, self.num_heads, -1).transpose(1, 2)
-        averaged = torch.matmul(weights, values).transpose(1, 2).reshape(batch, num_frames, -1)
+        averaged = _AverageFunction.apply(weights, values).transpose(1, 2).reshape(batch, num_frames, -1)
         return self.whiten(self.out_proj(averaged))
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from spear_lib.zipformer.attention import MASKED_SCORE, PositionalEncoding
 from spear_lib.zipformer.config import ZipformerConfig
@@ -95,6 +96,7 @@ class Stack(nn.Module):
         num_layers = config.per_stack("num_encoder_layers")[index]
         self.factor = factor
         self.unmasked = config.per_stack("encoder_unmasked_dim")[index]
+        self.checkpoint_activations = config.per_stack("checkpoint_activations")[index]
         self.encoder_pos = PositionalEncoding(context, config.pos_dim, config.stochastic)
         start = config.warmup_batches * (index + 1) / (config.num_stacks + 1)
         end = config.warmup_batches * (index + 2) / (config.num_stacks + 1)
@@ -143,6 +145,23 @@ class Stack(nn.Module):
         ]
         return torch.cat(parts, dim=1).unsqueeze(1)
 
+    def _compute(self, layer: ZipformerLayer, x: Tensor, *arguments) -> Tensor:
+        """``layer(x, *arguments)``, which with ``checkpoint_activations`` keeps nothing but its input."""
+        if not (self.checkpoint_activations and self.training and torch.is_grad_enabled()):
+            return layer(x, *arguments)
+        step = self.context.step_key
+
+        def compute(x: Tensor) -> Tensor:
+            if self.context.step_key != step:
+                raise RuntimeError(
+                    "checkpoint_activations: begin_step was called between a forward pass and its backward "
+                    "pass, so that the layers cannot be computed again; call backward first"
+                )
+            return layer(x, *arguments)
+
+        # Random draws are functions of the step: the second pass repeats them without a generator's state.
+        return checkpoint(compute, x, use_reentrant=False, preserve_rng_state=False)
+
     def forward(
         self, x: Tensor, masks: _FrameMasks, draws: Tensor | None, hidden_states: list[tuple[Tensor, int]]
     ) -> Tensor:
@@ -155,7 +174,7 @@ class Stack(nn.Module):
         if feature_mask is not None:
             x = x * feature_mask
         for layer in self.layers:
-            x = layer(x, table, attention_mask, valid, chunk_size)
+            x = self._compute(layer, x, table, attention_mask, valid, chunk_size)
             hidden_states.append((x, self.factor))
             if feature_mask is not None:
                 x = x * feature_mask
