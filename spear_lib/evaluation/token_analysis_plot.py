@@ -31,7 +31,7 @@ def plot_speakers(
     """
     names = sorted(set(speakers))
     colours = plt.get_cmap("tab10" if len(names) <= 10 else "gist_rainbow")
-    columns = min(3, len(panels))
+    columns = math.ceil(math.sqrt(len(panels)))
     rows = math.ceil(len(panels) / columns)
     figure, axes = plt.subplots(
         rows, columns, figsize=(4.2 * columns, 4.2 * rows + 0.6), squeeze=False, layout="constrained"
@@ -68,7 +68,7 @@ def plot_speakers(
 def plot_numbers(numbers: dict[str, dict[str, float]], path: str | Path) -> None:
     """Bars: nearest-neighbour and linear-probe accuracy of every representation, with chance."""
     names = list(numbers)
-    figure, axes = plt.subplots(1, 2, figsize=(9, 1.2 + 0.3 * len(names)), sharey=True, layout="constrained")
+    figure, axes = plt.subplots(1, 2, figsize=(9, 1.6 + 0.3 * len(names)), sharey=True, layout="constrained")
     rows = np.arange(len(names))
     for offset, (key, label, colour) in enumerate(
         [("nearest_neighbour", "nearest neighbour", "#0072B2"), ("linear_probe", "linear probe", "#E69F00")]
@@ -77,7 +77,7 @@ def plot_numbers(numbers: dict[str, dict[str, float]], path: str | Path) -> None
         axes[0].barh(rows + 0.4 * offset - 0.2, values, height=0.38, color=colour, label=label)
     axes[0].axvline(numbers[names[0]]["chance"], color="black", linestyle="--", linewidth=1, label="chance")
     axes[0].set(xlabel="speaker accuracy (%)", xlim=(0, 100), yticks=rows, yticklabels=names)
-    axes[0].legend(fontsize=8, loc="lower right")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=8)
     axes[0].invert_yaxis()
     axes[1].barh(rows, [numbers[name]["silhouette"] for name in names], height=0.6, color="#009E73")
     axes[1].axvline(0, color="black", linewidth=0.8)

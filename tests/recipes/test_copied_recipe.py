@@ -83,6 +83,21 @@ def test_a_copied_recipe_goes_from_a_csv_file_to_a_report(recipe):
     assert "librispeech" not in json.dumps([path.name for path in (recipe / "data").rglob("*")]).lower()
 
 
+@pytest.mark.slow
+def test_clusters_make_the_tokens_of_the_ablation(recipe):
+    """--clusters: k-means in place of the quantiser, in folders of its own, up to pre-training and report."""
+    data, exp = recipe / "ablation", recipe / "ablation_exp"
+    folders = ("--conf", "tiny", "--data-dir", str(data), "--exp-dir", str(exp))
+    corpus = ("--corpus-dir", str(recipe.parents[1] / "corpus"), "--clusters", "300")
+    call(recipe, "prepare.sh", *folders, *corpus)
+    facts = json.loads((data / "tokens" / "spectral" / "train" / "store.json").read_text())
+    assert (facts["field"], facts["dtype"]) == ("spectral_km300", "uint16")
+    call(recipe, "run.sh", *folders, "--stop-stage", "10")
+    call(recipe, "run.sh", *folders, "--stage", "14")
+    report = json.loads((exp / "report" / "report.json").read_text())
+    assert "spectral_km300" in json.dumps(report)
+
+
 def test_the_scripts_of_the_recipe_name_no_corpus():
     for script in ("prepare.sh", "run.sh"):
         text = (REPOSITORY / "egs" / "librispeech" / script).read_text(encoding="utf-8").lower()
