@@ -52,9 +52,6 @@ def _locked(path: Path, what: str, wait: bool) -> IO[str]:
         file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - held until the lock is given back
         try:
             fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if path.exists() and os.fstat(file.fileno()).st_ino == os.stat(path).st_ino:
-                return file
-            file.close()
         except BlockingIOError as error:
             holder = _holder(file) or "another process"
             file.close()
@@ -68,6 +65,17 @@ def _locked(path: Path, what: str, wait: bool) -> IO[str]:
                 f"cannot lock {path} ({error.strerror}): this file system has no locks, so two jobs could "
                 "write the same files; use a folder on another one"
             ) from error
+        if _is_at(file, path):
+            return file
+        file.close()
+
+
+def _is_at(file: IO[str], path: Path) -> bool:
+    """Whether the path still means this file: its last holder may have removed it meanwhile."""
+    try:
+        return os.fstat(file.fileno()).st_ino == os.stat(path).st_ino
+    except FileNotFoundError:
+        return False
 
 
 def _holder(file: IO[str]) -> str:

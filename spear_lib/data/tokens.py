@@ -250,8 +250,8 @@ def token_facts(cut: Cut, field: str) -> dict[str, Any]:
         "frame_rate": 1.0 / manifest.frame_shift,
         "num_codebooks": manifest.shape[1],
     }
-    store = Path(manifest.array.storage_path or ".").parent.parent
-    if (store / STORE_FILE).is_file():
+    store = Path(manifest.array.storage_path).parent.parent
+    if manifest.array.storage_type == STORAGE_TYPE and (store / STORE_FILE).is_file():
         full = store_facts(store)
         if facts["quantizer_id"] != full["quantizer_id"]:
             raise ValueError(

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import multiprocessing
 import os
 import pickle
 import threading
@@ -158,3 +159,22 @@ def test_lock_names_its_holder_and_survives_its_death(tmp_path, caplog):
     )  # left by a killed holder: its lock died with it
     with caplog.at_level("INFO"), exclusive(path, "the thing"):
         assert "taken over from process 1 on node7" in caplog.text
+
+
+def count_up(folder, times: int) -> None:
+    for _ in range(times):
+        with exclusive(folder / "lock", "the counter", wait=True):
+            number = int((folder / "counter").read_text())
+            (folder / "counter").write_text(str(number + 1))
+
+
+def test_many_waiting_processes_take_turns(tmp_path):
+    (tmp_path / "counter").write_text("0")
+    fork = multiprocessing.get_context("fork")
+    children = [fork.Process(target=count_up, args=(tmp_path, 50)) for _ in range(4)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join()
+        assert child.exitcode == 0
+    assert (tmp_path / "counter").read_text() == "200" and not (tmp_path / "lock").exists()
