@@ -29,5 +29,9 @@ def download(repository: str, advice: str) -> Path:
         weights = ["model*.safetensors", "model.safetensors.index.json"] if safe else ["pytorch_model*"]
         return Path(snapshot_download(repository, allow_patterns=[*_CONFIG_FILES, *weights]))
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        try:
+            # Machines without a network share the cache of one that has it.
+            return Path(snapshot_download(repository, local_files_only=True))
+        except (OSError, ValueError):
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise RuntimeError(f"{HUB_PREFIX}{repository} cannot be fetched ({reason}): {advice}") from error

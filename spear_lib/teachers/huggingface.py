@@ -13,7 +13,6 @@ own samples, the group norm over time of Base models sees the utterance's own fr
 the end are zero before the positional convolution and masked in attention.
 """
 
-import json
 import math
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,16 +23,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from spear_lib.pretrained.weights import read_json
 from spear_lib.teachers.base import Teacher, weights_hash
+from spear_lib.teachers.hub import HUB_PREFIX, download
 
-HUB_PREFIX = "hub:"
 _WEIGHT_FILES = (
     "model.safetensors",
     "model.safetensors.index.json",
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-_CONFIG_FILES = ("config.json", "preprocessor_config.json")
 # Layer 21 of 24 (paper); 9 of 12 is what clusters of HuBERT Base are made of (paper App. F.4.2).
 _DEFAULT_LAYERS = {24: 21, 12: 9}
 
@@ -87,6 +86,11 @@ class TransformersTeacher(Teacher):
     def identity(self) -> dict[str, Any]:
         return {**super().identity(), "weights": self.weights}
 
+    def describe(self) -> dict[str, Any]:
+        import transformers
+
+        return {**super().describe(), "library": f"transformers {transformers.__version__}"}
+
     def num_frames(self, num_samples: int) -> int:
         for kernel, stride in self.convolutions:
             num_samples = max(0, (num_samples - kernel) // stride + 1)
@@ -123,7 +127,7 @@ class TransformersTeacher(Teacher):
 
     def _read_config(self, folder: Path) -> Any:
         config_class, _ = _classes(self.name)
-        found = _read_json(folder / "config.json").get("model_type")
+        found = read_json(folder / "config.json").get("model_type")
         if found != self.name:
             raise ValueError(f"{folder} holds a {found} model, not {self.name}: use the teacher of that name")
         config = config_class.from_pretrained(folder)
@@ -140,7 +144,7 @@ class TransformersTeacher(Teacher):
         path = folder / "preprocessor_config.json"
         if not path.exists():
             return not (self.name == "wavlm" and config.feat_extract_norm == "group")
-        settings = _read_json(path)
+        settings = read_json(path)
         rate = settings.get("sampling_rate", self.sample_rate)
         if rate != self.sample_rate:
             raise ValueError(
@@ -237,7 +241,7 @@ def fetch(path: str, name: str, published: str) -> Path:
         f"https://huggingface.co/{repository} into a folder and pass that as --teacher_path"
     )
     if on_hub:
-        folder = _download(repository, advice)
+        folder = download(repository, advice)
     else:
         folder = Path(path)
         if not folder.is_dir():
@@ -247,20 +251,6 @@ def fetch(path: str, name: str, published: str) -> Path:
     if not any((folder / weights).exists() for weights in _WEIGHT_FILES):
         raise ValueError(f"{folder} has neither model.safetensors nor pytorch_model.bin: {advice}")
     return folder
-
-
-def _download(repository: str, advice: str) -> Path:
-    from huggingface_hub import list_repo_files, snapshot_download
-
-    try:
-        files = list_repo_files(repository)
-        # One format of the weights is enough.
-        safe = any(file.startswith("model") and file.endswith(".safetensors") for file in files)
-        weights = ["model*.safetensors", "model.safetensors.index.json"] if safe else ["pytorch_model*"]
-        return Path(snapshot_download(repository, allow_patterns=[*_CONFIG_FILES, *weights]))
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise RuntimeError(f"{HUB_PREFIX}{repository} cannot be fetched ({reason}): {advice}") from error
 
 
 def _classes(name: str) -> tuple[Any, Any]:
@@ -324,13 +314,3 @@ def _quiet():
         logging.set_verbosity(level)
         if bar:
             logging.enable_progress_bar()
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is not valid JSON ({error}): download it again") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}, not settings: download it again")
-    return content

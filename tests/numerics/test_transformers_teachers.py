@@ -233,7 +233,7 @@ def test_missing_and_damaged_files_say_what_to_download(copy, tmp_path, checkpoi
     config.write_text(settings[:-20])
     refused("config.json is not valid JSON")
     config.write_text("[]")
-    refused("config.json holds a list, not settings")
+    refused("config.json holds a list, not the settings of a model")
     config.unlink()
     refused(f"has no config.json: {download}")
     config.write_text(settings)
@@ -274,7 +274,15 @@ def test_a_name_on_the_hub_is_fetched_or_explained(copy, monkeypatch):
     def unreachable(name):
         raise ConnectionError("no network\nsecond line")
 
+    def cached(name, local_files_only):
+        assert local_files_only
+        if name != "microsoft/wavlm-large":
+            raise FileNotFoundError("not in the cache")
+        return str(copy)
+
     monkeypatch.setattr(huggingface_hub, "list_repo_files", unreachable)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", cached)
+    assert create_teacher("wavlm", "hub:microsoft/wavlm-large").id == teacher.id
     with pytest.raises(
         RuntimeError, match=r"hub:me/mine cannot be fetched \(no network\): download .*co/me/mine"
     ):

@@ -242,7 +242,11 @@ def test_a_name_on_the_hub_is_fetched_or_explained(tmp_path, monkeypatch):
     def unreachable(name):
         raise ConnectionError("no network\nsecond line")
 
+    def not_cached(name, local_files_only):
+        raise FileNotFoundError("not in the cache")
+
     monkeypatch.setattr(huggingface_hub, "list_repo_files", unreachable)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", not_cached)
     with pytest.raises(
         RuntimeError, match=r"hub:me/mine cannot be fetched \(no network\): .*zenodo"
     ) as found:
