@@ -185,8 +185,9 @@ class _WhitenFunction(torch.autograd.Function):
             mean, covariance = _centred_covariance(x32, num_groups)
             metric, mean_diagonal = _whitening_metric(covariance)
             ctx.active = True
-            if x.device.type == "cpu" and metric.item() < limit:
-                ctx.active = False  # on a CPU the branch is free, on a device the scale below is zero instead
+            # On a CPU the branch is free; on a device and in a compiled graph the scale below is 0 instead.
+            if x.device.type == "cpu" and not torch.compiler.is_compiling() and metric.item() < limit:
+                ctx.active = False
                 return x.view_as(x)
             direction = covariance - torch.eye(covariance.shape[1], device=x.device) * (
                 metric * mean_diagonal
