@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from spear_lib import keyed_random
+from spear_lib.training.distributed import World
 
 
 def nearest(x: Tensor, centers: Tensor, chunk: int = 8192) -> Tensor:
@@ -14,65 +15,60 @@ def nearest(x: Tensor, centers: Tensor, chunk: int = 8192) -> Tensor:
     return torch.cat(parts) if parts else x.new_zeros(0, dtype=torch.int64)
 
 
-def k_means(x: Tensor, num_centers: int, iterations: int, *seed: int | str) -> Tensor:
-    """(K, D) centres of x (B, D) by Lloyd's algorithm; empty centres restart beside the fullest one."""
+def k_means(
+    x: Tensor, num_centers: int, iterations: int, *seed: int | str, world: World | None = None
+) -> Tensor:
+    """(K, D) centres of x (B, D) by Lloyd's algorithm; empty centres restart beside the fullest one.
+
+    Args:
+      world: ranks that hold the same x and share the work.
+    """
+    world = world or World()
     draw = keyed_random.generator("k-means", *seed)
     chosen = draw.choice(x.shape[0], size=num_centers, replace=x.shape[0] < num_centers)
-    centers = x[torch.from_numpy(chosen)].clone()
+    centers = x[torch.from_numpy(chosen).to(x.device)].clone()
+    own = slice(len(x) * world.rank // world.world_size, len(x) * (world.rank + 1) // world.world_size)
     for _ in range(iterations):
-        assigned = nearest(x, centers)
+        assigned = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+        assigned[own] = nearest(x[own], centers)
+        # In float64, so that the order of the additions, and with it the number of ranks, hardly matters.
+        total = torch.zeros(num_centers, x.shape[1], dtype=torch.float64, device=x.device)
+        for rows, part in zip(assigned[own].split(8192), x[own].split(8192)):
+            total.index_add_(0, rows, part.double())
+        assigned, total = world.sum(assigned.cpu()).to(x.device), world.sum(total.cpu()).to(x.device)
         count = torch.bincount(assigned, minlength=num_centers)
-        total = torch.zeros_like(centers).index_add_(0, assigned, x)
-        centers = torch.where(count.unsqueeze(1) > 0, total / count.clamp(min=1).unsqueeze(1), centers)
+        means = (total / count.clamp(min=1).unsqueeze(1)).float()
+        centers = torch.where(count.unsqueeze(1) > 0, means, centers)
         for empty in (count == 0).nonzero().flatten().tolist():
             members = (assigned == int(count.argmax())).nonzero().flatten()
             centers[empty] = x[members[int(draw.integers(len(members)))]]
     return centers
 
 
-def residual_k_means(x: Tensor, num_codebooks: int, codebook_size: int, iterations: int, seed: int) -> Tensor:
-    """(N, K, D) code vectors: codebook n is the k-means of what codebooks 0..n-1 leave over."""
-    residual, codebooks = x.clone(), []
-    for codebook in range(num_codebooks):
-        centers = k_means(residual, codebook_size, iterations, "residual", seed, codebook)
-        residual -= centers[nearest(residual, centers)]
-        codebooks.append(centers)
-    return torch.stack(codebooks)
-
-
-def residual_encode(x: Tensor, centers: Tensor) -> Tensor:
-    """Greedy codes (B, N) of x (B, D): each codebook takes the entry nearest to what is left."""
-    residual, codes = x.clone(), []
-    for codebook in centers:
-        best = nearest(residual, codebook)
-        residual -= codebook[best]
-        codes.append(best)
-    return torch.stack(codes, dim=1)
-
-
-def discriminant_classifiers(x: Tensor, codes: Tensor, codebook_size: int) -> tuple[Tensor, Tensor]:
+def discriminants(
+    energy: Tensor, class_sums: Tensor, counts: Tensor, num_frames: int
+) -> tuple[Tensor, Tensor]:
     """Linear discriminants that guess the codes: the best linear classifier if classes are equal Gaussians.
 
     Args:
-      x: (B, D) frames; codes: (B, N) their codes.
+      energy: (D, D) float64, sum of x x^T over the frames.
+      class_sums: (N, K, D) float64, sum of the frames that use a code; counts: (N, K) how many they are.
+      num_frames: frames in all.
 
     Returns:
       weight (N*K, D) and bias (N*K,).
     """
     weights, biases = [], []
-    energy = (x.T @ x).double() / x.shape[0]
-    ridge = torch.eye(x.shape[1], dtype=torch.float64, device=x.device) * (
-        1e-3 * energy.diagonal().mean() + 1e-12
-    )
-    overall = x.mean(dim=0)
-    for codebook in range(codes.shape[1]):
-        count = torch.bincount(codes[:, codebook], minlength=codebook_size).float()
-        total = torch.zeros(codebook_size, x.shape[1], device=x.device).index_add_(0, codes[:, codebook], x)
+    energy = energy / num_frames
+    eye = torch.eye(len(energy), dtype=torch.float64, device=energy.device)
+    ridge = eye * (1e-3 * energy.diagonal().mean() + 1e-12)
+    for total, count in zip(class_sums, counts.double()):
+        overall = total.sum(dim=0) / num_frames
         # Rare classes lean on the overall mean.
-        means = ((total + overall) / (count + 1).unsqueeze(1)).double()
-        within = energy - (means.T * (count / x.shape[0]).double()) @ means
+        means = (total + overall) / (count + 1).unsqueeze(1)
+        within = energy - (means.T * (count / num_frames)) @ means
         weight = torch.linalg.solve(within + ridge, means.T).T  # (K, D)
-        prior = ((count + 1) / (x.shape[0] + codebook_size)).double().log()
+        prior = ((count + 1) / (num_frames + len(count))).log()
         weights.append(weight.float())
         biases.append((prior - (weight * means).sum(dim=1) / 2).float())
     return torch.cat(weights), torch.cat(biases)

@@ -14,13 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from spear_lib import keyed_random
-from spear_lib.data.tokens_store import read_json
-from spear_lib.quantization.embeddings import SUMMARY_FILE, split_held_out
+from spear_lib.quantization.embeddings import CHUNK, StoredFrames
 from spear_lib.quantization.initialisation import nearest
 from spear_lib.quantization.kmeans import KMeans
 from spear_lib.quantization.trainer import CHECKPOINT, load_state, save_state
@@ -29,7 +27,6 @@ from spear_lib.training.progress import progress
 logger = logging.getLogger(__name__)
 
 NORMALISATION_EPS = 1e-5
-CHUNK = 8192  # frames worked on at once
 
 
 @dataclass(frozen=True)
@@ -60,71 +57,6 @@ class KMeansOptions:
             raise ValueError(
                 f"init_frames is {self.init_frames}: {self.num_clusters} clusters need as many frames"
             )
-
-
-class StoredFrames:
-    """The frames of a folder of embeddings, read in pieces; recordings held out are apart.
-
-    Attributes:
-      summary: what extract_embeddings wrote about teacher and sampling.
-      dim: channels.
-      train, held_out: (F,) int64 positions of the frames of each side.
-    """
-
-    def __init__(self, folder: str | Path, held_out_fraction: float, seed: int):
-        folder = Path(folder)
-        if not (folder / SUMMARY_FILE).is_file():
-            raise ValueError(
-                f"{folder / SUMMARY_FILE} does not exist; run stage 3 (python -m "
-                "spear_lib.bin.extract_embeddings) first"
-            )
-        self.folder, self.summary = folder, read_json(folder / SUMMARY_FILE)
-        self.dim: int = self.summary["teacher"]["embedding_dim"]
-        self._arrays, ids, counts = [], [], []
-        for shard in range(self.summary["num_shards"]):
-            path = folder / f"shard-{shard:05d}.json"
-            if not path.is_file():
-                raise ValueError(f"{path} is gone; delete {folder / SUMMARY_FILE} and run stage 3 again")
-            index = read_json(path)
-            array = np.load(path.with_suffix(".npy"), mmap_mode="r")
-            if array.shape != (sum(index["num_frames"]), self.dim):
-                raise ValueError(
-                    f"{path.with_suffix('.npy')} has shape {array.shape}, which its index does not expect"
-                )
-            self._arrays.append(array)
-            ids += index["ids"]
-            counts += index["num_frames"]
-        self._ends = np.cumsum([len(array) for array in self._arrays])
-        held_out = split_held_out(ids, np.array(counts, dtype=np.int64), held_out_fraction, seed)
-        self.train, self.held_out = np.flatnonzero(~held_out), np.flatnonzero(held_out)
-
-    def read(self, positions: np.ndarray) -> Iterator[Tensor]:
-        """Float32 frames (at most CHUNK, D) at the sorted ``positions``, piece by piece.
-
-        Raises:
-          ValueError: NaN or infinity in the embeddings.
-        """
-        for begin in range(0, len(positions), CHUNK):
-            wanted = positions[begin : begin + CHUNK]
-            parts = []
-            for array, end in zip(self._arrays, self._ends):
-                inside = wanted[(wanted >= end - len(array)) & (wanted < end)] - (end - len(array))
-                if len(inside):
-                    parts.append(array[inside])
-            frames = torch.from_numpy(np.concatenate(parts)).float()
-            if not torch.isfinite(frames).all():
-                raise ValueError(
-                    f"{self.folder} holds values that float16 cannot; the teacher's embeddings are too "
-                    "large or not finite"
-                )
-            yield frames
-
-    def sample(self, positions: np.ndarray, count: int, *seed: int | str) -> Tensor:
-        """(min(count, F), D): a random choice of the frames at ``positions``, in their order."""
-        if count < len(positions):
-            draw = keyed_random.generator("k-means frames", *seed)
-            positions = np.sort(draw.choice(positions, size=count, replace=False))
-        return torch.cat([torch.empty(0, self.dim), *self.read(positions)])
 
 
 def train_kmeans(

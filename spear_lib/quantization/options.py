@@ -54,14 +54,20 @@ class QuantizerTrainingOptions:
     method: str = "least_squares"
     """least_squares: rounds of search and closed-form update (ours, fast); reference: Adam in two phases
     (paper)."""
+    search: str = "best"
+    """best: tokens are the codes of the best round of the search (ours); reference: those of the last."""
+    shuffle_frames: int = 200000
+    """Frames in memory at a time: the buffer in which the stream from disk is shuffled (ours)."""
     init_frames: int = 20000
     """Frames of the residual k-means that initialises the codebooks (ours)."""
     init_iterations: int = 8
     """Lloyd iterations per codebook (ours)."""
     rounds: int = 8
-    """Rounds of search (one refinement) and closed-form update of all code vectors (ours)."""
+    """Rounds of search and closed-form update of all code vectors (ours)."""
     frames_per_round: int = 20000
-    """Random frames per round (ours)."""
+    """Frames per round, new ones each time (ours)."""
+    training_refinements: int = 3
+    """Refinements of the search in a round, after a greedy first guess (ours)."""
     statistics_decay: float = 0.8
     """Weight of the earlier rounds' statistics in the update; 0 forgets them (ours)."""
     ridge: float = 1.0
@@ -88,6 +94,17 @@ class QuantizerTrainingOptions:
             raise ValueError(f"normalisation is {self.normalisation!r}: use channel, half, global or none")
         if not 0 < self.held_out_fraction < 0.5:
             raise ValueError(f"held_out_fraction is {self.held_out_fraction}: it must be in (0, 0.5)")
-        for name in ("rounds", "frames_per_round", "init_frames", "classifier_frames", "max_held_out_frames"):
+        if self.search not in ("best", "reference"):
+            raise ValueError(f"search is {self.search!r}: use best or reference")
+        for name in (
+            "rounds",
+            "shuffle_frames",
+            "training_refinements",
+            "classifier_batch",
+            "frames_per_round",
+            "init_frames",
+            "classifier_frames",
+            "max_held_out_frames",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")

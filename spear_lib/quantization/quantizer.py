@@ -6,6 +6,7 @@ that reference quantisers load directly.
 """
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from spear_lib.quantization.storage import content_id, read_quantizer, read_refe
 # Parameters of the scales move ten times faster than their raw value (reference "scale_speed").
 SCALE_SPEED = 10.0
 NORMALISATION_EPS = 1e-5
+SEARCHES = ("best", "reference")
 
 
 class QuantizerLosses(NamedTuple):
@@ -46,13 +48,18 @@ class Quantizer(nn.Module):
     Attributes:
       mean, std: (D,) float32 buffers. ``encode`` normalises by them and ``decode`` undoes it, so callers
         never normalise themselves. 0 and 1 where no normalisation is wanted.
+      search: reference keeps the codes of the last round of refinement, as the reference does; best keeps
+        those of the best round, the first guess included. Part of the identity, since it decides tokens.
       provenance: free JSON-able facts that travel with the file (teacher id, layer, training report, ...).
     """
 
     kind = "mvq"
 
-    def __init__(self, dim: int, num_codebooks: int, codebook_size: int = 256):
+    def __init__(self, dim: int, num_codebooks: int, codebook_size: int = 256, search: str = "reference"):
         super().__init__()
+        if search not in SEARCHES:
+            raise ValueError(f"search is {search!r}: use one of {', '.join(SEARCHES)}")
+        self.search = search
         if dim < 1:
             raise ValueError(f"dim is {dim}: a quantiser needs at least 1 channel")
         if not 1 <= num_codebooks <= 64:
@@ -84,7 +91,9 @@ class Quantizer(nn.Module):
     def id(self) -> str:
         """16 hex digits of a hash over sizes and all tensors: two quantisers with one id give the same
         tokens."""
-        return content_id([self.dim, self.num_codebooks, self.codebook_size], self.state_dict())
+        facts = [self.dim, self.num_codebooks, self.codebook_size]
+        # The reference's search is not named, so that ids from before there was another stay.
+        return content_id(facts if self.search == "reference" else [*facts, self.search], self.state_dict())
 
     def save(self, path: str | Path) -> Path:
         """Write ``path`` (a folder: its quantizer.safetensors) aside and rename it. Returns the file's
@@ -96,7 +105,8 @@ class Quantizer(nn.Module):
         """Read what ``save`` wrote; a folder means its quantizer.safetensors. The content hash is
         verified."""
         state, facts = read_quantizer(path, cls.kind)
-        quantizer = cls(facts["dim"], facts["num_codebooks"], facts["codebook_size"])
+        search_name = facts.get("search", "reference")  # files from before there was another
+        quantizer = cls(facts["dim"], facts["num_codebooks"], facts["codebook_size"], search_name)
         quantizer.load_state_dict(state)
         quantizer.provenance = facts["provenance"]
         if quantizer.id != facts["id"]:
@@ -171,7 +181,6 @@ class Quantizer(nn.Module):
         x: Tensor,
         refine_iters: int = 5,
         *,
-        keep_best: bool = False,
         normalised: bool = False,
         memory_budget_mb: int = 256,
         kernel: str = "auto",
@@ -181,7 +190,6 @@ class Quantizer(nn.Module):
         Args:
           x: (..., D) float embeddings of the teacher (any float dtype; worked on in float32).
           refine_iters: rounds of the refinement search after the classifiers' first guess (paper: 5).
-          keep_best: see ``search.refine``.
           normalised: x is already (x - mean) / std.
           memory_budget_mb: working memory; frames are worked on in chunks that fit.
           kernel: see ``search.choose_kernel``; the tokens are the same.
@@ -210,7 +218,9 @@ class Quantizer(nn.Module):
             part = part if normalised else self.normalise(part)
             found = self.logits(part).argmax(dim=-1)
             if refine_iters > 0:
-                found = search.refine(table, table.project(part), found, refine_iters, keep_best, kernel)
+                found = search.refine(
+                    table, table.project(part), found, refine_iters, self.search == "best", kernel
+                )
             codes[begin : begin + chunk] = found.to(torch.uint8)
         return codes.view(*x.shape[:-1], self.num_codebooks)
 
@@ -232,24 +242,40 @@ class Quantizer(nn.Module):
 
     # Training ---------------------------------------------------------------------------------------------
 
-    def loss(self, x: Tensor, refine_iters: int = 1, *, normalised: bool = False) -> QuantizerLosses:
+    def loss(
+        self,
+        x: Tensor,
+        refine_iters: int = 1,
+        *,
+        normalised: bool = False,
+        add_up: Callable[[Tensor], Tensor] = lambda total: total,
+    ) -> QuantizerLosses:
         """The losses of a batch of frames x (..., D), codes found with ``refine_iters`` rounds and held
-        fixed."""
+        fixed.
+
+        Args:
+          add_up: makes of a sum over these frames the sum over the frames of all ranks, with a gradient.
+        """
         flat = x.reshape(-1, self.dim)
         flat = flat if normalised else self.normalise(flat)
         codes = self.encode(flat, refine_iters, normalised=True).long()
         centers = self.effective_centers()
         mean_code = centers.mean(dim=1).sum(dim=0).detach()
         decoded = self.decode(codes, normalised=True)
-        reconstruction = (decoded - flat).square().sum() / ((flat - mean_code).square().sum() + 1e-20)
         log_probs = self.logits(flat).log_softmax(dim=-1)  # (B, N, K)
-        prediction = -log_probs.gather(2, codes.unsqueeze(2)).mean()
-        histogram = F.one_hot(codes, self.codebook_size).float().mean(dim=0)
+        rows = (codes + torch.arange(self.num_codebooks, device=codes.device) * self.codebook_size).flatten()
+        histogram = torch.bincount(rows, minlength=self.num_codebooks * self.codebook_size)
+        num_frames = add_up(torch.tensor(float(len(flat)), device=flat.device))
+        error = add_up((decoded - flat).square().sum())
+        spread = add_up((flat - mean_code).square().sum())
+        chosen = add_up(log_probs.gather(2, codes.unsqueeze(2)).sum())
         return QuantizerLosses(
-            reconstruction=reconstruction,
-            prediction=prediction,
-            logits_entropy=_missing_entropy(log_probs.exp().mean(dim=0)),
-            index_entropy=_missing_entropy(histogram),
+            reconstruction=error / (spread + 1e-20),
+            prediction=-chosen / (num_frames * self.num_codebooks),
+            logits_entropy=_missing_entropy(add_up(log_probs.exp().sum(dim=0)) / num_frames),
+            index_entropy=_missing_entropy(
+                add_up(histogram.float()).view(self.num_codebooks, -1) / num_frames
+            ),
         )
 
     @torch.no_grad()

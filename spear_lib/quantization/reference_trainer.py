@@ -7,6 +7,7 @@ the time.
 """
 
 import logging
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,13 @@ import torch
 from torch import Tensor
 
 from spear_lib import keyed_random
-from spear_lib.quantization.embeddings import FrameMatrix
+from spear_lib.quantization.embeddings import FrameStream
 from spear_lib.quantization.options import QuantizerTrainingOptions
 from spear_lib.quantization.quantizer import Quantizer, QuantizerLosses
+from spear_lib.quantization.ranks import add_up_gradients, add_up_with_gradient, read_share
 from spear_lib.quantization.trainer import CHECKPOINT, load_state, save_state
+from spear_lib.training.distributed import World
+from spear_lib.training.metrics import MetricsLog
 from spear_lib.training.progress import progress
 
 logger = logging.getLogger(__name__)
@@ -33,16 +37,19 @@ class ReferenceTrainer:
 
     Args:
       quantizer: 2N codebooks of 16 entries, at its initial values.
+      world: the ranks that share every batch.
     """
 
-    def __init__(self, quantizer: Quantizer, phase_one_steps: int, phase_two_steps: int):
+    def __init__(
+        self, quantizer: Quantizer, phase_one_steps: int, phase_two_steps: int, world: World | None = None
+    ):
         if min(phase_one_steps, phase_two_steps) < 4:
             raise ValueError(
                 f"phases of {phase_one_steps} and {phase_two_steps} steps are too short: the learning rate "
                 f"falls in "
                 "four parts, so each phase needs at least 4"
             )
-        self.quantizer = quantizer
+        self.quantizer, self.world = quantizer, world or World()
         self.phase_steps = (phase_one_steps, phase_two_steps)
         self.num_steps = phase_one_steps + phase_two_steps + 1
         self.step_index = 0
@@ -61,11 +68,13 @@ class ReferenceTrainer:
         return LEARNING_RATE / 2 * 0.5 ** ((self.step_index - first - 1) // (second // 4))
 
     def step(self, x: Tensor, refine_iters: int) -> QuantizerLosses:
-        """One update on normalised frames x (B, D); the losses before it."""
+        """One update on this rank's part (B, D) of the normalised frames; the losses of all before it."""
         self.optimizer.param_groups[0]["lr"] = self.learning_rate()
-        losses = self.quantizer.loss(x, refine_iters, normalised=True)
+        together = partial(add_up_with_gradient, world=self.world)
+        losses = self.quantizer.loss(x, refine_iters, normalised=True, add_up=together)
         self.optimizer.zero_grad()
         losses.total.backward()
+        add_up_gradients(list(self.quantizer.parameters()), self.world)
         self.optimizer.step()
         if self.step_index == self.phase_steps[0]:
             self.quantizer = self.quantizer.product().to(x.device)
@@ -92,12 +101,12 @@ class ReferenceTrainer:
 
 
 def train_reference(
-    data: FrameMatrix,
+    frames: FrameStream,
     options: QuantizerTrainingOptions,
     seed: int,
-    checkpoint_folder: Path,
+    folder: Path,
     run_id: str,
-    device: torch.device | str = "cpu",
+    world: World | None = None,
 ) -> tuple[Quantizer, list[dict[str, float]]]:
     """Arguments and results as those of ``trainer.train_quantizer``; a killed training goes on, bit for
     bit."""
@@ -105,31 +114,47 @@ def train_reference(
         raise ValueError(
             f"codebook_size is {options.codebook_size}: the reference method makes codebooks of 256"
         )
-    small = Quantizer(data.frames.shape[1], 2 * options.num_codebooks, 16)
+    world = world or World()
+    small = Quantizer(frames.dim, 2 * options.num_codebooks, 16)
     with torch.no_grad():
         draw = keyed_random.generator("reference quantizer", seed)
-        bound = data.frames.shape[1] ** -0.5
+        bound = frames.dim**-0.5
         for parameter in (small.to_logits.weight, small.to_logits.bias):
             parameter.copy_(torch.from_numpy(draw.uniform(-bound, bound, tuple(parameter.shape))))
         small.centers.copy_(small.to_logits.weight.view(small.centers.shape))
-        small.mean.copy_(data.mean)
-        small.std.copy_(data.std)
-    trainer = ReferenceTrainer(small.to(device), options.phase_one_steps, options.phase_two_steps)
-    path, history = checkpoint_folder / CHECKPOINT, []
+        small.mean.copy_(frames.mean)
+        small.std.copy_(frames.std)
+    trainer = ReferenceTrainer(
+        small.to(world.device), options.phase_one_steps, options.phase_two_steps, world
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    path, history = folder / CHECKPOINT, []
     state = load_state(path, run_id)
     if state is not None:
         trainer.load_state_dict(state["trainer"])
         history = state["history"]
         logger.info("goes on after step %d of %d", trainer.step_index, trainer.num_steps)
-    order = torch.from_numpy(keyed_random.generator("reference order", seed).permutation(len(data)))
+    curves = MetricsLog(folder, trainer.step_index, active=world.is_main)
     steps = range(trainer.step_index, trainer.num_steps)
     for step in progress(steps, total=len(steps), description="quantiser", unit="steps"):
-        position = torch.arange(step * options.batch_frames, (step + 1) * options.batch_frames) % len(data)
         refine_iters = 1 + int(keyed_random.generator("reference refinements", seed, step).integers(2))
-        losses = trainer.step(data.rows(order[position]).to(device), refine_iters)
+        batch = torch.cat(
+            list(
+                read_share(
+                    frames, step * options.batch_frames, options.batch_frames, world, options.batch_frames
+                )
+            )
+        )
+        losses = trainer.step(batch, refine_iters)
         if step % _LOG_EVERY == 0 or step + 1 == trainer.num_steps:
             values = {name: float(value.detach()) for name, value in losses._asdict().items()}
             history.append({"step": step, **values})
+            curves.write(step + 1, 0, "reference", values)
         if (step + 1) % _SAVE_EVERY == 0:
-            save_state({"run_id": run_id, "trainer": trainer.state_dict(), "history": history}, path)
-    return trainer.quantizer.cpu(), history
+            if world.is_main:
+                save_state({"run_id": run_id, "trainer": trainer.state_dict(), "history": history}, path)
+            world.barrier()
+    curves.close()
+    result = Quantizer(frames.dim, options.num_codebooks, 256, options.search)
+    result.load_state_dict(trainer.quantizer.state_dict())
+    return result, history

@@ -137,6 +137,18 @@ def refine(
     return rows - table.first_row
 
 
+def greedy(table: CodeTable, h: Tensor) -> Tensor:
+    """Codes (B, N) of frames with inner products h: each codebook in turn lowers the error most."""
+    delta = table.energy - 2 * h  # (B, N*K): what adding one more code vector changes the error by
+    codes = []
+    for codebook, first in enumerate(range(0, len(table.vectors), table.codebook_size)):
+        own = delta[:, first : first + table.codebook_size].argmin(dim=1)
+        codes.append(own)
+        if codebook + 1 < table.num_codebooks:
+            delta += 2 * table.gram.index_select(0, own + first)
+    return torch.stack(codes, dim=1)
+
+
 def error_of(table: CodeTable, h: Tensor, codes: Tensor) -> Tensor:
     """|x^ - x|^2 - |x|^2 per frame, (B,), without decoding."""
     rows = codes + table.first_row

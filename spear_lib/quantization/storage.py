@@ -47,6 +47,8 @@ def write_quantizer(quantizer: "Quantizer | KMeans", path: str | Path) -> Path:
         "id": quantizer.id,
         "provenance": quantizer.provenance,
     }
+    if getattr(quantizer, "search", "reference") != "reference":
+        facts["search"] = quantizer.search
     state = {
         name: value.detach().cpu().contiguous() for name, value in sorted(quantizer.state_dict().items())
     }

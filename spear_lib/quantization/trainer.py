@@ -2,15 +2,20 @@
 
 The reference trains code vectors and classifiers together with Adam for 70 000 steps. With the codes fixed,
 however, the best code vectors of all codebooks together are the solution of one least-squares problem, so a
-few rounds of (search the codes, solve) reach a low error in seconds. The classifiers, which only make the
-search's first
-guess, are fitted afterwards: linear discriminants, then some Adam steps on the reference's prediction loss.
+few rounds of (search the codes, solve) reach a low error in seconds. Three phases:
 
-Everything is keyed by the seed, and the state after every round is stored aside and renamed, so a killed
-training that is started again ends with the same quantiser, bit for bit (one thread count, CPU).
+1. start: residual k-means, codebook by codebook, on a sample;
+2. rounds: the codes of fresh frames, then all code vectors at once from statistics that forget slowly;
+3. classifiers (classifiers.py): they only make the search's first guess.
+
+Frames come from a stream (embeddings.py), every draw is keyed by the seed, and the state is stored aside and
+renamed after every codebook, round, and some classifier steps. So a killed training that is started again
+ends with the same quantiser, bit for bit (one thread count, CPU). Ranks share the frames of every step and
+add up their statistics.
 """
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +25,14 @@ from torch import Tensor
 from spear_lib import keyed_random
 from spear_lib.files import atomic_path
 from spear_lib.quantization import search
-from spear_lib.quantization.embeddings import FrameMatrix
-from spear_lib.quantization.initialisation import (
-    discriminant_classifiers,
-    residual_encode,
-    residual_k_means,
-)
+from spear_lib.quantization.classifiers import fit_classifiers
+from spear_lib.quantization.embeddings import FrameStream
+from spear_lib.quantization.initialisation import k_means, nearest
 from spear_lib.quantization.options import QuantizerTrainingOptions
 from spear_lib.quantization.quantizer import Quantizer
+from spear_lib.quantization.ranks import add_up, chunk_of, read_share
+from spear_lib.training.distributed import World
+from spear_lib.training.metrics import MetricsLog
 from spear_lib.training.progress import progress
 
 logger = logging.getLogger(__name__)
@@ -35,132 +40,161 @@ logger = logging.getLogger(__name__)
 CHECKPOINT = "training_state.pt"
 
 
-def _chunk(device: torch.device) -> int:
-    """Frames per search call: short on a CPU (its cache), long on a GPU."""
-    return 512 if device.type == "cpu" else 32768
-
-
 def train_quantizer(
-    data: FrameMatrix,
+    frames: FrameStream,
     options: QuantizerTrainingOptions,
     seed: int,
-    checkpoint_folder: Path,
+    folder: Path,
     run_id: str,
-    device: torch.device | str = "cpu",
+    world: World | None = None,
 ) -> tuple[Quantizer, list[dict[str, float]]]:
     """A trained quantiser (normalisation inside) and what every round measured.
 
     Args:
-      data: training frames with their normalisation.
+      frames: the training frames with their normalisation.
       seed: keys every random draw.
-      checkpoint_folder: where the state is kept between rounds; the caller deletes it when it has saved the
+      folder: where the state and the curves are kept; the caller deletes the state when it has saved the
         result.
       run_id: identity of data and options; a state of another run is refused.
-      device: where to search and solve; the frames and the stored state stay on the CPU.
+      world: the ranks and the device to compute on; frames and stored state stay on the CPU.
     """
-    device = torch.device(device)
-    dim = data.frames.shape[1]
-    quantizer = Quantizer(dim, options.num_codebooks, options.codebook_size)
+    world = world or World()
+    if frames.epoch_frames < options.codebook_size:
+        raise ValueError(
+            f"{frames.epoch_frames} training frames are fewer than the {options.codebook_size} codes of a "
+            "codebook: extract more embeddings (sampling.num_frames), or lower codebook_size"
+        )
+    quantizer = Quantizer(frames.dim, options.num_codebooks, options.codebook_size, options.search)
     with torch.no_grad():
-        quantizer.mean.copy_(data.mean)
-        quantizer.std.copy_(data.std)
-    state = load_state(checkpoint_folder / CHECKPOINT, run_id)
+        quantizer.mean.copy_(frames.mean)
+        quantizer.std.copy_(frames.std)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / CHECKPOINT
+    state = load_state(path, run_id)
     if state is None:
-        state = _initial_state(data, options, seed, run_id, device)
-        save_state(state, checkpoint_folder / CHECKPOINT)
+        state = {"run_id": run_id, "codebooks": [], "round": 0, "position": 0, "history": []}
     else:
-        for name in ("centers", "cooccurrence", "sums"):
-            state[name] = state[name].to(device)
-        logger.info("goes on after round %d of %d", state["round"], options.rounds)
+        logger.info(
+            "goes on after %d codebooks, %d of %d rounds and %d of %d classifier steps",
+            len(state["codebooks"]),
+            state["round"],
+            options.rounds,
+            state.get("classifier_step", 0),
+            options.classifier_steps,
+        )
+
+    def save() -> None:
+        if world.is_main:
+            save_state(state, path)
+        world.barrier()
+
+    _start(state, frames, options, seed, world, save)
+    step = state["round"] + state.get("classifier_step", 0)
+    curves = MetricsLog(folder, step, active=world.is_main)
     rounds = range(state["round"], options.rounds)
     for number in progress(rounds, total=len(rounds), description="quantiser", unit="rounds"):
-        _one_round(state, data, options, seed, number, device)
-        save_state(state, checkpoint_folder / CHECKPOINT)
+        _one_round(state, frames, options, seed, number, world)
+        curves.write(number + 1, 0, "rounds", state["history"][-1])
+        save()
     with torch.no_grad():
         quantizer.centers.copy_(state["centers"])
-    _fit_classifiers(quantizer.to(device), state, data, options, seed)
+    fit_classifiers(quantizer.to(world.device), state, frames, options, world, curves, save)
+    curves.close()
     return quantizer.cpu(), state["history"]
 
 
-def _initial_state(
-    data: FrameMatrix, options: QuantizerTrainingOptions, seed: int, run_id: str, device: torch.device
-) -> dict[str, Any]:
-    sample = data.rows(_draw(len(data), options.init_frames, "init", seed)).to(device)
-    centers = residual_k_means(
-        sample, options.num_codebooks, options.codebook_size, options.init_iterations, seed
-    )
-    codes = torch.empty(len(data), options.num_codebooks, dtype=torch.uint8)
-    for begin in range(0, len(data), 8192):
-        part = slice(begin, begin + 8192)
-        codes[part] = residual_encode(data.rows(part).to(device), centers).to(torch.uint8).cpu()
-    rows = options.num_codebooks * options.codebook_size
-    return {
-        "run_id": run_id,
-        "round": 0,
-        "centers": centers,
-        "codes": codes,
-        "cooccurrence": torch.zeros(rows, rows, dtype=torch.float64, device=device),
-        "sums": torch.zeros(rows, data.frames.shape[1], dtype=torch.float64, device=device),
-        "history": [],
-    }
+def _start(
+    state: dict[str, Any],
+    frames: FrameStream,
+    options: QuantizerTrainingOptions,
+    seed: int,
+    world: World,
+    save: Callable[[], None],
+) -> None:
+    """Residual k-means: codebook n is the k-means of what codebooks 0..n-1 leave over; changes ``state``."""
+    if "centers" in state:
+        return
+    sample = min(options.init_frames, frames.epoch_frames)
+    residual = frames.read(0, sample).to(world.device)
+    for centers in state["codebooks"]:
+        residual -= centers.to(world.device)[nearest(residual, centers.to(world.device))]
+    missing = range(len(state["codebooks"]), options.num_codebooks)
+    for codebook in progress(missing, description="start of the codebooks", unit="codebooks"):
+        size, iterations = options.codebook_size, options.init_iterations
+        centers = k_means(residual, size, iterations, "residual", seed, codebook, world=world)
+        residual -= centers[nearest(residual, centers)]
+        state["codebooks"].append(centers.cpu())
+        save()
+    state["centers"] = torch.stack(state["codebooks"])
+    state["position"] = sample
 
 
 def _one_round(
     state: dict[str, Any],
-    data: FrameMatrix,
+    frames: FrameStream,
     options: QuantizerTrainingOptions,
     seed: int,
     number: int,
-    device: torch.device,
+    world: World,
 ) -> None:
-    """Search the codes of a sample with one refinement, then update all code vectors; changes ``state``."""
-    size = options.codebook_size
-    table = search.CodeTable(state["centers"])
-    index = _draw(len(data), options.frames_per_round, "round", seed, number)
-    error = spread = 0.0
-    new_sums = torch.zeros_like(state["sums"])
-    for part in index.split(_chunk(device)):
-        x = data.rows(part).to(device)
+    """Search the codes of the next frames, then update all code vectors; changes ``state``."""
+    table = search.CodeTable(state["centers"].to(world.device))
+    total = len(table.vectors)
+    sums = torch.zeros(total, frames.dim, dtype=torch.float64, device=world.device)
+    measured = torch.zeros(2, dtype=torch.float64)  # squared error, energy
+    found = [torch.empty(0, options.num_codebooks, dtype=torch.int64, device=world.device)]
+    for x in read_share(frames, state["position"], options.frames_per_round, world, chunk_of(table)):
         h = table.project(x)
-        codes = search.refine(table, h, state["codes"][part].to(device).long(), 1)
-        state["codes"][part] = codes.to(torch.uint8).cpu()
+        codes = search.refine(table, h, search.greedy(table, h), options.training_refinements)
         energy = x.square().sum(dim=1)
-        error += float((search.error_of(table, h, codes) + energy).sum(dtype=torch.float64))
-        spread += float(energy.sum(dtype=torch.float64))
-        rows = codes + table.first_row
-        for codebook in range(options.num_codebooks):
-            new_sums.index_add_(0, rows[:, codebook], x.double())
-    rows = state["codes"][index].to(device).long() + table.first_row
-    state["cooccurrence"] = options.statistics_decay * state["cooccurrence"] + cooccurrence(rows, table)
-    state["sums"] = options.statistics_decay * state["sums"] + new_sums
-    centers = solve_centers(state["cooccurrence"], state["sums"], state["centers"], options.ridge)
-    residual_rms = (error / max(1, len(index)) / data.frames.shape[1]) ** 0.5
+        error = search.error_of(table, h, codes) + energy
+        measured += torch.stack([error.double().sum(), energy.double().sum()]).cpu()
+        exact = x.double()
+        for rows in (codes + table.first_row).T:
+            sums.index_add_(0, rows, exact)
+        found.append(codes + table.first_row)
+    counts = add_up(world, cooccurrence(torch.cat(found), table).float()).double()
+    sums, measured = add_up(world, sums), world.sum(measured)
+    usage = counts.diagonal().view(options.num_codebooks, -1).long()
+    if state["round"] > 0:
+        counts += options.statistics_decay * state["cooccurrence"].to(world.device)
+        sums += options.statistics_decay * state["sums"].to(world.device)
+    centers = solve_centers(counts, sums, table.vectors.view(state["centers"].shape), options.ridge)
+    residual_rms = float(measured[0] / options.frames_per_round / frames.dim) ** 0.5
     revived = 0
     if number + 1 < options.rounds:
-        usage = torch.bincount(rows.flatten(), minlength=centers.shape[0] * size).view(-1, size)
         revived = _revive(centers, usage, residual_rms, "revive", seed, number)
-    state["centers"] = centers
+    # What the main rank solved, so that ranks on unlike machines cannot drift apart.
+    state["centers"] = world.sum(centers.cpu() * float(world.is_main))
+    state["cooccurrence"], state["sums"] = counts.cpu(), sums.cpu()
     state["round"] = number + 1
+    state["position"] += options.frames_per_round
+    relative = float(measured[0] / measured[1].clamp(min=1e-20))
     state["history"].append(
-        {"round": number + 1, "relative_error": error / max(spread, 1e-20), "revived_codes": revived}
+        {
+            "round": number + 1,
+            "frames_read": state["position"],
+            "relative_error": relative,
+            "revived_codes": revived,
+        }
     )
     logger.info(
         "round %d: relative error %.4f on %d frames, %d unused codes revived",
         number + 1,
-        error / max(spread, 1e-20),
-        len(index),
+        relative,
+        options.frames_per_round,
         revived,
     )
 
 
 def cooccurrence(rows: Tensor, table: search.CodeTable) -> Tensor:
-    """(N*K, N*K) float64: how often two code vectors are used together, of rows (B, N)."""
-    total = table.gram.shape[0]
-    counts = torch.zeros(total * total, dtype=torch.float64, device=rows.device)
-    for left in range(rows.shape[1]):
-        pairs = rows[:, left : left + 1] * total + rows
-        counts += torch.bincount(pairs.flatten(), minlength=total * total)
-    return counts.view(total, total)
+    """(N*K, N*K) int64: how often two code vectors are used together, of rows (B, N)."""
+    total, size = len(table.gram), table.codebook_size
+    blocks = []
+    for own, first in zip(rows.T, table.first_row):
+        pairs = (own - first).unsqueeze(1) * total + rows
+        blocks.append(torch.bincount(pairs.flatten(), minlength=size * total).view(size, total))
+    return torch.cat(blocks)
 
 
 def solve_centers(counts: Tensor, sums: Tensor, previous: Tensor, ridge: float) -> Tensor:
@@ -189,49 +223,6 @@ def _revive(centers: Tensor, usage: Tensor, residual_rms: float, *seed: int | st
         usage[codebook, fullest] //= 2
         moved += 1
     return moved
-
-
-def _fit_classifiers(
-    quantizer: Quantizer,
-    state: dict[str, Any],
-    data: FrameMatrix,
-    options: QuantizerTrainingOptions,
-    seed: int,
-) -> None:
-    """Train to_logits to guess the codes that the search finds."""
-    index = _draw(len(data), options.classifier_frames, "classifier", seed)
-    device = quantizer.mean.device
-    x = data.rows(index).to(device)
-    table = quantizer.code_table()
-    codes = torch.cat(
-        [
-            search.refine(table, table.project(part), start.to(device).long(), 2)
-            for part, start in zip(x.split(_chunk(device)), state["codes"][index].split(_chunk(device)))
-        ]
-    )
-    weight, bias = discriminant_classifiers(x, codes, options.codebook_size)
-    with torch.no_grad():
-        quantizer.to_logits.weight.copy_(weight)
-        quantizer.to_logits.bias.copy_(bias)
-    parameters = [quantizer.to_logits.weight, quantizer.to_logits.bias, quantizer.logits_scale]
-    optimizer = torch.optim.Adam(parameters, lr=options.classifier_learning_rate, betas=(0.9, 0.98), eps=1e-9)
-    steps = range(options.classifier_steps)
-    for step in progress(steps, description="classifiers of the first guess", unit="steps"):
-        optimizer.param_groups[0]["lr"] = options.classifier_learning_rate * (1 - step / len(steps))
-        batch = _draw(len(index), options.classifier_batch, "classifier step", seed, step)
-        log_probs = quantizer.logits(x[batch]).log_softmax(dim=-1)
-        loss = -log_probs.gather(2, codes[batch].unsqueeze(2)).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-
-
-def _draw(total: int, count: int, *seed: int | str) -> Tensor:
-    """Sorted indexes of ``count`` random frames out of ``total`` (all of them when there are no more)."""
-    if count >= total:
-        return torch.arange(total)
-    chosen = keyed_random.generator("quantizer frames", *seed).choice(total, size=count, replace=False)
-    return torch.from_numpy(chosen).sort().values
 
 
 def save_state(state: dict[str, Any], path: Path) -> None:

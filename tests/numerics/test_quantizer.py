@@ -148,14 +148,17 @@ def test_search_of_two_small_codebooks_is_exhaustive():
     torch.testing.assert_close(found, errors.min(dim=1).values)
 
 
-def test_keep_best_is_never_worse_than_start_or_plain():
+def test_best_search_is_never_worse_than_start_or_plain():
     torch.manual_seed(3)
     quantizer, x = Quantizer(16, 8, 256), torch.randn(64, 16)
+    keeping = Quantizer(16, 8, 256, search="best")
+    keeping.load_state_dict(quantizer.state_dict())
+    assert keeping.id != quantizer.id  # other tokens, another identity
 
     def error(codes: Tensor) -> Tensor:
         return (quantizer.decode(codes) - x).square().sum(-1)
 
-    best = error(quantizer.encode(x, 3, keep_best=True))
+    best = error(keeping.encode(x, 3))
     for refine_iters in range(4):
         assert (best <= error(quantizer.encode(x, refine_iters)) + 1e-5).all()
     # The untrained search is not monotone, so that keeping the best must have mattered somewhere.
@@ -217,12 +220,13 @@ def test_more_than_the_references_codebooks():
 
 def test_file_keeps_everything_and_its_bytes(tmp_path):
     torch.manual_seed(9)
-    quantizer, x = Quantizer(6, 2, 16), torch.randn(20, 6)
+    quantizer, x = Quantizer(6, 2, 16, search="best"), torch.randn(20, 6)
     quantizer.set_normalisation(torch.randn(6), torch.rand(6) + 1)
     quantizer.provenance = {"teacher": {"teacher_id": "t"}, "seed": 1}
     path = quantizer.save(tmp_path / "one")
     again = Quantizer.load(tmp_path / "one")
     assert (again.id, again.provenance) == (quantizer.id, quantizer.provenance)
+    assert again.search == "best"
     assert torch.equal(again.encode(x), quantizer.encode(x))
     assert again.save(tmp_path / "two.safetensors").read_bytes() == path.read_bytes()
     assert not list(tmp_path.rglob("*.tmp"))
@@ -270,6 +274,7 @@ def test_reference_files_with_half_precision_statistics(golden, tmp_path):
     "call, message",
     [
         (lambda: Quantizer(4, 0), "num_codebooks is 0: it must be in 1..64"),
+        (lambda: Quantizer(4, 2, 4, "exact"), "search is 'exact': use one of best, reference"),
         (lambda: Quantizer(4, 65), "num_codebooks is 65"),
         (lambda: Quantizer(4, 2, 257), "codebook_size is 257"),
         (lambda: Quantizer(0, 2), "dim is 0"),

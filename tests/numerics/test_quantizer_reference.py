@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from quantizer_fixtures import stream
 from safetensors.torch import load_file
 
 from spear_lib.quantization import Quantizer, reference_trainer
-from spear_lib.quantization.embeddings import FrameMatrix
 from spear_lib.quantization.options import QuantizerTrainingOptions
 from spear_lib.quantization.reference_trainer import ReferenceTrainer, train_reference
 
@@ -37,7 +37,7 @@ def test_trace_is_the_references():
 def test_stopped_in_either_phase_ends_the_same(tmp_path, monkeypatch):
     monkeypatch.setattr(reference_trainer, "_SAVE_EVERY", 3)
     frames = torch.randn(200, 6, generator=torch.Generator().manual_seed(0)).half()
-    data = FrameMatrix(frames, torch.zeros(6), torch.ones(6))
+    data = stream(tmp_path / "e", frames, normalisation="none")
     options = QuantizerTrainingOptions(
         method="reference", num_codebooks=2, phase_one_steps=4, phase_two_steps=5, batch_frames=32
     )
@@ -62,7 +62,7 @@ def test_stopped_in_either_phase_ends_the_same(tmp_path, monkeypatch):
 
 
 def test_messages(tmp_path):
-    data = FrameMatrix(torch.zeros(5, 3).half(), torch.zeros(3), torch.ones(3))
+    data = stream(tmp_path / "e", torch.randn(60, 3), normalisation="none")
     options = QuantizerTrainingOptions(method="reference", codebook_size=16)
     with pytest.raises(ValueError, match="codebook_size is 16: the reference method makes codebooks of 256"):
         train_reference(data, options, 0, tmp_path, "run")

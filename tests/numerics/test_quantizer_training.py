@@ -2,17 +2,20 @@
 bound."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from quantizer_fixtures import stream, toy_frames
 
-from spear_lib.quantization import Quantizer, search, trainer
-from spear_lib.quantization.embeddings import FrameMatrix, split_held_out, statistics
-from spear_lib.quantization.initialisation import discriminant_classifiers, k_means, residual_encode
+from spear_lib.quantization import Quantizer, classifiers, search, trainer
+from spear_lib.quantization.embeddings import split_held_out, statistics
+from spear_lib.quantization.initialisation import discriminants, k_means, nearest
 from spear_lib.quantization.options import QuantizerTrainingOptions
 from spear_lib.quantization.report import code_usage, gaussian_bound, make_report, plot_report
 from spear_lib.quantization.trainer import train_quantizer
+from spear_lib.training.metrics import read_metrics
 
 OPTIONS = QuantizerTrainingOptions(
     num_codebooks=3,
@@ -27,23 +30,10 @@ OPTIONS = QuantizerTrainingOptions(
 )
 
 
-def toy_frames(count: int = 2000, seed: int = 0) -> torch.Tensor:
-    """Frames on a 6-dimensional subspace of 12 channels with unequal scales, as float16."""
-    generator = torch.Generator().manual_seed(seed)
-    shape = torch.randn(6, 12, generator=torch.Generator().manual_seed(99)) * torch.linspace(0.2, 3, 12)
-    noise = 0.05 * torch.randn(count, 12, generator=generator)
-    return (torch.randn(count, 6, generator=generator) @ shape + 2 + noise).half()
-
-
-def matrix(frames: torch.Tensor) -> FrameMatrix:
-    mean, std = statistics(frames, "channel")
-    return FrameMatrix(frames, mean, std + 1e-5)
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("quantizer")
-    return train_quantizer(matrix(toy_frames()), OPTIONS, 0, folder, "run")
+    return train_quantizer(stream(folder / "e", toy_frames()), OPTIONS, 0, folder, "run")
 
 
 def test_training_beats_its_start_and_uses_every_code(trained):
@@ -68,34 +58,74 @@ def test_first_guess_is_worth_having(trained):
 
 
 def test_stopped_and_started_again_ends_with_the_same_quantiser(trained, tmp_path, monkeypatch):
+    """Stopped in each phase: a codebook's start, a round, the classifiers."""
     save, calls = trainer.save_state, []
+    monkeypatch.setattr(classifiers, "_SAVE_EVERY", 10)
 
     def save_and_stop(state, path):
         save(state, path)
-        calls.append(state["round"])
-        if len(calls) in (2, 4):
+        calls.append((len(state["codebooks"]), state["round"], state.get("classifier_step")))
+        if len(calls) in (2, 5, 8):
             raise KeyboardInterrupt
 
     monkeypatch.setattr(trainer, "save_state", save_and_stop)
-    for _ in range(2):
+    frames = stream(tmp_path / "e", toy_frames())
+    for _ in range(3):
         with pytest.raises(KeyboardInterrupt):
-            train_quantizer(matrix(toy_frames()), OPTIONS, 0, tmp_path, "run")
-    quantizer, history = train_quantizer(matrix(toy_frames()), OPTIONS, 0, tmp_path, "run")
-    assert calls == [0, 1, 2, 3, 4]
+            train_quantizer(frames, OPTIONS, 0, tmp_path, "run")
+    quantizer, history = train_quantizer(frames, OPTIONS, 0, tmp_path, "run")
+    rounds = [(3, number, None) for number in (1, 2, 3, 4)]
+    assert calls == [(n, 0, None) for n in (1, 2, 3)] + rounds + [(3, 4, step) for step in (10, 20, 30)]
     assert quantizer.id == trained[0].id and history == trained[1]
+    curve = [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")]
+    assert curve == [1, 2, 3, 4, 14, 24, 34]
+    assert list((tmp_path / "tensorboard").iterdir())
 
 
 def test_state_of_another_run_is_refused(tmp_path):
-    train_quantizer(matrix(toy_frames(300)), OPTIONS, 0, tmp_path, "run")
+    frames = stream(tmp_path / "e", toy_frames(300))
+    train_quantizer(frames, OPTIONS, 0, tmp_path, "run")
     with pytest.raises(ValueError, match="belongs to a training with other options or embeddings; delete it"):
-        train_quantizer(matrix(toy_frames(300)), OPTIONS, 0, tmp_path, "other run")
+        train_quantizer(frames, OPTIONS, 0, tmp_path, "other run")
 
 
-def test_seed_decides(tmp_path):
-    first = train_quantizer(matrix(toy_frames(300)), OPTIONS, 0, tmp_path / "a", "run")[0]
-    again = train_quantizer(matrix(toy_frames(300)), OPTIONS, 0, tmp_path / "b", "run")[0]
-    other = train_quantizer(matrix(toy_frames(300)), OPTIONS, 1, tmp_path / "c", "run")[0]
+def test_same_training_same_id_and_the_seed_decides(tmp_path):
+    frames = stream(tmp_path / "e", toy_frames(300))
+    first = train_quantizer(frames, OPTIONS, 0, tmp_path / "a", "run")[0]
+    again = train_quantizer(frames, OPTIONS, 0, tmp_path / "b", "run")[0]
+    other = train_quantizer(frames, OPTIONS, 1, tmp_path / "c", "run")[0]
     assert first.id == again.id != other.id
+
+
+@pytest.mark.parametrize("num_codebooks", [1, 7])
+def test_any_number_of_codebooks(num_codebooks, tmp_path):
+    options = replace(OPTIONS, num_codebooks=num_codebooks, codebook_size=8, rounds=3, search="reference")
+    quantizer, history = train_quantizer(stream(tmp_path / "e", toy_frames()), options, 0, tmp_path, "run")
+    assert quantizer.search == "reference"
+    assert quantizer.encode(toy_frames(50)).shape == (50, num_codebooks)
+    assert history[-1]["relative_error"] < history[0]["relative_error"]
+    report = make_report(quantizer, toy_frames(300, seed=1), toy_frames())
+    assert report["num_dead_codes"] == 0
+
+
+def test_best_search_is_never_worse_than_the_references(trained):
+    quantizer, x = trained[0], toy_frames(400, seed=5)
+    assert quantizer.search == "best"
+    plain = Quantizer(12, 3, 16)
+    plain.load_state_dict(quantizer.state_dict())
+
+    def errors(model: Quantizer) -> torch.Tensor:
+        normal = model.normalise(x)
+        return (model.decode(model.encode(x, 2), normalised=True) - normal).square().sum(-1).detach()
+
+    assert (errors(quantizer) <= errors(plain) + 1e-4).all()
+
+
+def test_fewer_frames_than_codes(tmp_path):
+    frames = stream(tmp_path / "e", toy_frames(100))
+    options = replace(OPTIONS, codebook_size=128)
+    with pytest.raises(ValueError, match=r"\d+ training frames are fewer than the 128 codes .*extract more"):
+        train_quantizer(frames, options, 0, tmp_path, "run")
 
 
 def test_centers_are_the_least_squares_solution():
@@ -104,7 +134,7 @@ def test_centers_are_the_least_squares_solution():
     table = quantizer.code_table()
     rows = quantizer.encode(x).long() + table.first_row
     hot = torch.zeros(400, 24, dtype=torch.float64).scatter_(1, rows, 1.0)
-    assert torch.equal(trainer.cooccurrence(rows, table), hot.T @ hot)
+    assert torch.equal(trainer.cooccurrence(rows, table).double(), hot.T @ hot)
     previous = quantizer.effective_centers().detach()
     solved = trainer.solve_centers(hot.T @ hot, hot.T @ x.double(), previous, 1e-3)
     best = torch.linalg.lstsq(hot, x.double(), driver="gelsd").solution
@@ -127,33 +157,85 @@ def test_k_means_finds_clusters_and_leaves_none_empty():
     x = truth[torch.randint(4, (400,), generator=generator)] + 0.1 * torch.randn(400, 2, generator=generator)
     centers = k_means(x, 4, 20, "test", 1)
     assert centers.shape == (4, 2)
-    codes = residual_encode(x, centers[None])
-    assert len(codes.unique()) == 4
+    assert len(nearest(x, centers).unique()) == 4
     # Fewer frames than centres is possible, too.
     assert torch.isfinite(k_means(x[:3], 5, 3, "test")).all()
+
+
+def test_greedy_codes_take_the_nearest_to_what_is_left():
+    torch.manual_seed(0)
+    centers, x = torch.randn(5, 16, 8), 2 * torch.randn(100, 8)
+    table = search.CodeTable(centers)
+    residual, codes = x.clone(), []
+    for codebook in centers:
+        codes.append(nearest(residual, codebook))
+        residual -= codebook[codes[-1]]
+    assert torch.equal(search.greedy(table, table.project(x)), torch.stack(codes, dim=1))
 
 
 def test_discriminants_classify_gaussians():
     generator = torch.Generator().manual_seed(0)
     means = 2 * torch.randn(6, 4, generator=generator)
-    classes = torch.randint(6, (3000, 1), generator=generator)
-    x = means[classes[:, 0]] + torch.randn(3000, 4, generator=generator) * torch.tensor([0.2, 0.5, 1.0, 0.5])
-    weight, bias = discriminant_classifiers(x, classes, 6)
-    right = ((x @ weight.T + bias).argmax(1) == classes[:, 0]).float().mean()
+    classes = torch.randint(6, (3000,), generator=generator)
+    x = means[classes] + torch.randn(3000, 4, generator=generator) * torch.tensor([0.2, 0.5, 1.0, 0.5])
+    hot = torch.nn.functional.one_hot(classes, 6)
+    sums = (hot.T.double() @ x.double()).unsqueeze(0)
+    weight, bias = discriminants(x.double().T @ x.double(), sums, hot.sum(dim=0, keepdim=True), 3000)
+    right = ((x @ weight.T + bias).argmax(1) == classes).float().mean()
     assert right > 0.95
 
 
 def test_statistics_are_the_channels():
-    frames = toy_frames(1000)
-    mean, std = statistics(frames, "channel", chunk=77)
+    frames = toy_frames(1000).float()
     exact = frames.double()
+    mean, std, first = statistics(frames.split(77), 12, "channel")
     torch.testing.assert_close(mean, exact.mean(0).float(), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(std, exact.std(0, correction=0).float(), atol=1e-5, rtol=1e-5)
-    mean, std = statistics(frames, "global")
+    mean, std, second = statistics(frames.split(500), 12, "global")
     torch.testing.assert_close(std, exact.var(0, correction=0).mean().sqrt().float().expand(12))
-    half = statistics(frames, "half")[1]
+    half = statistics([frames], 12, "half")[1]
     torch.testing.assert_close(half, (exact.std(0, correction=0).float() * std).sqrt(), atol=1e-4, rtol=1e-4)
-    assert statistics(frames, "none")[1].tolist() == [1.0] * 12
+    assert statistics([frames], 12, "none")[1].tolist() == [1.0] * 12
+    assert first == second != statistics([frames[1:]], 12, "none")[2]  # the hash of the frames
+
+
+def test_constant_channels_are_named():
+    frames = toy_frames(200).float()
+    frames[:, [3, 7]] = 0.1
+    with pytest.raises(
+        ValueError, match=r"2 of 12 channels \(number 3, 7\) .* all 200 .*global"
+    ):
+        statistics(frames.split(50), 12, "channel")
+    assert torch.isfinite(statistics(frames.split(50), 12, "global")[1]).all()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_frames_that_are_no_numbers_are_refused(value, tmp_path):
+    frames = toy_frames(300)
+    frames[123, 4] = value
+    with pytest.raises(ValueError, match="e holds values that float16 cannot"):
+        stream(tmp_path / "e", frames)
+
+
+def test_stream_shows_every_training_frame_once_per_epoch(tmp_path):
+    frames = torch.arange(2000.0).unsqueeze(1).repeat(1, 2)  # float16 holds them exactly
+    made = stream(tmp_path / "e", frames, buffer_frames=300, normalisation="none")
+    made.std = torch.ones(2)
+    count = made.epoch_frames
+    epochs = [made.read(count * number, count)[:, 0] for number in range(2)]
+    expected = torch.from_numpy(made.stored.train).float()
+    for epoch in epochs:
+        assert torch.equal(epoch.sort().values, expected)
+        # Neighbours in the stream are not neighbours in a recording.
+        assert ((epoch[1:] - epoch[:-1]).abs() == 1).float().mean() < 0.05
+    assert not torch.equal(*epochs)
+    # From disk one buffer at a time, whatever was asked for.
+    assert 200 < made.most_held <= 350
+    # Any position can be opened afresh: that is what resuming and ranks do.
+    fresh = stream(tmp_path / "f", frames, buffer_frames=300, normalisation="none")
+    fresh.std = torch.ones(2)
+    across = fresh.read(count - 100, 230)[:, 0]
+    assert torch.equal(across, torch.cat([epochs[0][-100:], epochs[1][:130]]))
 
 
 def test_held_out_frames_are_whole_recordings():
@@ -207,6 +289,7 @@ def test_report_is_complete_and_drawn(trained, tmp_path):
     "change, message",
     [
         ({"normalisation": "batch"}, "normalisation is 'batch': use channel, half, global or none"),
+        ({"search": "exact"}, "search is 'exact': use best or reference"),
         ({"rounds": 0}, "rounds is 0: it must be at least 1"),
         ({"held_out_fraction": 0.7}, r"held_out_fraction is 0.7: it must be in \(0, 0.5\)"),
     ],
