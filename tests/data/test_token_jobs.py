@@ -186,3 +186,14 @@ def test_two_fields_in_one_pass_over_the_audio(made, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="begun with different shards"):
         stores = ("--output_dir", f"[{tmp_path / 'one'},{tmp_path / 'other'}]")
         call(dump_tokens, monkeypatch, *cuts, *both, *stores)
+
+
+@pytest.mark.slow
+def test_torchrun_divides_the_shards(made, tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    command = [*launcher, "spear_lib.bin.dump_tokens", *map(str, dump_of(made, tmp_path / "store"))]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr
+    assert "part 1 of 2: 2 of 4 shards" in done.stderr and "part 2 of 2: 2 of 4 shards" in done.stderr
+    assert tokens_only(tmp_path / "store") == tokens_only(made / "tokens")
