@@ -123,6 +123,71 @@ def test_hugging_face_folder(encoder, tmp_path, prefix, weights):
         load_encoder(tmp_path)
 
 
+def test_hugging_face_settings_of_the_published_kind(tmp_path):
+    """All lists as comma-separated strings, the "model.model." prefix, the names of the released config."""
+    config = ZipformerConfig.base(
+        encoder_dim=(16,), feedforward_dim=(24,), encoder_unmasked_dim=(8,), frontend_channels=(1, 2, 3)
+    )
+    encoder = SpearEncoder(config).eval()
+    save_file(
+        {f"model.model.{k}": v for k, v in encoder.state_dict().items()}, tmp_path / "model.safetensors"
+    )
+    settings = {
+        "model_type": "spear",
+        "num_mel_bins": 128,
+        "downsampling_factor": "1,2,4,8,4,2,1",
+        "num_encoder_layers": "1,2,3,3,1,1,1",
+        "feedforward_dim": "24,24,24,24,24,24,24",
+        "num_heads": "8,8,8,8,8,8,8",
+        "encoder_dim": "16,16,16,16,16,16,16",
+        "encoder_unmasked_dim": "8,8,8,8,8,8,8",
+        "cnn_module_kernel": "31,31,15,15,15,31,31",
+        "causal": False,
+        "chunk_size": "16,32,64,-1",
+        "left_context_frames": "64,128,256,-1",
+        "output_downsampling_factor": 1,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    loaded = load_encoder(tmp_path)
+    assert loaded.config.per_stack("encoder_unmasked_dim") == 7 * (8,)
+    assert loaded.config.cnn_module_kernel == (31, 31, 15, 15, 15, 31, 31)
+    assert loaded.config.num_encoder_layers == (1, 2, 3, 3, 1, 1, 1)
+    _same_output(loaded, encoder)
+    (tmp_path / "config.json").write_text(json.dumps({**settings, "num_encoder_layers": "1,2,2,3,1,1,1"}))
+    with pytest.raises(ValueError, match=r"num_encoder_layers = \(1, 2, 2, .*its weights have \(1, 2, 3,"):
+        load_encoder(tmp_path)
+
+
+def test_a_checkpoint_of_another_size_says_what_differs(encoder, tmp_path):
+    """Weights of one size under the settings of another: every tensor that does not fit is listed."""
+    save_encoder(encoder, tmp_path, {})
+    larger = SpearEncoder(ZipformerConfig(**{**TINY, "encoder_dim": 40, "num_encoder_layers": (1, 1)}))
+    save_file(larger.state_dict(), tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="does not fit the encoder") as error:
+        load_encoder(tmp_path)
+    text = str(error.value)
+    missing = [name for name in encoder.state_dict() if ".layers.1." in name]
+    assert f"missing ({len(missing)}): " in text and all(name in text for name in missing)
+    assert "unexpected (0): none" in text
+    assert "encoder_embed.out.weight (40, 124) instead of (32, 124)" in text
+    state = {f"encoder.{name}": value for name, value in larger.state_dict().items()}
+    torch.save({"model": state, "encoder_config": TINY}, tmp_path / "step.pt")
+    with pytest.raises(ValueError, match=r"step\.pt does not fit the encoder"):
+        load_encoder(tmp_path / "step.pt")
+
+
+def test_incomplete_checkpoint_of_the_authors(encoder, tmp_path):
+    state = dict(encoder.state_dict())
+    del state["encoder.encoders.0.layers.0.norm.bias"]
+    torch.save({"model": state}, tmp_path / "x.pt")
+    with pytest.raises(ValueError, match=r"missing \(1\): encoder\.encoders\.0\.layers\.0\.norm\.bias\n"):
+        load_encoder(tmp_path / "x.pt")
+    del state["encoder.encoders.0.layers.0.self_attn1.in_proj.weight"]
+    torch.save({"model": state}, tmp_path / "x.pt")
+    with pytest.raises(ValueError, match=r"no tensor encoder\..*self_attn1\.in_proj\.weight.*not a complete"):
+        load_encoder(tmp_path / "x.pt")
+
+
 def test_causal_shapes():
     config = ZipformerConfig(**TINY, causal=True, chunk_size=(16,), left_context_frames=(64,))
     found = config_from_shapes(
