@@ -28,6 +28,7 @@ from spear_lib.training.options import TrainingConfig
 from spear_lib.training.precision import Precision
 from spear_lib.transformer import TransformerConfig
 from spear_lib.zipformer import ZipformerConfig
+from spear_lib.zipformer.activations import swoosh_kernels
 
 logger = logging.getLogger(__name__)
 
@@ -126,7 +127,7 @@ def facts(
     steps = max(1, train_data.num_batches(0) // training.accumulate_batches)
     lines = {
         "precision": f"{precision.name} ({precision.reason})",
-        "kernels": "PyTorch's own (no other backend is needed)",
+        "kernels": swoosh_kernels(processes.device),
         "processes": processes.world_size,
         "training cuts": f"{train_data.num_cuts}, {hours:.2f} h of audio, about {steps} steps per epoch",
         "batch": f"{seconds:g} s of audio over all processes (reference: 400 s on each of 16 GPUs)",

@@ -6,6 +6,9 @@ activation with its linear layer the same, of a network of two linear layers onl
 Shapes: (..., C) with channels last; n rows.
 """
 
+from functools import cache
+from types import ModuleType
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -17,20 +20,55 @@ from spear_lib.zipformer.regularisers import BalancerLimits
 _LINEAR_TERM = 0.08
 _SHIFT = {"L": 4.0, "R": 1.0}
 _OFFSET = {"L": 0.035, "R": 0.313261687}
+_K2_DEVICES = ("cuda",)  # what k2 saves is passes over device memory
 # Rows of a pointwise network computed at once: on a CPU what fits its cache, else what keeps a device busy.
 _ROWS_CPU = 2048
 _ROWS_DEVICE = 1 << 18
 
 
+@cache
+def _k2() -> ModuleType | None:
+    try:
+        import k2
+    except ImportError:  # absent, or built for another torch
+        return None
+    return k2
+
+
+def _kernels(x: Tensor) -> ModuleType | None:
+    """k2, where it is installed and has kernels that suit ``x``."""
+    suits = x.device.type in _K2_DEVICES and x.dtype != torch.float64 and not torch.compiler.is_compiling()
+    return _k2() if suits else None
+
+
+def swoosh_kernels(device: torch.device) -> str:
+    """Which Swoosh kernels ``device`` uses and why, for the first lines of a log."""
+    if device.type not in _K2_DEVICES:
+        return f"PyTorch's Swoosh (k2's are used on {' and '.join(_K2_DEVICES)})"
+    k2 = _k2()
+    if k2 is None:
+        return "PyTorch's Swoosh (k2 is not installed for this torch; with it Swoosh is one kernel)"
+    return "k2's Swoosh"
+
+
 def _swoosh_value(x: Tensor, kind: str, multiplier: Tensor | None) -> Tensor:
-    x32 = at_least_float32(x)
-    y = F.softplus(x32 - _SHIFT[kind])
-    y.sub_(x32, alpha=_LINEAR_TERM).sub_(_OFFSET[kind])
+    k2 = _kernels(x)
+    if k2 is not None:
+        y = getattr(k2, f"swoosh_{kind.lower()}_forward")(x.contiguous())
+    else:
+        x32 = at_least_float32(x)
+        y = F.softplus(x32 - _SHIFT[kind])
+        y.sub_(x32, alpha=_LINEAR_TERM).sub_(_OFFSET[kind])
     return y if multiplier is None else y.mul_(multiplier)
 
 
 def _swoosh_gradient(x: Tensor, kind: str, multiplier: Tensor | None, grad: Tensor) -> Tensor:
-    slope = (at_least_float32(x) - _SHIFT[kind]).sigmoid_().sub_(_LINEAR_TERM).mul_(grad)
+    k2 = _kernels(x)
+    if k2 is not None:
+        # The exact derivative; k2's own autograd function rounds it to 8 bits at random.
+        slope = getattr(k2, f"swoosh_{kind.lower()}_forward_and_deriv")(x.contiguous())[1].mul_(grad)
+    else:
+        slope = (at_least_float32(x) - _SHIFT[kind]).sigmoid_().sub_(_LINEAR_TERM).mul_(grad)
     return slope if multiplier is None else slope.mul_(multiplier)
 
 

@@ -61,6 +61,41 @@ def test_swoosh_linear_equals_its_parts_and_keeps_only_its_input(kind, dtype, to
     assert kept_by_parts - kept == x.untyped_storage().nbytes()
 
 
+def test_k2_kernels_are_used_where_they_suit(monkeypatch):
+    """k2's contract, by a stand-in: value, and (value, derivative), both float32."""
+    calls = []
+
+    class K2:
+        def __getattr__(self, name):
+            _, kind, *what = name.split("_")
+
+            def kernel(x):
+                calls.append(name)
+                assert x.is_contiguous()
+                x = x.detach().float().requires_grad_()
+                with torch.enable_grad():
+                    y = torch.nn.functional.softplus(x - {"l": 4.0, "r": 1.0}[kind])
+                    y = y - 0.08 * x - {"l": 0.035, "r": 0.313261687}[kind]
+                    (slope,) = torch.autograd.grad(y.sum(), x)
+                return y.detach() if what == ["forward"] else (y.detach(), slope)
+
+            return kernel
+
+    x, weight, bias = _inputs((6, 12), (5, 12), (5,))
+    own = swoosh_linear(x, weight, bias, "R")
+    monkeypatch.setattr(activations, "_k2", lambda: None)
+    cuda, cpu = torch.device("cuda"), torch.device("cpu")
+    assert "k2 is not installed" in activations.swoosh_kernels(cuda)
+    assert activations.swoosh_kernels(cpu) == "PyTorch's Swoosh (k2's are used on cuda)"
+    monkeypatch.setattr(activations, "_k2", K2)
+    assert activations.swoosh_kernels(cuda) == "k2's Swoosh"
+    swoosh(x, "L")
+    assert not calls  # a CPU tensor
+    monkeypatch.setattr(activations, "_K2_DEVICES", ("cpu",))
+    _same(swoosh_linear(x, weight, bias, "R"), own, [x, weight, bias], 1e-6)
+    assert calls.count("swoosh_r_forward") == 3 and calls.count("swoosh_r_forward_and_deriv") == 2
+
+
 def test_swoosh_linear_gives_frozen_weights_no_gradient():
     x, weight, bias = _inputs((3, 4), (2, 4), (2,))
     weight.requires_grad_(False)
