@@ -9,8 +9,6 @@ from torch import Tensor
 
 from spear_lib.teachers.base import Teacher, weights_hash
 
-_MIN_SAMPLES = 1360  # one 50 Hz frame of the encoder
-
 
 class EncoderTeacher(Teacher):
     """Hidden states of a pre-trained encoder, 50 Hz.
@@ -32,9 +30,7 @@ class EncoderTeacher(Teacher):
     def _set_encoder(self, encoder: Any, layer: int, where: str) -> None:
         self.encoder = encoder.eval()
         self.weights = weights_hash(self.encoder)
-        layers = encoder.config.per_stack("num_encoder_layers")
-        widths = encoder.config.per_stack("encoder_dim")
-        per_layer = [width for width, depth in zip(widths, layers) for _ in range(depth)]
+        per_layer = encoder.hidden_dims
         count = len(per_layer)
         index = layer + count if layer < 0 else layer
         if not 0 <= index < count:
@@ -44,7 +40,7 @@ class EncoderTeacher(Teacher):
         self.field_prefix = f"spear_l{index}"
         self.frame_rate = 50.0
         # Hidden states are at 50 Hz even where the output is averaged in pairs to 25 Hz.
-        self.first_frame_center_ms = 45.0
+        self.first_frame_center_ms = encoder.hidden_first_center_ms
         self.normalisation = "none (the encoder's own)"
         self.embedding_dim = per_layer[index]
 
@@ -52,17 +48,15 @@ class EncoderTeacher(Teacher):
         return {**super().identity(), "weights": self.weights}
 
     def num_frames(self, num_samples: int) -> int:
-        from spear_lib.data.features import fbank_length
-
-        return max(0, (fbank_length(num_samples) - 7) // 2)
+        return self.encoder.hidden_length(num_samples)
 
     def frames(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         self.encoder.eval()
         # Utterances that are too short for the encoder have no frames; they run with silence and are cut off.
-        missing = max(0, _MIN_SAMPLES - waveforms.shape[1])
+        shortest = self.encoder.min_samples
+        missing = max(0, shortest - waveforms.shape[1])
         waveforms = torch.nn.functional.pad(waveforms, (0, missing))
         with self.precision():
-            output = self.encoder.extract(waveforms, lengths.clamp(min=_MIN_SAMPLES))
+            output = self.encoder.extract(waveforms, lengths.clamp(min=shortest))
         hidden = output.hidden_states[self.layer_index]
-        counts = ((lengths + 80) // 160 - 7) // 2
-        return hidden, counts.clamp(min=0, max=hidden.shape[1])
+        return hidden, self.encoder.hidden_length(lengths).clamp(max=hidden.shape[1])

@@ -89,6 +89,8 @@ class TransformerEncoder(nn.Module):
       output_dim: channels of encoder_out.
       frame_rate: 50 Hz.
       first_frame_center_ms: 12.5.
+      hidden_dims, hidden_first_center_ms: the same of the hidden states, which are at 50 Hz.
+      min_samples: the shortest audio with a frame, 25 ms.
     """
 
     encoder_type = "transformer"
@@ -96,7 +98,8 @@ class TransformerEncoder(nn.Module):
     masks_apply_to = "features"
     sample_rate = 16000
     frame_rate = 50
-    first_frame_center_ms = 12.5
+    first_frame_center_ms = hidden_first_center_ms = 12.5
+    min_samples = MIN_SAMPLES
 
     def __init__(self, config: TransformerConfig):
         super().__init__()
@@ -108,6 +111,7 @@ class TransformerEncoder(nn.Module):
         self.projection_dropout = ChannelDropout(self.context, config.hidden_dim, config.dropout)
         self.encoder = TransformerLayers(self.context, config)
         self.output_dim = config.hidden_dim
+        self.hidden_dims = [config.hidden_dim] * config.num_layers
         for module in self.encoder.layers.modules():
             if isinstance(module, (nn.Linear, nn.Embedding)):
                 nn.init.normal_(module.weight, std=0.02)
@@ -176,8 +180,9 @@ class TransformerEncoder(nn.Module):
         masked = time_mask[:, 1::2]
         return F.pad(masked, (0, max(0, num_frames - masked.shape[1])))[:, :num_frames]
 
-    def hidden_length(self, num_samples: int) -> int:
-        """Frames of the hidden states for ``num_samples`` samples at 16 kHz; 0 where that is too short."""
+    def hidden_length(self, num_samples: int | Tensor) -> int | Tensor:
+        """Frames of the hidden states for so many samples (int or integer tensor) at 16 kHz; 0 where that is
+        too short."""
         return extracted_frames(num_samples)
 
     def output_length(self, num_samples: int) -> int:

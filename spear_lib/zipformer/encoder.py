@@ -54,12 +54,17 @@ class SpearEncoder(nn.Module):
       masks_apply_to: "fbank": masked frames are replaced before the convolutional front end.
       frame_rate: of encoder_out in Hz, 50 or 25.
       first_frame_center_ms: centre of the first frame of encoder_out in ms, 45 or 55.
+      hidden_dims: channels of every hidden state.
+      hidden_first_center_ms: centre of the first frame of the hidden states in ms; they are at 50 Hz.
+      min_samples: the shortest audio with a frame, 85 ms.
     """
 
     encoder_type = "zipformer"
     input_kind = "fbank"
     masks_apply_to = "fbank"
     sample_rate = 16000
+    hidden_first_center_ms = 45.0
+    min_samples = MIN_SAMPLES
 
     def __init__(self, config: ZipformerConfig):
         super().__init__()
@@ -69,6 +74,8 @@ class SpearEncoder(nn.Module):
         self.encoder = Zipformer(self.context, config)
         self.mask_emb = nn.Parameter(torch.empty(config.num_mel_bins).normal_())
         self.output_dim = max(config.per_stack("encoder_dim"))
+        widths = zip(config.per_stack("encoder_dim"), config.per_stack("num_encoder_layers"))
+        self.hidden_dims = [dim for dim, num_layers in widths for _ in range(num_layers)]
         self.frame_rate = 50 // config.output_downsampling_factor
         self.first_frame_center_ms = 45.0 if config.output_downsampling_factor == 1 else 55.0
         random_parts = (config.balancer, config.whiten, config.limit_gradients, config.stochastic)
@@ -161,8 +168,9 @@ class SpearEncoder(nn.Module):
         """Which output frames count as masked: (B, F) bool, frames of encoder_out -> (B, num_frames) bool."""
         return student_mask(time_mask, num_frames, self.frame_rate)
 
-    def hidden_length(self, num_samples: int) -> int:
-        """Frames of the hidden states for ``num_samples`` samples at 16 kHz; 0 where that is too short."""
+    def hidden_length(self, num_samples: int | Tensor) -> int | Tensor:
+        """Frames of the hidden states for so many samples (int or integer tensor) at 16 kHz; 0 where that is
+        too short."""
         return embedding_frames(fbank_length(num_samples))
 
     def output_length(self, num_samples: int) -> int:

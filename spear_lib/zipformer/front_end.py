@@ -16,9 +16,10 @@ from spear_lib.zipformer.schedule import Schedule, StepContext
 MIN_FBANK_FRAMES = 9
 
 
-def embedding_frames(num_fbank_frames: int) -> int:
-    """Frames at 50 Hz that come out of ``num_fbank_frames``; 0 where the input is too short."""
-    return (num_fbank_frames - 7) // 2 if num_fbank_frames >= MIN_FBANK_FRAMES else 0
+def embedding_frames(num_fbank_frames: int | Tensor) -> int | Tensor:
+    """Frames at 50 Hz that come out of ``num_fbank_frames`` (int or integer tensor); 0 where too short."""
+    frames = (num_fbank_frames - 7) // 2
+    return frames.clamp(min=0) if isinstance(frames, Tensor) else max(0, frames)
 
 
 def _convolve(conv: nn.Conv2d, x: Tensor) -> Tensor:

@@ -1,5 +1,7 @@
 """The pretrain command with the Transformer encoder: it runs, resumes, averages and loads; bad options."""
 
+from pathlib import Path
+
 import pytest
 import torch
 import yaml
@@ -8,9 +10,9 @@ from pretraining_fixtures import make_corpus, write_config
 from spear_lib import load_encoder
 from spear_lib.bin import average_checkpoints, pretrain
 from spear_lib.bin.pretrain import PretrainOptions
-from spear_lib.config import load
+from spear_lib.config import load, parse
 from spear_lib.training.metrics import read_metrics
-from spear_lib.transformer import TransformerEncoder
+from spear_lib.transformer import TransformerConfig, TransformerEncoder
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +61,14 @@ def test_pretraining_resumes_and_gives_an_encoder(config, monkeypatch):
     with torch.no_grad():
         output = encoder.extract(torch.randn(1, 8000), torch.tensor([8000]))
     assert output.encoder_out.shape == (1, encoder.output_length(8000), 24)
+
+
+def test_base_configuration_with_a_transformer_needs_two_options():
+    """The ablation of paper F.3: the same recipe, the other encoder."""
+    path = Path(__file__).parents[2] / "egs" / "librispeech" / "conf" / "pretrain" / "base.yaml"
+    arguments = ["--config", str(path), "--experiment_dir", "a", "--encoder_type", "transformer"]
+    options = parse(PretrainOptions, [*arguments, "--data.masking.channel_probability", "0"])
+    assert options.transformer == TransformerConfig.base() and options.training.max_steps == 400_000
 
 
 def test_options_that_do_not_fit_are_refused(config):

@@ -8,11 +8,14 @@ import pytest
 import torch
 
 from spear_lib import pretrained
+from spear_lib.pretrained.kinds import build_encoder
 from spear_lib.quantization.options import SpectralOptions
 from spear_lib.teachers import create_teacher
 from spear_lib.teachers.embedding import length_batches
 from spear_lib.teachers.options import TeacherOptions
 from spear_lib.teachers.spectral import cosine_basis
+from spear_lib.transformer import TransformerConfig
+from spear_lib.zipformer import ZipformerConfig
 
 
 def noise(*lengths: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -130,7 +133,10 @@ def test_recipe_makes_the_same_teacher_again():
 class StubEncoder(torch.nn.Module):
     """As much of SpearEncoder as the teacher uses: hidden state i is i times the frame's number."""
 
-    config = SimpleNamespace(per_stack={"num_encoder_layers": (1, 2), "encoder_dim": (4, 6)}.get)
+    hidden_dims, hidden_first_center_ms, min_samples = [4, 6, 6], 45.0, 1360
+
+    def hidden_length(self, num_samples):
+        return ((num_samples + 80) // 160 - 7) // 2
 
     def __init__(self):
         super().__init__()
@@ -162,19 +168,19 @@ def test_encoder_as_a_teacher(monkeypatch):
         create_teacher("spear", "some/folder", layer=3)
 
 
-def test_a_real_encoder_does_not_see_batch_mates(monkeypatch):
-    from spear_lib.zipformer import SpearEncoder, ZipformerConfig
-
+@pytest.mark.parametrize(("kind", "expected"), [("zipformer", [21, 12, 0]), ("transformer", [24, 15, 1])])
+def test_a_real_encoder_does_not_see_batch_mates(monkeypatch, kind, expected):
     torch.manual_seed(0)
-    encoder = SpearEncoder(ZipformerConfig.mini())
+    config = ZipformerConfig.mini() if kind == "zipformer" else TransformerConfig.mini()
+    encoder = build_encoder(config)
     monkeypatch.setattr(pretrained, "load_encoder", lambda path: encoder, raising=False)
     teacher = create_teacher("spear", "folder", layer=1)
     waveforms, lengths = noise(8000, 5000, 400)
     together, counts = teacher.embed(waveforms, lengths)
     assert together.shape == (3, teacher.num_frames(8000), teacher.embedding_dim)
-    assert counts.tolist() == [21, 12, 0]
+    assert counts.tolist() == expected
     alone, _ = teacher.embed(waveforms[1:2, :5000], lengths[1:2])
-    torch.testing.assert_close(together[1, :12], alone[0], atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(together[1, : expected[1]], alone[0], atol=1e-4, rtol=1e-3)
 
 
 @pytest.mark.parametrize(
