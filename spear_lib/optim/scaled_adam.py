@@ -11,7 +11,6 @@ Where we differ from the reference (ours, spec optim §1.4 and §5):
   its bias correction and its clipping history like any other.
 """
 
-import logging
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable
@@ -20,11 +19,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-logger = logging.getLogger(__name__)
+from spear_lib.optim.reports import report_clipping, report_explosion, report_skip
 
 VARIANTS = ("spear", "master")
 # "master" sets first, generous thresholds early.
 _EARLY_THRESHOLDS = (10, 20, 40)
+# A step whose gradients are clipped to less than this names the tensor that is to blame.
+_REPORTED_FACTOR = 0.1
 
 
 class _Stack:
@@ -168,14 +169,19 @@ class ScaledAdam(torch.optim.Optimizer):
         if not work:
             return loss
         # The one host read of the step, for all groups together.
-        squares = torch.stack([square for *_, square in work]).tolist()
+        thresholds = [self._threshold(stacks[0], square) for _, _, stacks, square in work]
+        host = torch.stack([square for *_, square in work] + thresholds).tolist()
+        squares, limits = host[: len(work)], host[len(work) :]
         if not all(map(math.isfinite, squares)):
             self.num_skipped += 1
-            self._report_skip(work, squares)
+            groups = [group for (_, group, _, _), value in zip(work, squares) if not math.isfinite(value)]
+            report_skip(groups, self.num_skipped)
             return loss
-        for (index, group, stacks, square), value in zip(work, squares):
+        for (index, group, stacks, square), value, limit in zip(work, squares, limits):
             if value == 0.0 and not self._started(group):
                 continue
+            if 0.0 < limit < _REPORTED_FACTOR * math.sqrt(value):
+                report_explosion(group, self._squares_by_tensor(group, stacks), limit)
             factor = self._clip_factor(group, stacks[0], square, value)
             self.last_clip_factors[index] = factor
             for stack in stacks:
@@ -217,17 +223,26 @@ class ScaledAdam(torch.optim.Optimizer):
             state["scale_grads"] = rms.new_zeros((group["size_update_period"], *rms.shape))
 
     # -------------------------------------------------------------------------------- clipping
-    def _squared_norm(self, group: dict[str, Any], stacks: list[_Stack]) -> Tensor:
-        """S: squared norm of the gradients, each weighted by its tensor's RMS."""
-        scalar_weight = group["scalar_lr_scale"] ** 2 if self.variant == "master" else 1.0
+    def _squares_by_tensor(self, group: dict[str, Any], stacks: list[_Stack]) -> list[tuple[_Stack, Tensor]]:
+        """(n,) of every stack: squared norms of the gradients, each weighted by its tensor's RMS."""
+        scalar_weight = group["scalar_lr_scale"] if self.variant == "master" else 1.0
         parts = []
         for stack in stacks:
             if stack.scalar:
-                parts.append(stack.grads.square().sum() * scalar_weight)
+                weighted = stack.grads * scalar_weight
             else:
                 weighted = stack.norm(stack.grads) * self.state[stack.first]["param_rms"]
-                parts.append(weighted.square().sum())
-        return torch.stack(parts).sum()
+            parts.append((stack, weighted.square().flatten()))
+        return parts
+
+    def _squared_norm(self, group: dict[str, Any], stacks: list[_Stack]) -> Tensor:
+        """S: the sum over all tensors of the group."""
+        return torch.stack([squares.sum() for _, squares in self._squares_by_tensor(group, stacks)]).sum()
+
+    def _threshold(self, first: _Stack, square: Tensor) -> Tensor:
+        """The norm above which the group is clipped now, 0 where there is none; dtype of ``square``."""
+        threshold = self.state[first.first].get("model_norm_threshold")
+        return torch.zeros_like(square) if threshold is None else threshold.to(square.dtype)
 
     def _clip_factor(
         self, group: dict[str, Any], first: _Stack, square: Tensor, value: float
@@ -256,45 +271,13 @@ class ScaledAdam(torch.optim.Optimizer):
             state["model_norm_threshold"] = scale * median * (2.0 if early else 1.0)
             state["has_threshold"] = True
             if step % period == 0:
-                self._report_clipping(group, state, ordered)
+                report_clipping(group, state, ordered)
                 state["num_clipped"].zero_()
         if not state["has_threshold"]:
             return 1.0
         factor = (state["model_norm_threshold"] / (norm + 1e-20)).clamp(max=1.0)
         state["num_clipped"] += factor < 1.0
         return factor
-
-    def _report_clipping(self, group: dict[str, Any], state: dict[str, Any], ordered: Tensor) -> None:
-        if not logger.isEnabledFor(logging.DEBUG):
-            return
-        count = ordered.numel()
-        quartiles = [float(ordered[min(count - 1, count // 4 * n)]) for n in range(5)]
-        logger.debug(
-            "gradient norm quartiles %s, threshold %.3e, clipped %.1f%% (group of %d tensors, lr %.3e)",
-            " ".join(f"{q:.3e}" for q in quartiles),
-            float(state["model_norm_threshold"]),
-            100.0 * int(state["num_clipped"]) / count,
-            len(group["params"]),
-            group["lr"],
-        )
-
-    def _report_skip(self, work: list, squares: list[float]) -> None:
-        culprits = []
-        for (_, group, _, _), value in zip(work, squares):
-            if math.isfinite(value):
-                continue
-            names = group.get("names") or [f"tensor {i}" for i in range(len(group["params"]))]
-            culprits += [
-                name
-                for name, p in zip(names, group["params"])
-                if p.grad is not None and not bool(torch.isfinite(p.grad).all())
-            ]
-        logger.warning(
-            "step skipped (%d so far): gradient norm is not finite; not finite in %d tensors, first: %s",
-            self.num_skipped,
-            len(culprits),
-            ", ".join(culprits[:3]) or "none (the sum of squares overflows)",
-        )
 
     # --------------------------------------------------------------------------------- updates
     def _step_scalars(self, group: dict[str, Any], stack: _Stack, grads: Tensor) -> None:

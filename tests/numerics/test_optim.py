@@ -109,6 +109,22 @@ def test_step_with_a_norm_that_is_not_finite_changes_nothing(bad, at_step, caplo
     assert torch.equal(_values(model), _values(witness))
 
 
+@pytest.mark.parametrize("name", ["encoder.1.weight", "log_scale", "head.bias"])
+@pytest.mark.parametrize(("scale", "reported"), [(3.0, False), (10000.0, True)])
+def test_an_exploding_gradient_names_its_tensor(name, scale, reported, caplog):
+    model = _model()
+    model.register_parameter("another_scale", nn.Parameter(torch.tensor(0.1)))
+    optimizer = ScaledAdam(parameter_groups(model, 0.04), lr=0.04)
+    for step in range(103):
+        _set_gradients(model, step)
+        if step == 102:
+            dict(model.named_parameters())[name].grad.mul_(scale)
+        with caplog.at_level(logging.WARNING):
+            optimizer.step()
+    text = f"of its square is that of {name}"
+    assert (text in caplog.text) == reported and (float(optimizer.last_clip_factors[0]) < 0.1) == reported
+
+
 def test_group_that_starts_late_is_treated_as_new():
     """spec optim §5: un-freezing after many steps must not give updates that are too large."""
     late, fresh = _model(), _model()
