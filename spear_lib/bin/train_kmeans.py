@@ -11,9 +11,12 @@ import torch
 from spear_lib.bin.common import first_screen, run
 from spear_lib.config import parse
 from spear_lib.data.tokens_store import write_json
-from spear_lib.quantization.kmeans_trainer import KMeansOptions, StoredFrames, train_kmeans
+from spear_lib.quantization.embeddings import CHUNK, StoredFrames, statistics
+from spear_lib.quantization.kmeans_trainer import KMeansOptions, train_kmeans
+from spear_lib.quantization.quantizer import NORMALISATION_EPS
 from spear_lib.quantization.report import make_report, plot_report
 from spear_lib.quantization.trainer import CHECKPOINT
+from spear_lib.training.progress import progress
 
 logger = logging.getLogger(__name__)
 
@@ -47,10 +50,14 @@ def main() -> None:
     )
     folder = Path(options.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    identity = json.dumps([asdict(kmeans), options.seed, summary], sort_keys=True)
+    parts = progress(frames.read(frames.train), -(-len(frames.train) // CHUNK), "statistics", "pieces")
+    mean, std, frames_hash = statistics(parts, frames.dim, kmeans.normalisation)
+    identity = json.dumps([asdict(kmeans), options.seed, summary, frames_hash], sort_keys=True)
     run_id = hashlib.sha256(identity.encode()).hexdigest()[:16]
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    tokeniser, history = train_kmeans(frames, kmeans, options.seed, folder, run_id, device)
+    # As in the quantiser: a dead channel must not become a division by zero; 1 stays 1 without normalisation.
+    std = std if kmeans.normalisation == "none" else std + NORMALISATION_EPS
+    tokeniser, history = train_kmeans(frames, mean, std, kmeans, options.seed, folder, run_id, device)
     held_out = frames.sample(frames.held_out, kmeans.max_held_out_frames, "report", options.seed)
     train = frames.sample(frames.train, 20000, "report", options.seed)
     report = make_report(tokeniser, held_out, train)

@@ -26,8 +26,6 @@ from spear_lib.training.progress import progress
 
 logger = logging.getLogger(__name__)
 
-NORMALISATION_EPS = 1e-5
-
 
 @dataclass(frozen=True)
 class KMeansOptions:
@@ -36,7 +34,7 @@ class KMeansOptions:
     num_clusters: int = 500
     """Clusters K (HuBERT: 500; the paper's ablation: 2000)."""
     normalisation: str = "none"
-    """none (HuBERT), or channel: zero mean and unit variance per channel."""
+    """none (HuBERT), or as in the quantiser: channel, global."""
     init_frames: int = 50000
     """Random frames for the first centres (ours)."""
     init_iterations: int = 10
@@ -49,8 +47,8 @@ class KMeansOptions:
     """At most this many frames in the report."""
 
     def __post_init__(self) -> None:
-        if self.normalisation not in ("none", "channel"):
-            raise ValueError(f"normalisation is {self.normalisation!r}: use none or channel")
+        if self.normalisation not in ("none", "channel", "half", "global"):
+            raise ValueError(f"normalisation is {self.normalisation!r}: use none, channel, half or global")
         if not 0 < self.held_out_fraction < 0.5:
             raise ValueError(f"held_out_fraction is {self.held_out_fraction}: it must be in (0, 0.5)")
         if self.init_frames < self.num_clusters:
@@ -61,6 +59,8 @@ class KMeansOptions:
 
 def train_kmeans(
     frames: StoredFrames,
+    mean: Tensor,
+    std: Tensor,
     options: KMeansOptions,
     seed: int,
     checkpoint_folder: Path,
@@ -68,6 +68,12 @@ def train_kmeans(
     device: torch.device | str = "cpu",
 ) -> tuple[KMeans, list[dict[str, float]]]:
     """Centres of the training frames, and what every pass measured.
+
+    Args:
+      mean, std: (D,) normalisation, see ``embeddings.statistics``.
+      seed: keys every random draw.
+      checkpoint_folder: where the state is kept between passes; the caller deletes it when it has the result.
+      run_id: identity of data and options; a state of another run is refused.
 
     Raises:
       ValueError: fewer training frames than clusters, or a stored state of another run.
@@ -78,9 +84,8 @@ def train_kmeans(
             "clusters: lower num_clusters, or extract more embeddings (sampling.num_frames)"
         )
     result = KMeans(frames.dim, options.num_clusters)
-    if options.normalisation == "channel":
-        result.mean.copy_(mean := _mean(frames, torch.zeros(frames.dim), 1))
-        result.std.copy_(_mean(frames, mean, 2).sqrt() + NORMALISATION_EPS)
+    result.mean.copy_(mean)
+    result.std.copy_(std)
     path = checkpoint_folder / CHECKPOINT
     state = load_state(path, run_id)
     if state is None:
@@ -96,14 +101,6 @@ def train_kmeans(
     result.centers.copy_(state["centers"])
     result.shares.copy_(state["shares"])
     return result.cpu(), state["history"]
-
-
-def _mean(frames: StoredFrames, origin: Tensor, power: int) -> Tensor:
-    """(D,) mean of (x - origin)^power over the training frames."""
-    total = torch.zeros(frames.dim, dtype=torch.float64)
-    for part in frames.read(frames.train):
-        total += (part.double() - origin).pow(power).sum(dim=0)
-    return (total / len(frames.train)).float()
 
 
 def _first(frames: StoredFrames, result: KMeans, options: KMeansOptions, seed: int) -> Tensor:

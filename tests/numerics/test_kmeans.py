@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import save_file
 
 from spear_lib.quantization import KMeans, load_tokeniser
-from spear_lib.quantization.kmeans_trainer import KMeansOptions, StoredFrames, plus_plus, train_kmeans
+from spear_lib.quantization.embeddings import StoredFrames, statistics
+from spear_lib.quantization.kmeans_trainer import KMeansOptions, plus_plus, train_kmeans
 
 
 def small(num_clusters: int = 5, dim: int = 3) -> KMeans:
@@ -65,8 +66,8 @@ def test_wrong_input_is_explained():
         tokeniser.decode(torch.zeros(1, 2, dtype=torch.int64))
     with pytest.raises(ValueError, match="codebook_size is 70000: it must be in 2..65536"):
         KMeans(3, 70000)
-    with pytest.raises(ValueError, match="normalisation is 'half': use none or channel"):
-        KMeansOptions(normalisation="half")
+    with pytest.raises(ValueError, match="normalisation is 'max': use none, channel, half or global"):
+        KMeansOptions(normalisation="max")
 
 
 def store(folder, frames: np.ndarray, per_shard: int = 700, per_cut: int = 50) -> StoredFrames:
@@ -102,7 +103,8 @@ def test_frames_are_read_once_in_order_and_normalised(tmp_path, normalisation):
     expected = torch.from_numpy(frames.astype(np.float16)).float()[stored.train]
     assert torch.equal(read, expected)
     options = KMeansOptions(8, normalisation, init_frames=500, passes=2)
-    tokeniser, _ = train_kmeans(stored, options, 0, tmp_path, "run")
+    mean, std, _ = statistics(stored.read(stored.train), 4, normalisation)
+    tokeniser, _ = train_kmeans(stored, mean, std, options, 0, tmp_path, "run")
     if normalisation == "channel":
         torch.testing.assert_close(tokeniser.mean, expected.mean(0), atol=1e-3, rtol=1e-3)
         torch.testing.assert_close(tokeniser.std, expected.std(0), atol=1e-2, rtol=1e-2)
@@ -120,7 +122,7 @@ def test_error_is_not_above_that_of_mini_batches(tmp_path):
     stored = store(tmp_path, mixture(6000, 40, 8))
     x = torch.cat(list(stored.read(stored.train)))
     options = KMeansOptions(40, init_frames=2000, init_iterations=5, passes=5)
-    tokeniser, history = train_kmeans(stored, options, 0, tmp_path, "run")
+    tokeniser, history = train_kmeans(stored, torch.zeros(8), torch.ones(8), options, 0, tmp_path, "run")
     ours = float((tokeniser.decode(tokeniser.encode(x)) - x).square().sum(1).mean())
     assert ours == pytest.approx(history[-1]["squared_error_per_frame"], rel=1e-4)
     peer = MiniBatchKMeans(40, batch_size=500, max_iter=7, n_init=1, random_state=0).fit(x.numpy())
