@@ -140,7 +140,12 @@ class Balancer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Identity on x (any shape)."""
         limits = self.limits(x.requires_grad)
-        return x if limits is None else _BalancerFunction.apply(x, self.channel_dim, limits)
+        return x if limits is None else apply_limits(x, self.channel_dim, limits)
+
+
+def apply_limits(x: Tensor, channel_dim: int, limits: BalancerLimits) -> Tensor:
+    """Identity on x; the backward pass applies the Balancer with these limits."""
+    return _BalancerFunction.apply(x, channel_dim, limits)
 
 
 def balance(
@@ -151,7 +156,7 @@ def balance(
     grad_scale: float = 0.04,
 ) -> Tensor:
     """Identity on x; the backward pass applies the Balancer with these limits."""
-    return _BalancerFunction.apply(x, channel_dim, BalancerLimits.of(positive, absolute, grad_scale))
+    return apply_limits(x, channel_dim, BalancerLimits.of(positive, absolute, grad_scale))
 
 
 def _centred_covariance(x: Tensor, num_groups: int) -> tuple[Tensor, Tensor]:

@@ -22,6 +22,13 @@ TINY = {
 }
 
 
+@pytest.fixture
+def recompute(monkeypatch):
+    """Recompute as on a device, in parts of seven rows, the last of which is shorter."""
+    monkeypatch.setattr(activations, "_recomputes", lambda x: True)
+    monkeypatch.setattr(activations, "_ROWS", 7)
+
+
 def _kept_bytes(function):
     """The result of ``function`` and the bytes of distinct storages that autograd keeps after it."""
     kept = {}
@@ -51,7 +58,7 @@ def _same(one, other, inputs, tolerance):
 
 @pytest.mark.parametrize("kind", ["L", "R"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 3e-6), (torch.float64, 1e-13)])
-def test_swoosh_linear_equals_its_parts_and_keeps_only_its_input(kind, dtype, tolerance):
+def test_swoosh_linear_equals_its_parts_and_keeps_only_its_input(kind, dtype, tolerance, recompute):
     inputs = _inputs((2, 30, 12), (5, 12), (5,), dtype=dtype)
     multiplier = torch.tensor([0.0, 1.5], dtype=dtype).repeat(2, 1, 6)
     x, weight, bias = inputs
@@ -61,7 +68,7 @@ def test_swoosh_linear_equals_its_parts_and_keeps_only_its_input(kind, dtype, to
     assert kept_by_parts - kept == x.untyped_storage().nbytes()
 
 
-def test_k2_kernels_are_used_where_they_suit(monkeypatch):
+def test_k2_kernels_are_used_where_they_suit(monkeypatch, recompute):
     """k2's contract, by a stand-in: value, and (value, derivative), both float32."""
     calls = []
 
@@ -96,7 +103,7 @@ def test_k2_kernels_are_used_where_they_suit(monkeypatch):
     assert calls.count("swoosh_r_forward") == 3 and calls.count("swoosh_r_forward_and_deriv") == 2
 
 
-def test_swoosh_linear_gives_frozen_weights_no_gradient():
+def test_swoosh_linear_gives_frozen_weights_no_gradient(recompute):
     x, weight, bias = _inputs((3, 4), (2, 4), (2,))
     weight.requires_grad_(False)
     swoosh_linear(x, weight, bias, "L").sum().backward()
@@ -104,8 +111,7 @@ def test_swoosh_linear_gives_frozen_weights_no_gradient():
 
 
 @pytest.mark.parametrize("balanced", [False, True])
-def test_pointwise_network_equals_its_parts_and_keeps_no_hidden_values(balanced, monkeypatch):
-    monkeypatch.setattr(activations, "_ROWS_CPU", 7)  # several parts, the last one shorter
+def test_pointwise_network_equals_its_parts_and_keeps_no_hidden_values(balanced, recompute):
     inputs = _inputs((2, 5, 3, 4), (12, 4), (12,), (4, 12), (4,))
     x, weight1, bias1, weight2, bias2 = inputs
     positive, absolute = (0.3, 0.55), (0.2, 1.0)
@@ -130,7 +136,7 @@ def test_pointwise_network_equals_its_parts_and_keeps_no_hidden_values(balanced,
         assert not torch.allclose(*grads, rtol=1e-2)
 
 
-def test_fused_layers_under_autocast_follow_their_parts():
+def test_fused_layers_under_autocast_follow_their_parts(recompute):
     inputs = _inputs((2, 30, 12), (24, 12), (24,), (12, 24), (12,))
     x, weight1, bias1, weight2, bias2 = inputs
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -181,6 +187,20 @@ def test_checkpointed_stacks_have_the_same_gradients(autocast):
             assert torch.equal(grad, same_grads[name]), name
         between = _step(partly, step, autocast)[2]
         assert kept_less < 0.5 * kept and kept_less < between < kept
+
+
+def test_a_step_with_recomputation_is_the_step_without(monkeypatch):
+    encoder = _encoder()
+    output, grads, kept = _step(encoder, 2)
+    grads = {name: grad.clone() for name, grad in grads.items()}
+    monkeypatch.setattr(activations, "_recomputes", lambda x: True)
+    again, same_grads, kept_less = _step(encoder, 2)
+    torch.testing.assert_close(again, output, atol=1e-5, rtol=0)
+    assert kept_less < 0.9 * kept
+    for name, grad in grads.items():
+        # The gradient of a down-sampling bias is a small difference of large sums.
+        tolerance = (2e-3 if name.endswith("downsample.bias") else 1e-4) * grad.abs().max().item() + 1e-9
+        torch.testing.assert_close(same_grads[name], grad, atol=tolerance, rtol=0, msg=name)
 
 
 def test_checkpointing_refuses_a_new_step_before_backward():
