@@ -12,7 +12,7 @@ from spear_lib.quantization.embeddings import FrameStream
 from spear_lib.quantization.initialisation import discriminants
 from spear_lib.quantization.options import QuantizerTrainingOptions
 from spear_lib.quantization.quantizer import Quantizer
-from spear_lib.quantization.ranks import add_up, add_up_gradients, chunk_of, read_share
+from spear_lib.quantization.ranks import add_up, add_up_gradients, read_share
 from spear_lib.training.distributed import World
 from spear_lib.training.metrics import MetricsLog
 from spear_lib.training.progress import progress
@@ -92,7 +92,7 @@ def _moments(
     energy = torch.zeros(frames.dim, frames.dim, dtype=torch.float64, device=world.device)
     sums = torch.zeros(len(table.vectors), frames.dim, dtype=torch.float64, device=world.device)
     counts = torch.zeros(len(table.vectors), dtype=torch.int64, device=world.device)
-    for x in read_share(frames, begin, count, world, chunk_of(table)):
+    for x in read_share(frames, begin, count, world, search.chunk_of(table)):
         rows = _codes(table, x, options) + table.first_row
         exact = x.double()
         energy += exact.T @ exact

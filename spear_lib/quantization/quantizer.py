@@ -159,8 +159,9 @@ class Quantizer(nn.Module):
 
     def logits(self, x: Tensor) -> Tensor:
         """Classifier outputs (..., N, K) of normalised frames x (..., D)."""
-        scores = self.to_logits((SCALE_SPEED * self.logits_scale).exp() * x)
-        return scores.view(*x.shape[:-1], self.num_codebooks, self.codebook_size)
+        # The scale behind the product: its gradient then needs no product of its own.
+        scores = F.linear(x, self.to_logits.weight) * (SCALE_SPEED * self.logits_scale).exp()
+        return (scores + self.to_logits.bias).view(*x.shape[:-1], self.num_codebooks, self.codebook_size)
 
     def normalise(self, x: Tensor) -> Tensor:
         """(x - mean) / std per channel, float32."""
@@ -182,7 +183,7 @@ class Quantizer(nn.Module):
         refine_iters: int = 5,
         *,
         normalised: bool = False,
-        memory_budget_mb: int = 256,
+        memory_budget_mb: int | None = None,
         kernel: str = "auto",
     ) -> Tensor:
         """Tokens of frames; a frame's tokens do not depend on the other frames.
@@ -191,7 +192,7 @@ class Quantizer(nn.Module):
           x: (..., D) float embeddings of the teacher (any float dtype; worked on in float32).
           refine_iters: rounds of the refinement search after the classifiers' first guess (paper: 5).
           normalised: x is already (x - mean) / std.
-          memory_budget_mb: working memory; frames are worked on in chunks that fit.
+          memory_budget_mb: working memory; frames are worked on in chunks that fit (``search.chunk_of``).
           kernel: see ``search.choose_kernel``; the tokens are the same.
 
         Returns:
@@ -209,9 +210,7 @@ class Quantizer(nn.Module):
                 "embeddings contain NaN or infinity; find the recording that made them and drop it"
             )
         table = self.code_table()
-        # Longer chunks gain nothing on a CPU and fall out of its cache (measured); a GPU wants them long.
-        longest = 512 if x.device.type == "cpu" else 32768
-        chunk = int(max(1, min(longest, memory_budget_mb * 2**20 // table.bytes_per_frame())))
+        chunk = search.chunk_of(table, memory_budget_mb)
         codes = torch.empty(flat.shape[0], self.num_codebooks, dtype=torch.uint8, device=x.device)
         for begin in range(0, flat.shape[0], chunk):
             part = flat[begin : begin + chunk].float()
@@ -223,6 +222,14 @@ class Quantizer(nn.Module):
                 )
             codes[begin : begin + chunk] = found.to(torch.uint8)
         return codes.view(*x.shape[:-1], self.num_codebooks)
+
+    @torch.no_grad()
+    def _search(self, x: Tensor, logits: Tensor, refine_iters: int) -> Tensor:
+        """Codes (B, N) int64 of normalised frames, by the reference's search from the classifiers' guess."""
+        table, guess = self.code_table(), logits.argmax(dim=-1)
+        chunk = search.chunk_of(table)
+        pairs = zip(x.split(chunk), guess.split(chunk))
+        return torch.cat([search.refine(table, table.project(a), b, refine_iters) for a, b in pairs])
 
     def decode(self, codes: Tensor, *, normalised: bool = False) -> Tensor:
         """(..., N) integer codes -> (..., D) float32: the sum of the code vectors, in the embeddings' own
@@ -258,11 +265,12 @@ class Quantizer(nn.Module):
         """
         flat = x.reshape(-1, self.dim)
         flat = flat if normalised else self.normalise(flat)
-        codes = self.encode(flat, refine_iters, normalised=True).long()
+        logits = self.logits(flat)
+        codes = self._search(flat, logits.detach(), refine_iters)
         centers = self.effective_centers()
         mean_code = centers.mean(dim=1).sum(dim=0).detach()
         decoded = self.decode(codes, normalised=True)
-        log_probs = self.logits(flat).log_softmax(dim=-1)  # (B, N, K)
+        log_probs = logits.log_softmax(dim=-1)  # (B, N, K)
         rows = (codes + torch.arange(self.num_codebooks, device=codes.device) * self.codebook_size).flatten()
         histogram = torch.bincount(rows, minlength=self.num_codebooks * self.codebook_size)
         num_frames = add_up(torch.tensor(float(len(flat)), device=flat.device))

@@ -6,7 +6,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 from spear_lib.quantization.embeddings import FrameStream
-from spear_lib.quantization.search import CodeTable
 from spear_lib.training.distributed import World
 
 
@@ -38,8 +37,3 @@ def add_up_gradients(parameters: list[Tensor], world: World) -> None:
     if world.world_size > 1:
         for parameter in parameters:
             dist.all_reduce(parameter.grad)
-
-
-def chunk_of(table: CodeTable) -> int:
-    """Frames per search call: short on a CPU (its cache), long on a GPU."""
-    return 512 if table.gram.device.type == "cpu" else max(1, min(32768, 2**31 // table.bytes_per_frame()))

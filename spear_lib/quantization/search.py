@@ -35,6 +35,17 @@ def candidates_kept(num_joined: int, codebook_size: int) -> int:
     return min(128, base * 2 ** ((num_joined.bit_length() - 1) // 2))
 
 
+def chunk_of(table: "CodeTable", memory_budget_mb: int | None = None) -> int:
+    """Frames per call of the search: short on a CPU (its cache), long on a GPU, never above the budget.
+
+    Args:
+      memory_budget_mb: working memory; None: 256 MB on a CPU, 2 GB on a GPU.
+    """
+    on_cpu = table.gram.device.type == "cpu"
+    budget = memory_budget_mb or (256 if on_cpu else 2048)
+    return int(max(1, min(512 if on_cpu else 32768, budget * 2**20 // table.bytes_per_frame())))
+
+
 class CodeTable:
     """Everything of the code vectors that the search needs, computed once per quantiser."""
 
@@ -42,7 +53,7 @@ class CodeTable:
         """Args: centers: (N, K, D) float32, effective (scaled) code vectors."""
         self.num_codebooks, self.codebook_size, self.dim = centers.shape
         self.vectors = centers.reshape(-1, self.dim).float().contiguous()  # (N*K, D)
-        self.gram = self.vectors @ self.vectors.T  # (N*K, N*K)
+        self.gram = _gram(self.vectors)  # (N*K, N*K)
         self.energy = self.gram.diagonal().contiguous()  # (N*K,)
         blocks = self.gram.view(
             self.num_codebooks, self.codebook_size, self.num_codebooks, self.codebook_size
@@ -60,6 +71,20 @@ class CodeTable:
     def project(self, x: Tensor) -> Tensor:
         """h = x C^T: (B, D) -> (B, N*K)."""
         return x @ self.vectors.T
+
+
+def _gram(vectors: Tensor, pieces: int = 8) -> Tensor:
+    """V V^T of V (M, D), (M, M): a little more than half of it computed, the rest copied.
+
+    A training of codes by gradient needs a new one in every step.
+    """
+    gram = vectors.new_empty(len(vectors), len(vectors))
+    step = -(-len(vectors) // pieces)
+    for begin in range(0, len(vectors), step):
+        end = min(begin + step, len(vectors))
+        torch.mm(vectors[begin:end], vectors[begin:].T, out=gram[begin:end, begin:])
+        gram[end:, begin:end] = gram[begin:end, end:].T
+    return gram
 
 
 @functools.cache

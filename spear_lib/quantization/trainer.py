@@ -30,7 +30,7 @@ from spear_lib.quantization.embeddings import FrameStream
 from spear_lib.quantization.initialisation import k_means, nearest
 from spear_lib.quantization.options import QuantizerTrainingOptions
 from spear_lib.quantization.quantizer import Quantizer
-from spear_lib.quantization.ranks import add_up, chunk_of, read_share
+from spear_lib.quantization.ranks import add_up, read_share
 from spear_lib.training.distributed import World
 from spear_lib.training.metrics import MetricsLog
 from spear_lib.training.progress import progress
@@ -143,7 +143,7 @@ def _one_round(
     sums = torch.zeros(total, frames.dim, dtype=torch.float64, device=world.device)
     measured = torch.zeros(2, dtype=torch.float64)  # squared error, energy
     found = [torch.empty(0, options.num_codebooks, dtype=torch.int64, device=world.device)]
-    for x in read_share(frames, state["position"], options.frames_per_round, world, chunk_of(table)):
+    for x in read_share(frames, state["position"], options.frames_per_round, world, search.chunk_of(table)):
         h = table.project(x)
         codes = search.refine(table, h, search.greedy(table, h), options.training_refinements)
         energy = x.square().sum(dim=1)
