@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from audio_teacher_fixtures import save_dasheng_checkpoint
+from teacher_fixtures import tiny_checkpoint
 from toy_recipe import REPOSITORY
 
 from spear_lib import load_encoder
@@ -248,24 +249,36 @@ def test_a_set_without_cuts_is_refused(spoilt):
         prepare(spoilt, "--dev-clips", 0)
 
 
-def test_tokens_of_an_audio_teacher(folder, tmp_path):
-    checkpoint = save_dasheng_checkpoint(tmp_path / "dasheng.pt")
+@pytest.mark.parametrize(
+    ("teacher", "frame_rate", "first_center"),
+    [
+        pytest.param("dasheng", 25.0, 15.0),
+        # The speech teacher hears sounds as well: egs/mixed needs its tokens.
+        pytest.param("wavlm", 50.0, 12.5, marks=pytest.mark.slow),
+    ],
+)
+def test_tokens_of_other_teachers(folder, tmp_path, teacher, frame_rate, first_center):
+    if teacher == "dasheng":
+        checkpoint = save_dasheng_checkpoint(tmp_path / "dasheng.pt")
+    else:
+        checkpoint = tiny_checkpoint(tmp_path / "checkpoint", teacher)
     data = tmp_path / "data"
     for name in ("corpus", "manifests"):
         shutil.copytree(folder / "data" / name, data / name, symlinks=True)
+    (data / ".done").mkdir()
     for stage in (0, 1, 2):
-        (data / ".done").mkdir(exist_ok=True)
         shutil.copy(folder / "data" / ".done" / f"stage-{stage}.json", data / ".done")
-    teacher = ("--teacher", "dasheng", "--teacher-path", str(checkpoint))
-    result = run_script("prepare.sh", tmp_path, *teacher, "--stage", "3", "--stop-stage", "6")
+    options = ("--teacher", teacher, "--teacher-path", str(checkpoint), "--stage", "3", "--stop-stage", "6")
+    result = run_script("prepare.sh", tmp_path, *options)
     assert result.returncode == 0, result.stdout + result.stderr
-    quantizer = Quantizer.load(data / "quantizers" / "dasheng")
-    same = create_teacher("dasheng", checkpoint)
-    assert quantizer.provenance["teacher"]["teacher_id"] == same.id
+    quantizer = Quantizer.load(data / "quantizers" / teacher)
     cut = Manifest(data / "cuts" / "audioset_cuts_dev.jsonl.gz")[0]
-    (field,) = (name for name in cut.custom if name.startswith("dasheng"))
+    field = json.loads((data / "tokens" / teacher / "dev" / "store.json").read_text())["field"]
+    assert field.startswith(teacher) and field in cut.custom
     facts = token_facts(cut, field)
-    assert (facts["frame_rate"], facts["first_frame_center_ms"]) == (25.0, 15.0)
+    assert (facts["frame_rate"], facts["first_frame_center_ms"]) == (frame_rate, first_center)
+    same = create_teacher(teacher, checkpoint)
+    assert quantizer.provenance["teacher"]["teacher_id"] == same.id
     audio = torch.from_numpy(cut.load_audio())
     embeddings, lengths = same.embed(audio, torch.tensor([audio.shape[1]]))
     tokens = load_tokens(cut, field)

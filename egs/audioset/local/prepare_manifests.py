@@ -136,7 +136,7 @@ class Tables:
         total = sum(1 for _ in self.clips(part))
         problems = self.problems[part] = ClipProblems(*self.limits, f"clips of {part}", total)
         cuts = clip_cuts(self.clips(part), self.files, problems, **self.options)
-        yield from progress(cuts, None, f"checking audio of {part}", "clips")
+        yield from progress(cuts, total, f"checking audio of {part}", "clips")
         problems.log()
 
 
