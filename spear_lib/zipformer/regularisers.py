@@ -19,7 +19,6 @@ _RMS_OF_ABS = 1.25331413732  # RMS / mean absolute value of a Gaussian: sqrt(pi 
 # Whiten looks at its input in this share of the calls. The reference lowers the share to 0.025 while the
 # metric is below the limit; that only saves time and is state that a resumed run would have to restore.
 WHITEN_PROBABILITY = 0.25
-WHITEN_MIN_PROBABILITY = 0.025
 
 
 def mean_over_std_limit(proportion_positive: float) -> float:

@@ -242,6 +242,23 @@ def test_output_length_of_every_number_of_samples_against_the_real_front_end():
     assert one.extract(audio[:, :1360], torch.tensor([1360])).lengths.tolist() == [1]
 
 
+@pytest.mark.parametrize("factor", [1, 2])
+def test_exact_padding_gives_what_the_utterance_gives_alone(factor):
+    golden, metadata = _read("zipformer_small")
+    encoder = _encoder(
+        golden, metadata, output_downsampling_factor=factor
+    )  # weights of the size of trained ones
+    fbank, lengths = golden["in.fbank"], golden["in.fbank_lens"]
+    with torch.no_grad():
+        together = encoder(fbank, lengths)
+        for row, length in enumerate(lengths.tolist()):
+            alone = encoder(fbank[row : row + 1, :length], lengths[row : row + 1])
+            pairs = [(together.encoder_out, alone.encoder_out)]
+            pairs += zip(together.hidden_states, alone.hidden_states, strict=True)
+            for one, other in pairs:
+                torch.testing.assert_close(one[row, : other.shape[1]], other[0], atol=1e-5, rtol=0)
+
+
 def test_unsorted_lengths_and_half_precision_features_give_the_same_outputs():
     torch.manual_seed(0)
     encoder = SpearEncoder(
