@@ -134,8 +134,8 @@ def drawn(numbers: dict[str, dict[str, float]], tokenisers: Sequence[str], codeb
 class _Sums:
     """Running sums of one representation."""
 
-    total: Tensor
-    squares: Tensor
+    total: Tensor | float
+    squares: Tensor | float
     count: int = 0
 
 
@@ -174,7 +174,7 @@ def utterance_vectors(
         raise ValueError(f"pooling is {pooling!r}: use {' or '.join(POOLINGS)}")
     rows: dict[str, list[np.ndarray]] = {}
     errors: dict[str, float] = {}
-    whole = _Sums(torch.zeros(teacher.embedding_dim), torch.zeros(teacher.embedding_dim))
+    whole = _Sums(0.0, 0.0)
     for manifest, chosen in zip(manifests, positions):
         found: dict[int, dict[str, _Sums]] = {position: {} for position in chosen}
         batches = length_batches(manifest.durations[list(chosen)].tolist(), batch_seconds)
