@@ -3,9 +3,13 @@
 import multi_quantization
 import pytest
 import torch
+from quantizer_fixtures import stream
 from torch import Tensor
 
 from spear_lib.quantization import Quantizer
+from spear_lib.quantization.options import QuantizerTrainingOptions
+from spear_lib.quantization.report import code_usage
+from spear_lib.quantization.trainer import train_quantizer
 
 DIM = 64
 
@@ -60,3 +64,35 @@ def test_the_peer_reads_what_we_export():
     assert peer.get_id() == ours.id[:8]
     with torch.no_grad():
         assert (peer.encode(x) == ours.encode(x)).double().mean() >= 0.999
+
+
+def test_at_equal_frames_ours_is_better_than_the_peers_training(tmp_path):
+    """An anisotropic Gaussian, two codebooks; tools/benchmark_quantizer_quality.py does it at full size."""
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(4000, 12, generator=generator) * torch.logspace(0, -1, 12)
+    data = stream(tmp_path / "e", x, normalisation="global")
+    options = QuantizerTrainingOptions(
+        num_codebooks=2,
+        init_frames=1500,
+        init_iterations=4,
+        rounds=4,
+        frames_per_round=3500,
+        classifier_frames=3000,
+        classifier_steps=5,
+        classifier_batch=200,
+    )
+    assert 1500 * 4 * 2 + 4 * 3500 + 3000 + 5 * 200 <= 101 * 300
+    ours = train_quantizer(data, options, 0, tmp_path, "run")[0]
+    torch.manual_seed(0)
+    trainer = multi_quantization.QuantizerTrainer(12, 2, torch.device("cpu"), 50, 50)
+    for step in range(101):
+        trainer.step(data.read(300 * step, 300))
+    held_out = (x[torch.from_numpy(data.stored.held_out)].half().float() - data.mean) / data.std
+    errors = []
+    with torch.no_grad():
+        for model in (ours, Quantizer.from_reference(trainer.get_quantizer().state_dict())):
+            decoded = model.decode(model.encode(held_out, 5, normalised=True), normalised=True)
+            errors.append(relative_error(held_out, decoded))
+        assert errors[0] <= 0.97 * errors[1]
+        tokens = ours.encode(data.read(0, data.epoch_frames), 2, normalised=True)
+    assert code_usage(tokens, 256)["used_share"] == [1.0, 1.0]
