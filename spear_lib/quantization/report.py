@@ -112,14 +112,23 @@ def plot_report(report: dict[str, Any], path: Path) -> None:
     panel = panels[0, 0]
     panel.plot([int(count) for count in errors], list(errors.values()), "o-", label="held-out frames")
     panel.axhline(
-        report["gaussian_bound"], color="gray", linestyle="--", label="Gaussian rate-distortion bound"
+        report["gaussian_bound"],
+        color="gray",
+        linestyle="--",
+        label="bound for a Gaussian of this covariance\n(other data can do better)",
     )
+    for count, error in errors.items():
+        panel.annotate(f"{error:.3f}", (int(count), error), (0, 6), textcoords="offset points", ha="center")
     panel.set(xlabel="refinements of the search", ylabel="relative squared error", title="Reconstruction")
-    panel.set_ylim(bottom=0)
+    panel.set_ylim(0, 1.15 * max(*errors.values(), report["gaussian_bound"]))
     panel.legend()
 
     panel, names = panels[0, 1], list(range(len(report["perplexity"])))
     panel.bar(names, report["perplexity"])
+    size = round(2 ** (report["bits_per_frame"] / len(names)))
+    panel.axhline(size, color="gray", linestyle="--", label=f"all {size} entries equally often")
+    panel.set_ylim(0, 1.2 * size)
+    panel.legend(loc="upper right")
     panel.set(xlabel="codebook", ylabel="perplexity (entries used equally often)")
     panel.set_title(f"Use of the codes ({report['num_dead_codes']} entries never used)")
     panel.set_xticks(names[:: max(1, len(names) // 16)])
