@@ -129,7 +129,9 @@ def make_shard(
     with ExitStack() as claims:
         missing = []
         for each in fields:
-            if not each.writer.is_done(shard, retry_skipped):
+            if each.writer.is_done(shard, retry_skipped):
+                each.writer.tidy(shard)
+            else:
                 claims.enter_context(each.writer.claim(shard))
                 # Another job may have finished it while this one was on its way.
                 if not each.writer.is_done(shard, retry_skipped):

@@ -16,7 +16,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,8 +98,16 @@ class TokenStoreWriter:
 
     def claim(self, shard: int) -> AbstractContextManager[None]:
         """Hold a shard while its tokens are made; RuntimeError if another living process has it."""
-        path = shard_file(self.store, shard).with_suffix(".lock")
-        return exclusive(path, f"shard {shard} of {self.store}")
+        return exclusive(self._lock(shard), f"shard {shard} of {self.store}")
+
+    def tidy(self, shard: int) -> None:
+        """Remove what a job leaves that was killed just after it committed the shard."""
+        if self._lock(shard).exists():
+            with suppress(RuntimeError), self.claim(shard):
+                pass
+
+    def _lock(self, shard: int) -> Path:
+        return shard_file(self.store, shard).with_suffix(".lock")
 
     def is_done(self, shard: int, retry_skipped: bool = False) -> bool:
         """Whether a shard is committed and whole; with ``retry_skipped`` also free of skipped cuts."""
