@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from spear_lib.bin import check_tokens
 from spear_lib.quantization import Quantizer, search
 from spear_lib.quantization.storage import pack_codes, unpack_codes
 
@@ -291,3 +292,14 @@ def test_reference_files_with_half_precision_statistics(golden, tmp_path):
 def test_errors_say_what_and_how_much(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_tokens_of_another_quantiser_are_refused(tmp_path):
+    quantizer = Quantizer(4, 2, 4)
+    quantizer.save(tmp_path / "quantizer")
+    options = check_tokens.Options("cuts", "tokens", quantizer=str(tmp_path / "quantizer"))
+    check_tokens.check_quantizer(options, quantizer.id)
+    with pytest.raises(
+        ValueError, match=f"tokens holds tokens of quantiser 0123, but .* is {quantizer.id}; del"
+    ):
+        check_tokens.check_quantizer(options, "0123")
