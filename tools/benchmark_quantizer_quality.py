@@ -40,16 +40,26 @@ class Options:
     """Channels of the Gaussian, whose eigenvalues fall from 1 to 0.01."""
     gaussian_frames: int = 40000
     """Frames of the Gaussian."""
-    steps: int = 400
+    steps: int = 120
     """Steps of each of the peer's two phases (600 frames each, its default batch)."""
     threads: int = 1
     """CPU threads."""
     seed: int = 0
     """Keys our random draws; the peer's are torch's."""
     training: QuantizerTrainingOptions = field(
-        default_factory=lambda: QuantizerTrainingOptions(num_codebooks=4, max_held_out_frames=2000)
+        default_factory=lambda: QuantizerTrainingOptions(
+            num_codebooks=4,
+            normalisation="global",
+            init_frames=4000,
+            init_iterations=3,
+            rounds=4,
+            frames_per_round=15000,
+            classifier_frames=20000,
+            classifier_steps=10,
+            max_held_out_frames=2000,
+        )
     )
-    """Ours."""
+    """Ours. Normalisation global keeps the Gaussian anisotropic; channel would make it white."""
 
 
 BATCH = 600
