@@ -17,10 +17,10 @@ import torch
 from spear_lib import keyed_random
 from spear_lib.bin.common import first_screen, run
 from spear_lib.config import parse
+from spear_lib.data.audio import SAMPLE_RATE
 from spear_lib.data.datasets import PretrainingData, PretrainingDataConfig
-from spear_lib.data.tokens import token_facts
 from spear_lib.pretrained.kinds import ENCODER_TYPES, build_encoder
-from spear_lib.pretraining import ObjectiveConfig, PretrainingModel, PretrainingTask, TokenField
+from spear_lib.pretraining import ObjectiveConfig, PretrainingModel, PretrainingTask, token_fields
 from spear_lib.training.distributed import World, world
 from spear_lib.training.loop import train
 from spear_lib.training.metrics import log_file
@@ -53,6 +53,11 @@ class PretrainOptions:
         if self.encoder_type not in ENCODER_TYPES:
             raise ValueError(f"encoder_type is {self.encoder_type!r}; use {' or '.join(ENCODER_TYPES)}")
         masking = self.data.masking
+        if self.objective.alpha == 1.0 and not (masking.enabled and masking.time_probability > 0):
+            raise ValueError(
+                "objective.alpha is 1, so only masked frames count, and no frame is masked: the loss would "
+                "be 0. Lower alpha, or set data.masking.enabled and data.masking.time_probability"
+            )
         if self.encoder_type == "transformer" and masking.enabled and masking.channel_probability > 0:
             raise ValueError(
                 "a transformer reads waveforms and has no mel bins to mask: set "
@@ -69,24 +74,28 @@ def main() -> None:
 def pretrain(options: PretrainOptions, processes: World) -> None:
     """Everything of one run, in this process of ``processes``."""
     seed = options.training.seed
-    shared = {"seed": seed, "rank": processes.rank, "world_size": processes.world_size}
+    shared = {
+        "seed": seed,
+        "rank": processes.rank,
+        "world_size": processes.world_size,
+        "needed_fields": options.objective.fields_by_domain(options.data.token_fields),
+    }
     train_data = PretrainingData(options.data, **shared)
     valid_data = {
         set_name(path): PretrainingData(options.data, **shared, training=False, cuts=[path])
         for path in options.valid_cuts
     }
-    fields = token_fields(train_data, options.data.token_fields)
-    for name, data in valid_data.items():
-        found = token_fields(data, options.data.token_fields)
-        if found != fields:
-            raise ValueError(
-                f"the tokens of validation set {name} are {found}, those of the training cuts are {fields}: "
-                "attach tokens of the same quantiser to both"
-            )
+    fields = token_fields(train_data, valid_data)
 
     torch.manual_seed(keyed_random.key("initialisation", seed) & 0xFFFFFFFF)
     config = options.transformer if options.encoder_type == "transformer" else options.encoder
     model = PretrainingModel(build_encoder(config), fields)
+    shortest = model.encoder.min_samples / SAMPLE_RATE
+    if options.data.min_duration < shortest:
+        raise ValueError(
+            f"data.min_duration is {options.data.min_duration} s, but audio shorter than {shortest} s gives "
+            f"the encoder no frame: set it to {shortest} or more"
+        )
     task = PretrainingTask(model, fields, options.objective)
     if processes.is_main:
         first_screen("Pre-training", facts(options, processes, task, train_data, valid_data))
@@ -106,12 +115,6 @@ def set_name(path: str) -> str:
     """``data/cuts/librispeech_cuts_dev.jsonl.gz`` -> ``dev``; other names without their endings."""
     name = re.sub(r"\.jsonl(\.gz)?$", "", Path(path).name)
     return name.split("_cuts_", 1)[-1]
-
-
-def token_fields(data: PretrainingData, names: list[str]) -> list[TokenField]:
-    """What the first cut's manifest and token store say about each field."""
-    first = data.manifest[int(data.cut_numbers[0])]
-    return [TokenField.from_facts(name, token_facts(first, name)) for name in names]
 
 
 def facts(

@@ -27,7 +27,10 @@ class Batch:
     index: int = 0
     """Number of the global batch in its epoch."""
     tokens: dict[str, Tensor] = field(default_factory=dict)
-    """Token field -> (B, Tt, C) int64, -100 behind the end."""
+    """Token field -> (B, Tt, C) int64, -100 behind the end and in cuts without it; fields that no cut of the
+    batch has are left out."""
+    audio: Tensor | None = None
+    """(B,) bool, True where the cut's domain is audio; None: all are speech."""
     time_mask: Tensor | None = None
     """(B, T) bool, True = hidden; T = fbank frames of N samples."""
     channel_mask: Tensor | None = None

@@ -8,7 +8,7 @@ interrupted.
 
 import dataclasses
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -58,7 +58,7 @@ class PretrainingDataConfig(LoadingConfig):
     noise_cuts: list[str] = field(default_factory=list)
     """Manifests of noise for noise mixing; none: noise mixing is off."""
     token_fields: list[str] = field(default_factory=list)
-    """Token fields to load from each cut, for example [wavlm_large_l21_cb16]."""
+    """Token fields to predict, for example [wavlm_large_l21_cb16]; of two, the speech teacher's first."""
     quantizer_ids: list[str] = field(default_factory=list)
     """Expected quantiser of each token field; none: not checked."""
     mixed_token_field: str = ""
@@ -239,6 +239,8 @@ class PretrainingData(CutData):
       masking.enabled
         off for an unmasked validation).
       cuts: manifests to use instead of ``config.train_cuts``, for validation sets.
+      needed_fields: domain ("speech", "audio") -> the token fields that its cuts must carry; all of them by
+        default.
 
     Raises:
       ValueError: empty or missing manifests, cuts without tokens, tokens of another quantiser.
@@ -252,6 +254,7 @@ class PretrainingData(CutData):
         world_size: int = 1,
         training: bool = True,
         cuts: list[str] | None = None,
+        needed_fields: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         manifest, noise, mixing = _sources(config, training, cuts)
         examples = PretrainingExamples(
@@ -264,14 +267,21 @@ class PretrainingData(CutData):
             token_fields=list(config.token_fields),
             quantizer_ids=list(config.quantizer_ids),
             mixed_token_field=config.mixed_token_field,
+            needed_fields=needed_fields,
         )
         super().__init__(manifest, examples, config, seed, rank, world_size, training)
         self.config = config
 
     @property
     def token_facts(self) -> dict[str, dict]:
-        """Token field -> what its manifest and store say (quantizer_id, frame_rate, num_codebooks, ...)."""
+        """Token field -> what its manifest and store say (quantizer_id, frame_rate, num_codebooks, ...); only
+        fields that a cut of this data needs."""
         return self.examples.token_facts
+
+    @property
+    def needed_fields(self) -> Mapping[str, Sequence[str]]:
+        """Domain -> token fields that its cuts must carry."""
+        return self.examples.needed_fields
 
 
 class AsrData(CutData):

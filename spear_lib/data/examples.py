@@ -1,6 +1,7 @@
 """From cut numbers to a batch: what a data worker does (load, mix or perturb, collate, draw masks)."""
 
 import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 
 from spear_lib.data.augmentation import perturb_speed
 from spear_lib.data.batch import Batch, pad_waveforms
+from spear_lib.data.domains import DOMAINS, SPEECH, domain_of
 from spear_lib.data.features import SAMPLE_RATE, fbank_length
 from spear_lib.data.loading import Work
 from spear_lib.data.masking import MaskingConfig, channel_mask, time_mask
@@ -182,6 +184,7 @@ class PretrainingExamples(Examples):
         token_fields: list[str],
         quantizer_ids: list[str],
         mixed_token_field: str,
+        needed_fields: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         super().__init__(manifest, noise, seed, training, mixing)
         if not token_fields:
@@ -199,12 +202,28 @@ class PretrainingExamples(Examples):
         self.mixed_field = mixed_token_field or token_fields[0]
         if self.mixed_field not in token_fields:
             raise ValueError(f"mixed_token_field is {self.mixed_field!r}, which is none of {token_fields}")
+        self.needed_fields = needed_fields or dict.fromkeys(DOMAINS, token_fields)
+        mixes_tokens = mixing.enabled and mixing.token_probability > 0.0
+        if mixes_tokens and self.mixed_field not in self.needed_fields[SPEECH]:
+            raise ValueError(
+                f"token mixing mixes the tokens {self.mixed_field!r}, on which speech cuts are not trained: "
+                f"set mixed_token_field to one of {list(self.needed_fields[SPEECH])}"
+            )
         self.token_facts: dict[str, dict] = {}
 
     def check_cut(self, cut) -> None:
         from spear_lib.data.tokens import token_facts
 
+        domain = domain_of(cut)
         for position, name in enumerate(self.token_fields):
+            if name not in self.needed_fields[domain]:
+                continue
+            if not cut.has_custom(name):
+                raise ValueError(
+                    f"cut {cut.id} has no tokens {name!r}, which every {domain} cut needs here: make them "
+                    "(prepare.sh stages 5 and 6 for its manifest), or choose an objective.strategy that does "
+                    f"without them on {domain} cuts"
+                )
             facts = token_facts(cut, name)
             first = self.token_facts.setdefault(name, facts)
             found = facts["quantizer_id"]
@@ -225,9 +244,15 @@ class PretrainingExamples(Examples):
 
         cut = self.manifest[number]
         waveform = self.load_waveform(cut)
-        tokens = {name: np.asarray(load_tokens(cut, name)) for name in self.token_fields}
-        speech = (cut.custom or {}).get("domain", "speech") == "speech"
-        return Example(str(cut.id), waveform, tokens, speech=speech)
+        domain = domain_of(cut)
+        # What token mixing mixes is also read where the cut itself is not trained on it: it may be a partner.
+        names = [
+            name
+            for name in self.token_fields
+            if name in self.needed_fields[domain] or (name == self.mixed_field and cut.has_custom(name))
+        ]
+        tokens = {name: np.asarray(load_tokens(cut, name)) for name in names}
+        return Example(str(cut.id), waveform, tokens, speech=domain == SPEECH)
 
     def augment(self, clean, number, epoch, global_batch, statistics, problems) -> Example:
         example = clean[number]
@@ -265,7 +290,7 @@ class PretrainingExamples(Examples):
         if not others:
             return None
         partner = self._load(others[int(random.integers(len(others)))], clean, problems)
-        if partner is None:
+        if partner is None or (kind == "tokens" and self.mixed_field not in partner.tokens):
             return None
         if kind == "utterance":
             return mix_utterance(example.waveform, partner.waveform, self.mixing, random)
@@ -284,7 +309,12 @@ class PretrainingExamples(Examples):
 
         batch = super().collate(examples, epoch)
         for name in self.token_fields:
-            batch.tokens[name] = collate_tokens([example.tokens[name] for example in examples])
+            arrays = [example.tokens.get(name) for example in examples]
+            there = [array for array in arrays if array is not None]
+            if there:
+                nothing = there[0][:0]
+                batch.tokens[name] = collate_tokens([nothing if a is None else a for a in arrays])
+        batch.audio = torch.tensor([not example.speech for example in examples])
         masking = self.masking
         if masking.enabled:
             batch.time_mask = time_mask(

@@ -17,6 +17,7 @@ from lhotse.cut import Cut, MonoCut
 
 from spear_lib.data.audio import CORRUPT, EMPTY, SAMPLE_RATE, AudioError, load_audio
 from spear_lib.data.clip_tables import Clip
+from spear_lib.data.domains import AUDIO
 from spear_lib.data.problems import Problems
 
 AUDIO_ENDINGS = (".flac", ".wav", ".mp3", ".ogg", ".opus", ".m4a")
@@ -263,5 +264,5 @@ def _cut(name: str, recording: Recording, start: float, seconds: float, labels: 
         channel=recording.channel_ids[0],
         recording=recording,
         supervisions=[segment],
-        custom={"domain": "audio"},
+        custom={"domain": AUDIO},
     )

@@ -4,49 +4,24 @@ Legend: B utterances, N samples of audio, T student frames, P channels of the en
 """
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from spear_lib.config import to_dict
-from spear_lib.pretraining.alignment import align_targets, frames_per_student_frame
+from spear_lib.data.domains import AUDIO, SPEECH
+from spear_lib.pretraining.alignment import PADDING, align_targets, frames_per_student_frame
+from spear_lib.pretraining.fields import TokenField
 from spear_lib.pretraining.heads import MaskedPredictionHead
-from spear_lib.pretraining.objective import ObjectiveConfig, frame_weights, masked_prediction_stats
+from spear_lib.pretraining.objective import (
+    ObjectiveConfig,
+    Term,
+    frame_weights,
+    masked_prediction_stats,
+)
 from spear_lib.training.task import Stats, StepClock, StepResult, Task
-
-
-@dataclass(frozen=True)
-class TokenField:
-    """What is known about the tokens of one custom field of the cuts (from the token store's metadata)."""
-
-    name: str
-    num_codebooks: int
-    codebook_size: int
-    frame_rate: float
-    first_frame_center_ms: float
-    quantizer_id: str
-    teacher_id: str
-
-    @classmethod
-    def from_facts(cls, name: str, facts: dict[str, Any]) -> "TokenField":
-        """The field ``name`` of a token store with these ``facts`` (its store.json)."""
-        try:
-            return cls(
-                name=name,
-                num_codebooks=int(facts["num_codebooks"]),
-                codebook_size=int(facts["codebook_size"]),
-                frame_rate=float(facts["frame_rate"]),
-                first_frame_center_ms=float(facts["first_frame_center_ms"]),
-                quantizer_id=str(facts["quantizer_id"]),
-                teacher_id=str(facts["teacher_id"]),
-            )
-        except KeyError as error:
-            raise ValueError(
-                f"the store of the tokens {name!r} does not say {error}: its store.json is missing or moved. "
-                "Put the store back where the cuts point, or attach the tokens again (stage 6)"
-            ) from error
 
 
 class PretrainingModel(nn.Module):
@@ -67,12 +42,12 @@ class PretrainingModel(nn.Module):
 
 
 class PretrainingTask(Task):
-    """Eq. 1 over the token fields of a batch.
+    """Eq. 1 summed over teachers as the strategy says.
 
     Args:
       model: PretrainingModel of the same fields.
-      fields: the tokens to predict.
-      objective: strategy, alpha, alignment and lambdas.
+      fields: the tokens to predict; of two teachers the speech teacher's first.
+      objective: strategy, alpha, alignment and lambda.
     """
 
     kind = "pretraining"
@@ -82,16 +57,7 @@ class PretrainingTask(Task):
     ) -> None:
         self.model, self.fields = model, fields
         self.objective = objective or ObjectiveConfig()
-        if self.objective.strategy == "single" and len(fields) != 1:
-            raise ValueError(
-                f"strategy single predicts one token field, the data has {[f.name for f in fields]}: name "
-                "one of them"
-            )
-        unknown = set(self.objective.field_weights) - {field.name for field in fields}
-        if unknown:
-            raise ValueError(
-                f"field_weights names {sorted(unknown)}, and the token fields are {[f.name for f in fields]}"
-            )
+        self.terms = self.objective.terms([field.name for field in fields])
 
     def begin_step(self, batch: Any, clock: StepClock) -> None:
         self.model.encoder.begin_step(clock.batch_count, clock.step_key, batch.keys, clock.gradient_scale)
@@ -107,39 +73,79 @@ class PretrainingTask(Task):
         return self._losses(output.encoder_out.float(), output.lengths, batch)
 
     def _losses(self, encoder_out: Tensor, lengths: Tensor, batch: Any) -> StepResult:
-        """encoder_out (B, T, P), lengths (B,) -> the weighted sum over fields and frames."""
-        encoder = self.model.encoder
-        num_frames = encoder_out.shape[1]
+        """encoder_out (B, T, P), lengths (B,) -> the weighted sum over teachers, cuts and frames."""
         if batch.time_mask is None:
             masked = torch.zeros(encoder_out.shape[:2], dtype=torch.bool, device=encoder_out.device)
         else:
-            masked = encoder.masked_frames(batch.time_mask, num_frames)
-        in_utterance = torch.arange(num_frames, device=encoder_out.device) < lengths.unsqueeze(1)
+            masked = self.model.encoder.masked_frames(batch.time_mask, encoder_out.shape[1])
+        audio = torch.zeros_like(lengths, dtype=torch.bool) if batch.audio is None else batch.audio
         total, stats = encoder_out.new_zeros(()), {}
-        for field in self.fields:
-            targets = align_targets(
-                batch.tokens[field.name],
-                field.frame_rate,
-                field.first_frame_center_ms,
-                num_frames,
-                encoder.frame_rate,
-                encoder.first_frame_center_ms,
-                self.objective.align,
-                lengths,
-            )
-            scored = (targets >= 0).any(-1)
-            hidden, chosen = encoder_out[scored], targets[scored]
-            weights = frame_weights(masked[scored], self.objective.alpha, chosen.shape[1])
-            weighted, loss, correct = self.model.heads[field.name](hidden, chosen, weights)
-            field_stats = masked_prediction_stats(loss, correct, chosen, masked[scored])
-            total = total + self.objective.field_weights.get(field.name, 1.0) * weighted
-            # Teacher and student frames of the same audio may differ by framing at the end, not by more.
-            field_stats["frames_without_target"] = ((in_utterance & ~scored).sum(), in_utterance.sum())
-            if not self.model.training:
-                field_stats |= _codebook_stats(correct, chosen, masked[scored], field.codebook_size)
-            prefix = "" if len(self.fields) == 1 else f"{field.name}/"
-            stats.update({prefix + name: pair for name, pair in field_stats.items()})
+        for field, term in zip(self.fields, self.terms):
+            weighted, field_stats = self._score(field, term, encoder_out, lengths, masked, audio, batch)
+            total = total + term.weight * weighted
+            stats.update({self._prefix(field) + name: pair for name, pair in field_stats.items()})
+        stats["loss"] = (total.detach(), lengths.sum())
         return StepResult(total, lengths.sum(), stats)
+
+    def _score(
+        self,
+        field: TokenField,
+        term: Term,
+        encoder_out: Tensor,
+        lengths: Tensor,
+        masked: Tensor,
+        audio: Tensor,
+        batch: Any,
+    ) -> tuple[Tensor, Stats]:
+        """Eq. 1 of one teacher on the cuts that the strategy gives it: S or A, without lambda.
+
+        Where there are none, the head still runs, on no frames: DDP then finds a gradient of zero for it.
+
+        Args:
+          lengths: (B,) valid frames of ``encoder_out`` (B, T, P).
+          masked: (B, T) bool.
+          audio: (B,) bool, the cut's domain.
+        """
+        encoder, num_frames = self.model.encoder, encoder_out.shape[1]
+        tokens = batch.tokens.get(field.name)
+        if tokens is None:  # no cut of the batch has this teacher's tokens
+            tokens = batch.keys.new_zeros(len(lengths), 0, field.num_codebooks)
+        targets = align_targets(
+            tokens,
+            field.frame_rate,
+            field.first_frame_center_ms,
+            num_frames,
+            encoder.frame_rate,
+            encoder.first_frame_center_ms,
+            self.objective.align,
+            lengths,
+        )
+        chosen_cuts = torch.where(audio, AUDIO in term.domains, SPEECH in term.domains)
+        scored = (targets >= 0).any(-1) & chosen_cuts.unsqueeze(1)
+        hidden, chosen, hid = encoder_out[scored], targets[scored], masked[scored]
+        weights = frame_weights(hid, self.objective.alpha, chosen.shape[1])
+        weighted, loss, correct = self.model.heads[field.name](hidden, chosen, weights)
+
+        stats = masked_prediction_stats(loss, correct, chosen, hid)
+        if len(self.fields) > 1:
+            from_audio = audio.unsqueeze(1).expand_as(scored)[scored]
+            for domain, rows in ((SPEECH, ~from_audio), (AUDIO, from_audio)):
+                only = chosen.masked_fill(~rows.unsqueeze(1), PADDING)
+                rows = rows.unsqueeze(1)
+                by_domain = masked_prediction_stats(loss * rows, correct & rows, only, hid)
+                stats |= {f"{domain}/{name}": pair for name, pair in by_domain.items()}
+        # Teacher and student frames of the same audio may differ by framing at the end, not by more. A cut
+        # without any target is a token-mixed one, which is scored on the mixed field alone.
+        expected = torch.arange(num_frames, device=lengths.device) < lengths.unsqueeze(1)
+        expected = expected & scored.any(1, keepdim=True)
+        stats["frames_without_target"] = ((expected & ~scored).sum(), expected.sum())
+        if not self.model.training:
+            stats |= _codebook_stats(correct, chosen, hid, field.codebook_size)
+        return weighted, stats
+
+    def _prefix(self, field: TokenField) -> str:
+        """What the names of a field's statistics begin with."""
+        return "" if len(self.fields) == 1 else f"{field.name}/"
 
     def summarise(self, totals: Stats) -> dict[str, float]:
         """Sum / count; token histograms become the unigram entropy, codebook counts one accuracy each."""
@@ -156,14 +162,18 @@ class PretrainingTask(Task):
         return values
 
     def describe(self, values: dict[str, float]) -> str:
-        chance = math.log(self.fields[0].codebook_size)
         parts = []
+        if len(self.fields) > 1 and "loss" in values:
+            parts.append(f"loss {values['loss']:.3f} per frame")
         for field in self.fields:
-            prefix = "" if len(self.fields) == 1 else f"{field.name}/"
+            prefix = self._prefix(field)
             chosen = {name: values.get(prefix + name) for name in ("masked_loss", "unmasked_loss")}
             text = ", ".join(f"{name} {value:.3f}" for name, value in chosen.items() if value is not None)
+            if not text:
+                continue  # no cut of this domain was seen
             entropy = values.get(prefix + "unigram_entropy")
-            beside = f"chance {chance:.3f}" + (f", unigram {entropy:.3f}" if entropy is not None else "")
+            beside = f"chance {math.log(field.codebook_size):.3f}"
+            beside += f", unigram {entropy:.3f}" if entropy is not None else ""
             accuracy = values.get(prefix + "masked_accuracy")
             right = f", masked accuracy {100 * accuracy:.1f} %" if accuracy is not None else ""
             parts.append(f"{prefix}{text} ({beside}){right}")
@@ -177,12 +187,12 @@ class PretrainingTask(Task):
             "encoder": f"{count:,} parameters, {encoder.frame_rate:g} Hz, plus {heads:,} in the prediction "
             "heads"
         }
-        for field in self.fields:
+        for field, term in zip(self.fields, self.terms):
             facts[f"tokens {field.name}"] = (
                 f"{field.num_codebooks} codebooks x {field.codebook_size} at {field.frame_rate:g} Hz, "
-                f"quantiser {field.quantizer_id}, teacher {field.teacher_id}; "
-                f"guessing costs ln {field.codebook_size} = {math.log(field.codebook_size):.3f} nats per "
-                "codebook"
+                f"quantiser {field.quantizer_id}, teacher {field.teacher_id}; weight {term.weight:g} on "
+                f"{' and '.join(term.domains)} cuts; guessing costs ln {field.codebook_size} = "
+                f"{math.log(field.codebook_size):.3f} nats per codebook"
             )
         return facts
 

@@ -16,13 +16,26 @@ from spear_lib.data.manifests import save_cuts
 from spear_lib.data.tokens import TokenFacts, attach_tokens, write_store, write_store_facts
 
 REPOSITORY = Path(__file__).parents[2]
-FIELD = "tones_cb2"
+FIELD, AUDIO_FIELD = "tones_cb2", "loudness_cb3"
 NUM_TONES = 6
 FRAME = 320  # samples of a token frame, 50 Hz
 
 
-def make_corpus(folder: Path, num_cuts: int, name: str = "train", quantizer_id: str = "tones-1") -> Path:
-    """Cuts of 0.7 to 1.6 s with tokens of 2 codebooks (tone now, tone before); returns their manifest."""
+def make_corpus(
+    folder: Path,
+    num_cuts: int,
+    name: str = "train",
+    quantizer_id: str = "tones-1",
+    audio: bool = False,
+    fields: tuple[str, ...] = (FIELD,),
+) -> Path:
+    """Cuts of 0.7 to 1.6 s with tokens; returns their manifest.
+
+    Args:
+      audio: whether their domain is audio rather than speech.
+      fields: FIELD, 50 Hz tokens of 2 codebooks (tone now, tone before), and AUDIO_FIELD, 25 Hz tokens of 3
+        (the tone, whether it is high, whether it is even).
+    """
     audio_dir = folder / "audio"
     audio_dir.mkdir(parents=True, exist_ok=True)
     cuts, codes = [], []
@@ -40,12 +53,23 @@ def make_corpus(folder: Path, num_cuts: int, name: str = "train", quantizer_id: 
         cuts.append(MonoCut(cut_id, 0.0, recording.duration, 0, recording=recording, supervisions=[text]))
         before = np.concatenate([tones[:1], tones[:-6], np.zeros(6, dtype=tones.dtype)])[: len(tones)]
         codes.append(np.stack([tones, before], 1).astype(np.uint8))
-    facts = TokenFacts(FIELD, "tones", quantizer_id, 50.0, 10.0, 2, NUM_TONES, name)
-    store = folder / "tokens" / name
-    write_store(store, facts, cuts, codes)
-    write_store_facts(store, facts, {})
+    slow = [np.stack([c[::2, 0], c[::2, 0] // 3, c[::2, 0] % 2], 1) for c in codes]
+    for field, rate, arrays, quantizer in (
+        (FIELD, 50.0, codes, quantizer_id),
+        (AUDIO_FIELD, 25.0, slow, "loudness-1"),
+    ):
+        if field not in fields:
+            continue
+        size, width = 500.0 / rate, arrays[0].shape[1]
+        facts = TokenFacts(field, field, quantizer, rate, size, width, NUM_TONES, name)
+        store = folder / "tokens" / field / name
+        write_store(store, facts, cuts, arrays)
+        write_store_facts(store, facts, {})
+        cuts = list(attach_tokens(cuts, store))
+    if audio:
+        cuts = [cut.with_custom("domain", "audio") for cut in cuts]
     manifest = folder / f"tiny_cuts_{name}.jsonl.gz"
-    save_cuts(attach_tokens(cuts, store), manifest)
+    save_cuts(cuts, manifest)
     return manifest
 
 
@@ -87,6 +111,30 @@ def write_config(folder: Path, train: Path, valid: Path, **training) -> Path:
         },
     }
     path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(options))
+    return path
+
+
+def write_two_domain_config(folder: Path, strategy: str, **training) -> Path:
+    """A made-up corpus of speech (FIELD) and audio (both fields), and its configuration."""
+    both = (FIELD, AUDIO_FIELD)
+    speech_fields = both if strategy == "joint" else (FIELD,)
+    audio_fields = (AUDIO_FIELD,) if strategy == "disjoint" else both
+    corpora = {
+        name: make_corpus(folder, count, name, audio=audio, fields=audio_fields if audio else speech_fields)
+        for name, count, audio in (
+            ("speech", 8, False),
+            ("audio", 8, True),
+            ("speech-dev", 2, False),
+            ("audio-dev", 2, True),
+        )
+    }
+    path = write_config(folder, corpora["speech"], corpora["speech-dev"], **training)
+    options = yaml.safe_load(path.read_text())
+    options["data"]["train_cuts"].append(str(corpora["audio"]))
+    options["valid_cuts"].append(str(corpora["audio-dev"]))
+    options["data"]["token_fields"] = list(both)
+    options["objective"] = {"strategy": strategy, "audio_weight": 0.5}
     path.write_text(yaml.safe_dump(options))
     return path
 

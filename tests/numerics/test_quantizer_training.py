@@ -202,9 +202,7 @@ def test_statistics_are_the_channels():
 def test_constant_channels_are_named():
     frames = toy_frames(200).float()
     frames[:, [3, 7]] = 0.1
-    with pytest.raises(
-        ValueError, match=r"2 of 12 channels \(number 3, 7\) .* all 200 .*global"
-    ):
+    with pytest.raises(ValueError, match=r"2 of 12 channels \(number 3, 7\) .* all 200 .*global"):
         statistics(frames.split(50), 12, "channel")
     assert torch.isfinite(statistics(frames.split(50), 12, "global")[1]).all()
 
