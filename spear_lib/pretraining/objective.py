@@ -9,8 +9,8 @@ S and A are the losses on the tokens of the speech and of the audio teacher, lam
     asymmetrical    S                   S + lambda A
 
 So the strategy only says on which cuts a teacher's tokens are predicted; the weights never change.
-asymmetrical follows from audio cuts carrying speech tokens (spec augment_and_mask §5.1) and only joint needing
-audio tokens on speech cuts (DESIGN); the specification does not print the paper's equation of it.
+asymmetrical follows from audio cuts carrying speech tokens (spec augment_and_mask §5.1) and only joint
+needing audio tokens on speech cuts (DESIGN); the specification does not print the paper's equation of it.
 
 Within S and A the paper writes alpha * masked + (1 - alpha) * unmasked with alpha = 0.5; the reference adds
 both with weight 1 (spec augment_and_mask §4). Here the weights are 2 alpha and 2 (1 - alpha), so that
