@@ -16,8 +16,7 @@ from spear_lib.transducer import (
     StatelessDecoder,
     do_rnnt_pruning,
     get_rnnt_prune_ranges,
-    rnnt_loss_pruned,
-    rnnt_loss_smoothed,
+    select_backend,
 )
 
 logger = logging.getLogger(__name__)
@@ -38,6 +37,9 @@ class TransducerConfig:
     """Labels that the prediction network sees (icefall)."""
     rnnt_type: str = "regular"
     """"regular", "modified" or "constrained" (paper: regular)."""
+    backend: str = "auto"
+    """Library of the transducer losses: "torch" (needs nothing), "k2", or "auto" (k2 where it is installed).
+    All give the same numbers, so a run may go on with another one."""
     prune_range: int = 5
     """Lattice states kept per frame in the pruned loss (paper: 5)."""
     lm_scale: float = 0.25
@@ -159,6 +161,8 @@ class AsrModel(nn.Module):
         self, encoder_out: Tensor, lengths: Tensor, labels: Tensor, num_labels: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         config = self.config
+        # Looked up here, not kept: a checkpoint may be read where the library it was trained with is missing.
+        backend = select_backend(config.backend)
         needed = num_labels.clamp(max=1) if config.rnnt_type == "regular" else num_labels
         valid = lengths >= needed
         decoder_out = self.decoder(F.pad(labels, (1, 0), value=self.blank_id))
@@ -170,7 +174,7 @@ class AsrModel(nn.Module):
             "delay_penalty": config.delay_penalty,
             "reduction": "none",
         }
-        simple, occupation = rnnt_loss_smoothed(
+        simple, occupation = backend.rnnt_loss_smoothed(
             self.simple_lm_proj(decoder_out),
             self.simple_am_proj(encoder_out),
             labels,
@@ -186,7 +190,7 @@ class AsrModel(nn.Module):
             self.joiner.encoder_proj(encoder_out), self.joiner.decoder_proj(decoder_out), ranges
         )
         logits = self.joiner(encoder_part, decoder_part, project_input=False)
-        pruned = rnnt_loss_pruned(logits, labels, ranges, self.blank_id, **common)
+        pruned = backend.rnnt_loss_pruned(logits, labels, ranges, self.blank_id, **common)
         # Only losses that are infinite by construction are dropped (and counted): a NaN stays visible.
         simple = torch.where(valid, simple, 0.0).sum()
         pruned = torch.where(valid, pruned, 0.0).sum()

@@ -16,6 +16,7 @@ from spear_lib.data.augmentation import SpecAugmentConfig, spec_augment, spec_au
 from spear_lib.data.features import FbankExtractor, fbank_length
 from spear_lib.evaluation.wer import align_words
 from spear_lib.training.task import Stats, StepClock, StepResult, Task
+from spear_lib.transducer import select_backend
 
 logger = logging.getLogger(__name__)
 
@@ -134,13 +135,16 @@ class AsrTask(Task):
         return {
             "encoder": f"{encoder:,} parameters, one frame every {frame_ms:g} ms",
             "head": f"{total - encoder:,} parameters: {heads}",
+            "transducer": f"losses by {select_backend(config.backend)}",
             "text units": f"{self.units.vocab_size} ({self.units.id})",
         }
 
     def identity(self) -> dict[str, Any]:
+        transducer = to_dict(self.model.config)
+        del transducer["backend"]  # says how it is computed, not what is trained
         return {
             "encoder_config": to_dict(self.model.encoder.config),
-            "transducer_config": to_dict(self.model.config),
+            "transducer_config": transducer,
             "units_id": self.units.id,
             "vocab_size": self.model.vocab_size,
         }

@@ -87,6 +87,7 @@ RESUME_MAY_CHANGE = (
     "save_interval",
     "keep_checkpoints",
     "max_skipped_steps",
+    "backend",
     "num_workers",
     "prefetch_batches",
     "worker_timeout",

@@ -5,7 +5,8 @@ frame. ``boundary`` is (B, 4) int64 with rows [0, 0, S_b, T_b]; ``symbols`` is (
 ``rnnt_type``: "regular" (a label stays on its frame), "modified" (a label consumes its frame), "constrained"
 (as modified, and the blank of the next context on the same frame is forced).
 Losses are in nats; an utterance without any path (modified: more labels than frames) has the loss +inf and
-no gradient. Call them outside autocast; bf16/fp16 logits are accepted and computed in float32.
+no gradient. NaN in the arrays of an utterance makes its loss NaN and no other's (the training loop stops
+there). Call them outside autocast; bf16/fp16 logits are accepted and computed in float32.
 """
 
 import torch
@@ -14,52 +15,17 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from spear_lib.transducer.band import band_score
+from spear_lib.transducer.checks import check_additive, check_joint
 from spear_lib.transducer.lattice import lattice_score
 
-RNNT_TYPES = ("regular", "modified", "constrained")
-REDUCTIONS = ("none", "mean", "sum")
 
-
-# ----------------------------------------------------------------------------- checks and small pieces
-def _check(rnnt_type: str, reduction: str, delay_penalty: float) -> None:
-    if rnnt_type not in RNNT_TYPES:
-        raise ValueError(f"rnnt_type is {rnnt_type!r}; choose one of {', '.join(RNNT_TYPES)}.")
-    if reduction not in REDUCTIONS:
-        raise ValueError(f"reduction is {reduction!r}; choose one of {', '.join(REDUCTIONS)}.")
-    if delay_penalty < 0:
-        raise ValueError(f"delay_penalty is {delay_penalty}; it must be 0 (off) or positive.")
-
-
-def _boundary(boundary: Tensor | None, batch: int, labels: int, frames: int, device) -> tuple[Tensor, Tensor]:
-    """(num_labels (B,), num_frames (B,)), checked where looking costs nothing (on the CPU)."""
+# ----------------------------------------------------------------------------------------- small pieces
+def _sizes(boundary: Tensor | None, batch: int, labels: int, frames: int, device) -> tuple[Tensor, Tensor]:
+    """(num_labels (B,), num_frames (B,))."""
     if boundary is None:
         full = torch.ones(batch, dtype=torch.int64, device=device)
         return full * labels, full * frames
-    if tuple(boundary.shape) != (batch, 4) or boundary.dtype != torch.int64:
-        raise ValueError(
-            f"boundary is {tuple(boundary.shape)} {boundary.dtype}; expected ({batch}, 4) torch.int64 with "
-            "rows [0, 0, number of labels, number of frames]."
-        )
-    if boundary.device.type == "cpu" and batch:
-        if bool((boundary[:, :2] != 0).any()):
-            raise ValueError("boundary: the first two columns (begin symbol, begin frame) must be 0.")
-        most_labels, most_frames = (int(v) for v in boundary[:, 2:].amax(0))
-        if most_labels > labels or most_frames > frames or bool((boundary < 0).any()):
-            raise ValueError(
-                f"boundary asks for up to {most_labels} labels and {most_frames} frames, but the arrays hold "
-                f"{labels} labels and {frames} frames (and nothing may be negative)."
-            )
     return boundary[:, 2], boundary[:, 3]
-
-
-def _check_symbols(symbols: Tensor, batch: int, labels: int, blank: int, classes: int) -> None:
-    if tuple(symbols.shape) != (batch, labels):
-        raise ValueError(
-            f"symbols is {tuple(symbols.shape)}; the other arrays ask for ({batch}, {labels}): "
-            "one state more than labels (S+1)."
-        )
-    if not 0 <= blank < classes:
-        raise ValueError(f"termination_symbol is {blank}; it must lie in 0..{classes - 1}.")
 
 
 def _delay(num_frames: Tensor, frames: int, penalty: float, dtype: torch.dtype) -> Tensor:
@@ -153,18 +119,13 @@ def rnnt_loss_smoothed(
       rnnt_type, delay_penalty, reduction: see the module; "mean" is over utterances.
       return_grad: also return the arc occupations, ((B, S, T+1 or T), (B, S+1, T)), detached.
     """
-    _check(rnnt_type, reduction, delay_penalty)
-    if lm_only_scale < 0 or am_only_scale < 0 or lm_only_scale + am_only_scale >= 1:
-        raise ValueError(
-            f"lm_only_scale {lm_only_scale} and am_only_scale {am_only_scale} must not be negative and must "
-            "sum to less than 1 (at 1 nothing of the joint model is left)."
-        )
-    if lm.shape[0] != am.shape[0] or lm.shape[2] != am.shape[2]:
-        raise ValueError(f"lm {tuple(lm.shape)} and am {tuple(am.shape)} differ in batch size or classes.")
-    batch, states, classes = lm.shape
+    check_additive(
+        lm, am, symbols, termination_symbol, lm_only_scale, am_only_scale,
+        boundary, rnnt_type, delay_penalty, reduction,
+    )  # fmt: skip
+    batch, states, _ = lm.shape
     frames, labels, blank = am.shape[1], states - 1, termination_symbol
-    _check_symbols(symbols, batch, labels, blank, classes)
-    num_labels, num_frames = _boundary(boundary, batch, labels, frames, am.device)
+    num_labels, num_frames = _sizes(boundary, batch, labels, frames, am.device)
     if am.dtype in (torch.float16, torch.bfloat16):
         am = am.float()
     lm = lm.to(am.dtype)
@@ -261,10 +222,11 @@ def rnnt_loss(
       logits: (B, T, S+1, C) unnormalised joiner output.
       symbols, termination_symbol, boundary, rnnt_type, delay_penalty, reduction: as ``rnnt_loss_smoothed``.
     """
-    _check(rnnt_type, reduction, delay_penalty)
-    batch, frames, states, classes = logits.shape
-    _check_symbols(symbols, batch, states - 1, termination_symbol, classes)
-    num_labels, num_frames = _boundary(boundary, batch, states - 1, frames, logits.device)
+    check_joint(
+        logits, symbols, termination_symbol, None, boundary, rnnt_type, delay_penalty, reduction
+    )  # fmt: skip
+    batch, frames, states, _ = logits.shape
+    num_labels, num_frames = _sizes(boundary, batch, states - 1, frames, logits.device)
     # The last state has no label: any class will do there, its column is cut off below.
     labels = F.pad(symbols.long(), (0, 1))[:, None].expand(batch, frames, states)
     py, px = _BlankAndLabel.apply(logits, labels, termination_symbol)
@@ -290,13 +252,11 @@ def rnnt_loss_pruned(
       ranges: (B, T, R) int64, rows s_t .. s_t + R - 1.
       symbols, termination_symbol, boundary, rnnt_type, delay_penalty, reduction: as ``rnnt_loss_smoothed``.
     """
-    _check(rnnt_type, reduction, delay_penalty)
-    batch, frames, size, classes = logits.shape
-    if tuple(ranges.shape) != (batch, frames, size):
-        raise ValueError(f"ranges is {tuple(ranges.shape)}; logits ask for {(batch, frames, size)}.")
-    labels = symbols.shape[1]
-    _check_symbols(symbols, batch, labels, termination_symbol, classes)
-    num_labels, num_frames = _boundary(boundary, batch, labels, frames, logits.device)
+    check_joint(
+        logits, symbols, termination_symbol, ranges, boundary, rnnt_type, delay_penalty, reduction
+    )  # fmt: skip
+    batch, frames, size, _ = logits.shape
+    num_labels, num_frames = _sizes(boundary, batch, symbols.shape[1], frames, logits.device)
     padded = F.pad(symbols.long(), (0, 1))
     label_at = torch.gather(padded, 1, ranges.reshape(batch, -1)).reshape(batch, frames, size)
     py, px = _BlankAndLabel.apply(logits, label_at, termination_symbol)
