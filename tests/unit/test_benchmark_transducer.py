@@ -1,4 +1,4 @@
-"""tools/benchmark_transducer.py, k2_parity.py, k2_parity.sh: they compare the same loss; their error lines."""
+"""tools/benchmark_transducer.py, k2_parity.py, k2_parity.sh: they compare one loss; error lines."""
 
 import importlib.util
 import os
