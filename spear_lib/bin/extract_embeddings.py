@@ -5,8 +5,6 @@ import logging
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import torch
-
 from spear_lib.bin.common import first_screen, run
 from spear_lib.config import parse
 from spear_lib.data.frame_sampling import choose_cuts, write_frames
@@ -17,6 +15,7 @@ from spear_lib.quantization.embeddings import SUMMARY_FILE
 from spear_lib.quantization.options import QuantizerTrainingOptions, SamplingOptions, SpectralOptions
 from spear_lib.teachers.embedding import resolve_manifests
 from spear_lib.teachers.options import TeacherOptions
+from spear_lib.training.distributed import choose_device
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +69,7 @@ class Options:
 def main() -> None:
     options = parse(Options, prog="python -m spear_lib.bin.extract_embeddings", description=__doc__)
     teacher = options.of_teacher().create()
-    teacher.to("cuda" if torch.cuda.is_available() else "cpu")
+    teacher.to(choose_device("auto"))
     manifest = Manifest(resolve_manifests(options.cuts))
     chosen = choose_cuts(manifest, teacher.frame_rate, options.sampling, options.seed)
     hours = float(manifest.durations[chosen].sum()) / 3600

@@ -3,24 +3,20 @@
 One process, or ``torchrun --nproc-per-node=N -m spear_lib.bin.train_quantizer ...``.
 """
 
-import hashlib
-import json
 import logging
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from spear_lib.bin.common import first_screen, run
 from spear_lib.config import parse
-from spear_lib.data.tokens_store import write_json
-from spear_lib.quantization.embeddings import CHUNK, FrameStream, StoredFrames, statistics
+from spear_lib.quantization.embeddings import FrameStream, StoredFrames
 from spear_lib.quantization.options import QuantizerTrainingOptions, SamplingOptions, SpectralOptions
 from spear_lib.quantization.quantizer import NORMALISATION_EPS, Quantizer
 from spear_lib.quantization.reference_trainer import train_reference
-from spear_lib.quantization.report import make_report, plot_report
+from spear_lib.quantization.report import finish, make_report
 from spear_lib.quantization.search import choose_kernel
-from spear_lib.quantization.trainer import CHECKPOINT, train_quantizer
+from spear_lib.quantization.trainer import train_quantizer
 from spear_lib.training.distributed import World, world
-from spear_lib.training.progress import progress
 
 logger = logging.getLogger(__name__)
 
@@ -55,12 +51,6 @@ def train(options: Options, ranks: World) -> None:
     """Train on all ranks; the main one writes the quantiser and its report."""
     training = options.training
     stored = StoredFrames(options.embeddings, training.held_out_fraction, options.seed)
-    for name, positions in (("train", stored.train), ("held-out", stored.held_out)):
-        if len(positions) == 0:
-            raise ValueError(
-                f"no {name} frames: {options.embeddings} has {stored.summary['num_frames']} frames of "
-                f"{stored.num_recordings} recordings"
-            )
     if ranks.is_main:
         first_screen(
             "multi-codebook quantiser",
@@ -80,10 +70,7 @@ def train(options: Options, ranks: World) -> None:
                 len(stored.train),
                 training.codebook_size,
             )
-    parts = progress(stored.read(stored.train), -(-len(stored.train) // CHUNK), "statistics", "pieces")
-    mean, std, frames_hash = statistics(parts, stored.dim, training.normalisation)
-    identity = json.dumps([asdict(training), options.seed, stored.summary, frames_hash], sort_keys=True)
-    run_id = hashlib.sha256(identity.encode()).hexdigest()[:16]
+    mean, std, run_id = stored.measure(training, options.seed)
     folder = Path(options.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     frames = FrameStream(stored, mean, std + NORMALISATION_EPS, training.shuffle_frames, options.seed)
@@ -107,20 +94,7 @@ def _finish(
     train_sample = frames.raw(0, min(REPORT_FRAMES, frames.epoch_frames))
     report = make_report(quantizer, held_out, train_sample)
     report["num_train_frames"] = frames.epoch_frames
-    quantizer.provenance = {
-        "teacher": stored.summary["teacher"],
-        "recipe": stored.summary["recipe"],
-        "training": asdict(training),
-        "seed": options.seed,
-        "run_id": run_id,
-        "relative_error": report["relative_error"],
-    }
-    report = {"quantizer_id": quantizer.id, **report, "history": history, "provenance": quantizer.provenance}
-    plot_report(report, folder / "report.png")
-    write_json(folder / "report.json", report)
-    # Last: its presence says that the stage is done.
-    quantizer.save(folder)
-    (folder / CHECKPOINT).unlink(missing_ok=True)
+    finish(quantizer, report, history, stored, training, options.seed, run_id, folder)
     logger.info(
         "quantiser %s: relative error %s on held-out frames (Gaussian bound %.4f), %d of %d codes unused",
         quantizer.id,

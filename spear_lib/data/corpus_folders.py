@@ -1,11 +1,15 @@
 """What stage 0 of every recipe does: the corpus in its place, linked or synthesised (ours)."""
 
+import argparse
 import logging
 import os
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
+
+from spear_lib.data.musan import find_musan
 
 logger = logging.getLogger(__name__)
 
@@ -43,3 +47,65 @@ def link(folder: Path, target: Path) -> None:
     # Links inside data/ are relative, so that the folder can be moved; a real corpus stays where it is.
     inside = target.resolve().is_relative_to(folder.parent.resolve())
     folder.symlink_to(os.path.relpath(target, folder.parent) if inside else target.resolve())
+
+
+def stage_0_parser(description: str, corpus_help: str, sizes: Iterable[str]) -> argparse.ArgumentParser:
+    """The command line of a recipe's stage 0 that can synthesise its corpus.
+
+    Args:
+      corpus_help: what --corpus-dir names.
+      sizes: names of the sizes of the synthesised corpus, "default" among them.
+    """
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument(
+        "--mini", choices=("true", "false"), default="false", help="synthesise a small corpus"
+    )
+    parser.add_argument("--corpus-dir", default="", help=corpus_help)
+    parser.add_argument("--noise-dir", default="", help="real MUSAN folder (holds music, noise, speech)")
+    parser.add_argument("--output", type=Path, required=True, help="folder to make")
+    parser.add_argument("--seed", type=int, default=0, help="of the synthesis")
+    parser.add_argument("--num-jobs", type=int, default=2, help="processes of the synthesis")
+    parser.add_argument("--size", choices=list(sizes), default="default", help="of the synthesised corpus")
+    return parser
+
+
+def prepare_corpus(
+    arguments: argparse.Namespace,
+    name: str,
+    kind: str,
+    synthetic: str,
+    options: list[str],
+    noise_options: list[str],
+    find: Callable[[str], Path],
+) -> None:
+    """Stage 0: OUTPUT/NAME and OUTPUT/musan, synthesised (--mini true) or linked to real ones.
+
+    Args:
+      arguments: what ``stage_0_parser`` parsed.
+      name: the corpus's own name of its folder, for example LibriSpeech.
+      kind: what tools/synthesize_corpus.py calls it: speech or events.
+      synthetic: folder in OUTPUT for what it makes.
+      options, noise_options: of the synthesis, for the corpus and for the noise.
+      find: --corpus-dir -> the folder to link; ValueError with the expected layout if it is none.
+    """
+    output, mini = arguments.output, arguments.mini == "true"
+    if mini and arguments.corpus_dir:
+        raise ValueError(
+            "--mini true synthesises the corpus, --corpus-dir names a real one: give one of them"
+        )
+    common = ["--seed", str(arguments.seed), "--num-processes", str(arguments.num_jobs)]
+    if mini:
+        synthesise(kind, output / synthetic, [*common, *options])
+        link(output / name, output / synthetic / name)
+    else:
+        link(output / name, find(arguments.corpus_dir))
+    if arguments.noise_dir:
+        link(output / "musan", find_musan(arguments.noise_dir))
+    elif mini:
+        synthesise("noise", output / "synthetic_noise", [*common, *noise_options])
+        link(output / "musan", output / "synthetic_noise" / "musan")
+    else:
+        logger.info("no --noise-dir: the recipe will run without noise augmentation")
+    logger.info("corpus: %s is %s", output / name, (output / name).resolve())

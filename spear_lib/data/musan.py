@@ -1,5 +1,6 @@
 """MUSAN as noise to mix into training audio: stage 2 of the recipes (ours, on lhotse)."""
 
+import argparse
 import logging
 from pathlib import Path
 
@@ -59,3 +60,17 @@ def prepare_noise(musan: Path, output: Path, max_bad_fraction: float = 0.01) -> 
     problems.log()
     save_cuts(kept, output)
     logger.info("%d cuts, %.2f h of noise", len(kept), sum(cut.duration for cut in kept) / 3600)
+
+
+def main() -> None:
+    """Stage 2: cuts of at most 10 s of MUSAN (noise, music, speech), to be mixed into the training audio."""
+    parser = argparse.ArgumentParser(
+        description=main.__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--corpus-dir", type=Path, required=True, help="folder that holds musan (stage 0)")
+    parser.add_argument("--output", type=Path, required=True, help="manifest to write, *.jsonl.gz")
+    parser.add_argument(
+        "--max-bad-fraction", type=float, default=0.01, help="of the recordings, to be skipped"
+    )
+    arguments = parser.parse_args()
+    prepare_noise(arguments.corpus_dir / "musan", arguments.output, arguments.max_bad_fraction)

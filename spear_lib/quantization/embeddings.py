@@ -5,8 +5,11 @@ shard-00000.npy (frames, D) float16, shard-00000.json (cut ids and frames per cu
 """
 
 import hashlib
+import json
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +17,7 @@ from torch import Tensor
 
 from spear_lib import keyed_random
 from spear_lib.data.tokens_store import read_json
+from spear_lib.training.progress import progress
 
 SUMMARY_FILE = "embeddings.json"
 CHUNK = 8192  # frames read at once
@@ -82,6 +86,26 @@ class StoredFrames:
                     "large or not finite"
                 )
             yield frames
+
+    def measure(self, training: Any, seed: int) -> tuple[Tensor, Tensor, str]:
+        """Mean and standard deviation (D,) of the training frames, and the identity of a training on them.
+
+        Args:
+          training: options of the training, a dataclass with ``normalisation``.
+
+        Raises:
+          ValueError: no frames on one side, or as ``statistics`` and ``read``.
+        """
+        for name, positions in (("train", self.train), ("held-out", self.held_out)):
+            if len(positions) == 0:
+                raise ValueError(
+                    f"no {name} frames: {self.folder} has {self.summary['num_frames']} frames of "
+                    f"{self.num_recordings} recordings"
+                )
+        parts = progress(self.read(self.train), -(-len(self.train) // CHUNK), "statistics", "pieces")
+        mean, std, frames_hash = statistics(parts, self.dim, training.normalisation)
+        identity = json.dumps([asdict(training), seed, self.summary, frames_hash], sort_keys=True)
+        return mean, std, hashlib.sha256(identity.encode()).hexdigest()[:16]
 
     def sample(self, positions: np.ndarray, count: int, *seed: int | str) -> Tensor:
         """(min(count, F), D): a random choice of the frames at ``positions``, in their order."""

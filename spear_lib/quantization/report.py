@@ -2,14 +2,20 @@
 picture."""
 
 import math
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from spear_lib.data.tokens_store import write_json
 from spear_lib.files import atomic_path
+from spear_lib.quantization.embeddings import StoredFrames
+from spear_lib.quantization.kmeans import KMeans
 from spear_lib.quantization.quantizer import Quantizer
+from spear_lib.quantization.trainer import CHECKPOINT
 
 REFINEMENTS = (0, 1, 2, 5)
 
@@ -53,7 +59,11 @@ def code_usage(codes: Tensor, codebook_size: int) -> dict[str, list[float]]:
 
 @torch.no_grad()
 def make_report(
-    quantizer: Quantizer, held_out: Tensor, train: Tensor, max_train: int = 20000
+    quantizer: Quantizer | KMeans,
+    held_out: Tensor,
+    train: Tensor,
+    max_train: int = 20000,
+    refinements: Sequence[int] = REFINEMENTS,
 ) -> dict[str, Any]:
     """Measure a quantiser.
 
@@ -61,11 +71,12 @@ def make_report(
       held_out: (F, D) embeddings not trained on: errors and channels.
       train: (F, D) training embeddings: use of the codes (a dead code needs many frames to show) and
         covariance.
+      refinements: the error is measured after each of these numbers of refinements.
     """
     x = quantizer.normalise(held_out)
     spread = float((x - quantizer.data_mean()).square().sum())
     errors, codes = {}, None
-    for count in REFINEMENTS:
+    for count in refinements:
         codes = quantizer.encode(x, count, normalised=True)
         residual = quantizer.decode(codes, normalised=True) - x
         errors[str(count)] = float(residual.square().sum()) / spread
@@ -94,6 +105,40 @@ def make_report(
         "num_held_out_frames": len(held_out),
         "num_train_frames": len(train),
     }
+
+
+def finish(
+    tokeniser: Quantizer | KMeans,
+    report: dict[str, Any],
+    history: list[dict[str, float]],
+    stored: StoredFrames,
+    training: Any,
+    seed: int,
+    run_id: str,
+    folder: Path,
+) -> None:
+    """End of stage 4: write report.json, report.png and, last, the trained tokeniser to ``folder``.
+
+    Args:
+      report: what ``make_report`` measured.
+      history: what every pass or round of the training measured.
+      training: its options, a dataclass.
+      run_id: identity of the training (``StoredFrames.measure``).
+    """
+    tokeniser.provenance = {
+        "teacher": stored.summary["teacher"],
+        "recipe": stored.summary["recipe"],
+        "training": asdict(training),
+        "seed": seed,
+        "run_id": run_id,
+        "relative_error": report["relative_error"],
+    }
+    report = {"quantizer_id": tokeniser.id, **report, "history": history, "provenance": tokeniser.provenance}
+    plot_report(report, folder / "report.png")
+    write_json(folder / "report.json", report)
+    # Last: its presence says that the stage is done.
+    tokeniser.save(folder)
+    (folder / CHECKPOINT).unlink(missing_ok=True)
 
 
 def plot_report(report: dict[str, Any], path: Path) -> None:

@@ -15,7 +15,7 @@ from spear_lib.transformer.config import TransformerConfig
 from spear_lib.transformer.extractor import MIN_SAMPLES, WaveformExtractor, extracted_frames
 from spear_lib.transformer.layer import ChannelDropout, TransformerLayer
 from spear_lib.zipformer.attention import MASKED_SCORE
-from spear_lib.zipformer.encoder import EncoderOutput
+from spear_lib.zipformer.encoder import EncoderOutput, check_range
 from spear_lib.zipformer.schedule import StepContext
 
 
@@ -202,12 +202,6 @@ class TransformerEncoder(nn.Module):
                 f"lengths must be ({batch},), one per utterance, got shape {tuple(lengths.shape)}"
             )
         if lengths.device.type == "cpu":
-            wrong = ((lengths < MIN_SAMPLES) | (lengths > num_samples)).nonzero().flatten().tolist()
-            if wrong:
-                raise ValueError(
-                    f"lengths[{wrong[0]}] is {int(lengths[wrong[0]])}, outside {MIN_SAMPLES}..{num_samples} "
-                    f"samples (25 ms at 16 kHz; {len(wrong)} of {batch} utterances); drop utterances that "
-                    "are too short, and give lengths within the padded input"
-                )
+            check_range("lengths", lengths, MIN_SAMPLES, num_samples, "samples (25 ms at 16 kHz)")
         if time_mask is not None and (time_mask.dim() != 2 or time_mask.shape[0] != batch):
             raise ValueError(f"time_mask must be ({batch}, fbank frames), got {tuple(time_mask.shape)}")

@@ -158,9 +158,7 @@ class SpearEncoder(nn.Module):
         if waveforms.dim() != 2:
             raise ValueError(f"waveforms must be (B, N), got shape {tuple(waveforms.shape)}")
         if lengths.device.type == "cpu":
-            self._check_range(
-                "lengths", lengths, MIN_SAMPLES, waveforms.shape[1], "samples (85 ms at 16 kHz)"
-            )
+            check_range("lengths", lengths, MIN_SAMPLES, waveforms.shape[1], "samples (85 ms at 16 kHz)")
         fbank, num_frames = _features(self.config.num_mel_bins)(waveforms, lengths)
         return self(fbank, num_frames, time_mask, channel_mask)
 
@@ -198,18 +196,19 @@ class SpearEncoder(nn.Module):
                 f"({MIN_SAMPLES} samples, 85 ms). Drop or pad such utterances"
             )
         if lengths.device.type == "cpu":
-            self._check_range("lengths", lengths, MIN_FBANK_FRAMES, num_frames, "fbank frames")
+            check_range("lengths", lengths, MIN_FBANK_FRAMES, num_frames, "fbank frames")
         if time_mask is not None and time_mask.shape != (batch, num_frames):
             raise ValueError(f"time_mask must be {(batch, num_frames)}, got {tuple(time_mask.shape)}")
         if channel_mask is not None and channel_mask.shape != (batch, num_mel_bins):
             raise ValueError(f"channel_mask must be {(batch, num_mel_bins)}, got {tuple(channel_mask.shape)}")
 
-    @staticmethod
-    def _check_range(name: str, values: Tensor, low: int, high: int, unit: str) -> None:
-        wrong = ((values < low) | (values > high)).nonzero().flatten().tolist()
-        if wrong:
-            raise ValueError(
-                f"{name}[{wrong[0]}] is {int(values[wrong[0]])}, outside {low}..{high} {unit} "
-                f"({len(wrong)} of {values.numel()} utterances); drop utterances that are too short, "
-                "and give lengths within the padded input"
-            )
+
+def check_range(name: str, values: Tensor, low: int, high: int, unit: str) -> None:
+    """ValueError if one of ``values`` (B,) lies outside low..high; ``unit`` ends the message's numbers."""
+    wrong = ((values < low) | (values > high)).nonzero().flatten().tolist()
+    if wrong:
+        raise ValueError(
+            f"{name}[{wrong[0]}] is {int(values[wrong[0]])}, outside {low}..{high} {unit} "
+            f"({len(wrong)} of {values.numel()} utterances); drop utterances that are too short, "
+            "and give lengths within the padded input"
+        )

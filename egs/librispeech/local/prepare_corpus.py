@@ -4,18 +4,13 @@
 LibriSpeech: https://www.openslr.org/12, MUSAN (optional): https://www.openslr.org/17.
 """
 
-import argparse
-import logging
 import shlex
 from pathlib import Path
 
 from spear_lib.bin.common import run
-from spear_lib.data.corpus_folders import link, synthesise
-from spear_lib.data.musan import find_musan
+from spear_lib.data.corpus_folders import prepare_corpus, stage_0_parser
 
-logger = logging.getLogger("prepare_corpus")
-
-SPEECH, NOISE = "LibriSpeech", "musan"
+SPEECH = "LibriSpeech"
 
 # What tools/synthesize_corpus.py is asked for; "tiny" is for tests.
 SIZES = {
@@ -28,26 +23,6 @@ SIZES = {
         "noise": ["--minutes", "1"],
     },
 }
-
-
-def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument(
-        "--mini", choices=("true", "false"), default="false", help="synthesise a small corpus"
-    )
-    parser.add_argument(
-        "--corpus-dir", default="", help="real LibriSpeech folder (holds train-clean-100 etc.)"
-    )
-    parser.add_argument("--noise-dir", default="", help="real MUSAN folder (holds music, noise, speech)")
-    parser.add_argument("--output", type=Path, required=True, help="folder to make")
-    parser.add_argument("--seed", type=int, default=0, help="of the synthesis")
-    parser.add_argument("--num-jobs", type=int, default=2, help="processes of the synthesis")
-    parser.add_argument("--size", choices=list(SIZES), default="default", help="of the synthesised corpus")
-    parser.add_argument("--vocabulary", choices=("small", "large"), default="small", help="of the synthesis")
-    return parser.parse_args(argv)
 
 
 def find_librispeech(corpus_dir: str) -> Path:
@@ -79,28 +54,12 @@ def find_librispeech(corpus_dir: str) -> Path:
 
 def main() -> None:
     """Entry point."""
-    arguments = parse_arguments()
-    output, mini = arguments.output, arguments.mini == "true"
-    if mini and arguments.corpus_dir:
-        raise ValueError(
-            "--mini true synthesises the corpus, --corpus-dir names a real one: give one of them"
-        )
-    common = ["--seed", str(arguments.seed), "--num-processes", str(arguments.num_jobs)]
+    parser = stage_0_parser(__doc__, "real LibriSpeech folder (holds train-clean-100 etc.)", SIZES)
+    parser.add_argument("--vocabulary", choices=("small", "large"), default="small", help="of the synthesis")
+    arguments = parser.parse_args()
     size = SIZES[arguments.size]
-    if mini:
-        options = [*common, *size["speech"], "--vocabulary", arguments.vocabulary]
-        synthesise("speech", output / "synthetic_speech", options)
-        link(output / SPEECH, output / "synthetic_speech" / SPEECH)
-    else:
-        link(output / SPEECH, find_librispeech(arguments.corpus_dir))
-    if arguments.noise_dir:
-        link(output / NOISE, find_musan(arguments.noise_dir))
-    elif mini:
-        synthesise("noise", output / "synthetic_noise", [*common, *size["noise"]])
-        link(output / NOISE, output / "synthetic_noise" / NOISE)
-    else:
-        logger.info("no --noise-dir: the recipe will run without noise augmentation")
-    logger.info("corpus: %s is %s", output / SPEECH, (output / SPEECH).resolve())
+    options = [*size["speech"], "--vocabulary", arguments.vocabulary]
+    prepare_corpus(arguments, SPEECH, "speech", "synthetic_speech", options, size["noise"], find_librispeech)
 
 
 if __name__ == "__main__":
