@@ -12,7 +12,7 @@ from spear_lib.asr.task import AsrTask
 from spear_lib.asr.units import CharacterUnits, TextUnits, character_units
 from spear_lib.bin.common import first_screen, run
 from spear_lib.config import parse
-from spear_lib.data.datasets import AsrData, AsrDataConfig
+from spear_lib.data.asr_data import AsrData, AsrDataConfig
 from spear_lib.pretrained import load_encoder
 from spear_lib.training.distributed import world as open_world
 from spear_lib.training.loop import train

@@ -18,7 +18,7 @@ from spear_lib import keyed_random
 from spear_lib.bin.common import first_screen, run
 from spear_lib.config import parse
 from spear_lib.data.audio import SAMPLE_RATE
-from spear_lib.data.datasets import PretrainingData, PretrainingDataConfig
+from spear_lib.data.pretraining_data import PretrainingData, PretrainingDataConfig
 from spear_lib.pretrained.kinds import ENCODER_TYPES, build_encoder
 from spear_lib.pretraining import ObjectiveConfig, PretrainingModel, PretrainingTask, token_fields
 from spear_lib.training.distributed import World, world

@@ -1,6 +1,6 @@
-"""Cuts in, batches out: the data of pre-training and of ASR fine-tuning.
+"""Cuts in, batches out: what the data of pre-training, ASR and tagging share.
 
-Both give ``epoch_batches(epoch, start_batch)``: this rank's share of the global batches, made ahead by worker
+All give ``epoch_batches(epoch, start_batch)``: this rank's share of the global batches, made ahead by worker
 processes. Everything random is keyed by (seed, epoch, cut id), and partners for mixing come from the
 *global* batch, so batches do not depend on the number of processes or workers, nor on where a run was
 interrupted.
@@ -8,17 +8,14 @@ interrupted.
 
 import dataclasses
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from spear_lib.data.augmentation import SpecAugmentConfig
 from spear_lib.data.batch import Batch
-from spear_lib.data.examples import AsrExamples, PretrainingExamples, SpeedConfig
 from spear_lib.data.loading import Work, load_ahead
 from spear_lib.data.manifests import Manifest
-from spear_lib.data.masking import MaskingConfig
 from spear_lib.data.mixing import MixingConfig
 from spear_lib.data.sampling import BatchSampler
 
@@ -27,8 +24,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class LoadingConfig:
-    """How cuts become batches."""
+    """Which cuts are read, and how they become batches."""
 
+    train_cuts: list[str] = field(default_factory=list)
+    """Manifests of the cuts to train on (.jsonl.gz), with tokens, transcripts or labels as the task needs."""
+    noise_cuts: list[str] = field(default_factory=list)
+    """Manifests of noise for noise mixing; none: noise mixing is off."""
+    mixing: MixingConfig = field(default_factory=MixingConfig)
     batch_seconds: float = 200.0
     """Padded audio of a batch over ALL processes, s (ours: the mini preset's order of size)."""
     min_duration: float = 0.5
@@ -47,42 +49,6 @@ class LoadingConfig:
     """A batch that takes longer is an error, s (ours)."""
     max_bad_fraction: float = 0.001
     """Share of the cuts that may lack audio or tokens before training stops (ours, augment_and_mask §6)."""
-
-
-@dataclass(frozen=True)
-class PretrainingDataConfig(LoadingConfig):
-    """Data of masked prediction of tokens."""
-
-    train_cuts: list[str] = field(default_factory=list)
-    """Manifests of cuts with token fields (.jsonl.gz)."""
-    noise_cuts: list[str] = field(default_factory=list)
-    """Manifests of noise for noise mixing; none: noise mixing is off."""
-    token_fields: list[str] = field(default_factory=list)
-    """Token fields to predict, for example [wavlm_large_l21_cb16]; of two, the speech teacher's first."""
-    quantizer_ids: list[str] = field(default_factory=list)
-    """Expected quantiser of each token field; none: not checked."""
-    mixed_token_field: str = ""
-    """Field that token mixing mixes (spec §5.1: the speech teacher's); default: the first."""
-    masking: MaskingConfig = field(default_factory=MaskingConfig)
-    mixing: MixingConfig = field(default_factory=MixingConfig)
-
-
-@dataclass(frozen=True)
-class AsrDataConfig(LoadingConfig):
-    """Data of ASR fine-tuning."""
-
-    train_cuts: list[str] = field(default_factory=list)
-    """Manifests of cuts with transcripts (.jsonl.gz)."""
-    noise_cuts: list[str] = field(default_factory=list)
-    """Manifests of noise for noise mixing; none: noise mixing is off."""
-    speed: SpeedConfig = field(default_factory=SpeedConfig)
-    mixing: MixingConfig = field(
-        default_factory=lambda: MixingConfig(
-            noise_probability=0.5, noise_snr_db=(10.0, 20.0), noise_overlap=(1.0, 1.0), token_probability=0.0
-        )
-    )
-    spec_augment: SpecAugmentConfig = field(default_factory=SpecAugmentConfig)
-    """Applied by the task to the features, on the device."""
 
 
 class CutData:
@@ -219,91 +185,11 @@ def _open(paths: list[str], option: str):
     return Manifest(list(paths))
 
 
-def _sources(
-    config: PretrainingDataConfig | AsrDataConfig, training: bool, cuts: list[str] | None
+def open_sources(
+    config: LoadingConfig, training: bool, cuts: list[str] | None
 ) -> tuple[Manifest, Manifest | None, MixingConfig]:
     """Cuts, noise where it is mixed in, and the mixing, which validation has none of."""
     manifest = _open(cuts if cuts is not None else config.train_cuts, "train_cuts")
     mixing = config.mixing if training else dataclasses.replace(config.mixing, enabled=False)
     noise = _open(config.noise_cuts, "noise_cuts") if config.noise_cuts and mixing.enabled else None
     return manifest, noise, mixing
-
-
-class PretrainingData(CutData):
-    """Batches with tokens and masks for pre-training.
-
-    Args:
-      config: what to load.
-      seed, rank, world_size: of the run, this process, and the number of processes.
-      training: False for validation: fixed order, no mixing, masks keyed by the cut alone (switch
-      masking.enabled
-        off for an unmasked validation).
-      cuts: manifests to use instead of ``config.train_cuts``, for validation sets.
-      needed_fields: domain ("speech", "audio") -> the token fields that its cuts must carry; all of them by
-        default.
-
-    Raises:
-      ValueError: empty or missing manifests, cuts without tokens, tokens of another quantiser.
-    """
-
-    def __init__(
-        self,
-        config: PretrainingDataConfig,
-        seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-        training: bool = True,
-        cuts: list[str] | None = None,
-        needed_fields: Mapping[str, Sequence[str]] | None = None,
-    ) -> None:
-        manifest, noise, mixing = _sources(config, training, cuts)
-        examples = PretrainingExamples(
-            manifest=manifest,
-            noise=noise,
-            seed=seed,
-            training=training,
-            mixing=mixing,
-            masking=config.masking,
-            token_fields=list(config.token_fields),
-            quantizer_ids=list(config.quantizer_ids),
-            mixed_token_field=config.mixed_token_field,
-            needed_fields=needed_fields,
-        )
-        super().__init__(manifest, examples, config, seed, rank, world_size, training)
-        self.config = config
-
-    @property
-    def token_facts(self) -> dict[str, dict]:
-        """Token field -> what its manifest and store say (quantizer_id, frame_rate, num_codebooks, ...); only
-        fields that a cut of this data needs."""
-        return self.examples.token_facts
-
-    @property
-    def needed_fields(self) -> Mapping[str, Sequence[str]]:
-        """Domain -> token fields that its cuts must carry."""
-        return self.examples.needed_fields
-
-
-class AsrData(CutData):
-    """Batches with transcripts for fine-tuning; SpecAugment is left to the task (``config.spec_augment``).
-
-    Arguments and errors as ``PretrainingData``; with ``training`` False nothing is perturbed or mixed.
-    Batches are planned by the cuts' own durations, so a speed factor of 0.9 makes a batch up to 11 % longer
-    than batch_seconds.
-    """
-
-    def __init__(
-        self,
-        config: AsrDataConfig,
-        seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-        training: bool = True,
-        cuts: list[str] | None = None,
-    ) -> None:
-        manifest, noise, mixing = _sources(config, training, cuts)
-        examples = AsrExamples(
-            manifest=manifest, noise=noise, seed=seed, training=training, mixing=mixing, speed=config.speed
-        )
-        super().__init__(manifest, examples, config, seed, rank, world_size, training)
-        self.config = config

@@ -14,7 +14,7 @@ from spear_lib.asr.model import AsrModel, TransducerConfig
 from spear_lib.asr.task import AsrTask, usable_lengths
 from spear_lib.asr.units import TextUnits, character_units
 from spear_lib.bin import decode, finetune_asr, train_units
-from spear_lib.data.datasets import AsrData, AsrDataConfig
+from spear_lib.data.asr_data import AsrData, AsrDataConfig
 from spear_lib.data.manifests import Manifest
 from spear_lib.evaluation.decoding import SearchConfig, build_model, load_weights, recognise
 from spear_lib.pretrained import load_encoder, save_encoder

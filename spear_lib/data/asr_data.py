@@ -1,0 +1,138 @@
+"""Data of ASR fine-tuning: waveforms with transcripts, perturbed in speed and mixed."""
+
+from dataclasses import dataclass, field
+
+from spear_lib.data.augmentation import SpecAugmentConfig, perturb_speed
+from spear_lib.data.batch import Batch
+from spear_lib.data.datasets import CutData, LoadingConfig, open_sources
+from spear_lib.data.examples import Example, Examples, add_statistic
+from spear_lib.data.mixing import MixingConfig, mix_utterance
+from spear_lib.keyed_random import generator
+
+
+@dataclass(frozen=True)
+class SpeedConfig:
+    """Speed perturbation of fine-tuning."""
+
+    factors: list[float] = field(default_factory=lambda: [0.9, 1.0, 1.1])
+    """Factors of which one is drawn per utterance and epoch (icefall's ASR recipes)."""
+    enabled: bool = True
+    """False: no perturbation."""
+
+    def __post_init__(self) -> None:
+        for factor in self.factors:
+            if not 0.5 <= factor <= 2.0:
+                raise ValueError(f"speed.factors holds {factor}, expected factors between 0.5 and 2")
+        if not self.factors:
+            raise ValueError(
+                "speed.factors is empty: give at least one factor, or set speed.enabled to false"
+            )
+
+
+@dataclass(frozen=True)
+class AsrDataConfig(LoadingConfig):
+    """Data of ASR fine-tuning."""
+
+    speed: SpeedConfig = field(default_factory=SpeedConfig)
+    mixing: MixingConfig = field(
+        default_factory=lambda: MixingConfig(
+            noise_probability=0.5, noise_snr_db=(10.0, 20.0), noise_overlap=(1.0, 1.0), token_probability=0.0
+        )
+    )
+    spec_augment: SpecAugmentConfig = field(default_factory=SpecAugmentConfig)
+    """Applied by the task to the features, on the device."""
+
+
+class AsrExamples(Examples):
+    """Waveforms with transcripts; speed perturbation, then noise or utterance mixing."""
+
+    def __init__(
+        self, manifest, noise, seed: int, training: bool, mixing: MixingConfig, speed: SpeedConfig
+    ) -> None:
+        super().__init__(manifest, noise, seed, training, mixing)
+        if mixing.enabled and mixing.token_probability > 0.0:
+            raise ValueError(
+                f"mixing.token_probability is {mixing.token_probability}, but fine-tuning has no tokens to "
+                f"mix: set it to 0"
+            )
+        self.speed = speed
+
+    def check_cut(self, cut) -> None:
+        if not _text(cut):
+            raise ValueError(
+                f"cut {cut.id} has no transcript: fine-tuning needs cuts with text; give the labelled "
+                f"manifest"
+            )
+
+    def load(self, number: int) -> Example:
+        cut = self.manifest[number]
+        text = _text(cut)
+        if not text:
+            raise ValueError("no transcript")
+        return Example(str(cut.id), self.load_waveform(cut), {}, text=text)
+
+    def augment(self, clean, number, epoch, global_batch, statistics, problems) -> Example:
+        example = clean[number]
+        if not self.training:
+            return example
+        random = generator("asr", self.seed, epoch, example.cut_id)
+        factors = self.speed.factors
+        speed = float(factors[int(random.integers(len(factors)))]) if self.speed.enabled else 1.0
+        changed = Example(
+            example.cut_id, perturb_speed(example.waveform, speed), {}, text=example.text, speed=speed
+        )
+        kind = self.mixing.draw_kind(random)
+        if kind == "noise" and self.noise is None:
+            kind = "none"
+        mixture = None
+        if kind == "noise":
+            mixture = self._noise(changed, random)
+        elif kind == "utterance":
+            others = [other for other in global_batch if other != number]
+            partner = (
+                self._load(others[int(random.integers(len(others)))], clean, problems) if others else None
+            )
+            if partner is not None:
+                mixture = mix_utterance(changed.waveform, partner.waveform, self.mixing, random)
+        if kind != "none":
+            add_statistic(statistics, "mixing_skipped", float(mixture is None))
+        for each in ("noise", "utterance"):
+            add_statistic(statistics, f"mixed_{each}", float(kind == each and mixture is not None))
+        if mixture is not None:
+            changed.waveform, changed.mixed = mixture.waveform, kind
+        return changed
+
+    def collate(self, examples: list[Example], epoch: int) -> Batch:
+        batch = super().collate(examples, epoch)
+        batch.texts = [example.text for example in examples]
+        batch.speeds = [example.speed for example in examples]
+        return batch
+
+
+def _text(cut) -> str:
+    return " ".join(supervision.text for supervision in cut.supervisions if supervision.text).strip()
+
+
+class AsrData(CutData):
+    """Batches with transcripts for fine-tuning; SpecAugment is left to the task (``config.spec_augment``).
+
+    Arguments and errors as ``PretrainingData``; with ``training`` False nothing is perturbed or mixed.
+    Batches are planned by the cuts' own durations, so a speed factor of 0.9 makes a batch up to 11 % longer
+    than batch_seconds.
+    """
+
+    def __init__(
+        self,
+        config: AsrDataConfig,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        training: bool = True,
+        cuts: list[str] | None = None,
+    ) -> None:
+        manifest, noise, mixing = open_sources(config, training, cuts)
+        examples = AsrExamples(
+            manifest=manifest, noise=noise, seed=seed, training=training, mixing=mixing, speed=config.speed
+        )
+        super().__init__(manifest, examples, config, seed, rank, world_size, training)
+        self.config = config

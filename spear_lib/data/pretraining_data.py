@@ -1,0 +1,243 @@
+"""Data of pre-training: waveforms with the teachers' tokens, mixed and masked."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from spear_lib.data.batch import Batch
+from spear_lib.data.datasets import CutData, LoadingConfig, open_sources
+from spear_lib.data.domains import DOMAINS, SPEECH, domain_of
+from spear_lib.data.examples import Example, Examples, add_statistic
+from spear_lib.data.features import SAMPLE_RATE, fbank_length
+from spear_lib.data.masking import MaskingConfig, channel_mask, time_mask
+from spear_lib.data.mixing import IGNORE, MixingConfig, Mixture, draw_token_mixture, mix_utterance
+from spear_lib.keyed_random import generator
+
+
+@dataclass(frozen=True)
+class PretrainingDataConfig(LoadingConfig):
+    """Data of masked prediction of tokens."""
+
+    token_fields: list[str] = field(default_factory=list)
+    """Token fields to predict, for example [wavlm_large_l21_cb16]; of two, the speech teacher's first."""
+    quantizer_ids: list[str] = field(default_factory=list)
+    """Expected quantiser of each token field; none: not checked."""
+    mixed_token_field: str = ""
+    """Field that token mixing mixes (spec §5.1: the speech teacher's); default: the first."""
+    masking: MaskingConfig = field(default_factory=MaskingConfig)
+
+
+class PretrainingExamples(Examples):
+    """Waveforms with tokens and masks; noise, utterance or token mixing."""
+
+    def __init__(
+        self,
+        manifest,
+        noise,
+        seed: int,
+        training: bool,
+        mixing: MixingConfig,
+        masking: MaskingConfig,
+        token_fields: list[str],
+        quantizer_ids: list[str],
+        mixed_token_field: str,
+        needed_fields: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:
+        super().__init__(manifest, noise, seed, training, mixing)
+        if not token_fields:
+            raise ValueError(
+                "token_fields is empty: name the token fields of the cuts, for example [spectral_cb8]"
+            )
+        if quantizer_ids and len(quantizer_ids) != len(token_fields):
+            raise ValueError(
+                f"quantizer_ids has {len(quantizer_ids)} entries for {len(token_fields)} token_fields: give "
+                f"one id "
+                "per field, or none"
+            )
+        self.masking = masking
+        self.token_fields, self.quantizer_ids = token_fields, quantizer_ids
+        self.mixed_field = mixed_token_field or token_fields[0]
+        if self.mixed_field not in token_fields:
+            raise ValueError(f"mixed_token_field is {self.mixed_field!r}, which is none of {token_fields}")
+        self.needed_fields = needed_fields or dict.fromkeys(DOMAINS, token_fields)
+        mixes_tokens = mixing.enabled and mixing.token_probability > 0.0
+        if mixes_tokens and self.mixed_field not in self.needed_fields[SPEECH]:
+            raise ValueError(
+                f"token mixing mixes the tokens {self.mixed_field!r}, on which speech cuts are not trained: "
+                f"set mixed_token_field to one of {list(self.needed_fields[SPEECH])}"
+            )
+        self.token_facts: dict[str, dict] = {}
+
+    def check_cut(self, cut) -> None:
+        from spear_lib.data.tokens import token_facts
+
+        domain = domain_of(cut)
+        for position, name in enumerate(self.token_fields):
+            if name not in self.needed_fields[domain]:
+                continue
+            if not cut.has_custom(name):
+                raise ValueError(
+                    f"cut {cut.id} has no tokens {name!r}, which every {domain} cut needs here: make them "
+                    "(prepare.sh stages 5 and 6 for its manifest), or choose an objective.strategy that does "
+                    f"without them on {domain} cuts"
+                )
+            facts = token_facts(cut, name)
+            first = self.token_facts.setdefault(name, facts)
+            found = facts["quantizer_id"]
+            expected = self.quantizer_ids[position] if self.quantizer_ids else first["quantizer_id"]
+            if found != expected:
+                raise ValueError(
+                    f"tokens {name!r} of cut {cut.id} were made by quantiser {found}, expected {expected}: "
+                    "use cuts whose tokens that quantiser made, or run the token stages for this manifest"
+                )
+            rate = facts["frame_rate"]
+            if abs(SAMPLE_RATE / rate - round(SAMPLE_RATE / rate)) > 1e-6:
+                raise ValueError(
+                    f"tokens {name!r} have {rate} frames per second: no whole number of samples each"
+                )
+
+    def load(self, number: int) -> Example:
+        from spear_lib.data.tokens import load_tokens
+
+        cut = self.manifest[number]
+        waveform = self.load_waveform(cut)
+        domain = domain_of(cut)
+        # What token mixing mixes is also read where the cut itself is not trained on it: it may be a partner.
+        names = [
+            name
+            for name in self.token_fields
+            if name in self.needed_fields[domain] or (name == self.mixed_field and cut.has_custom(name))
+        ]
+        tokens = {name: np.asarray(load_tokens(cut, name)) for name in names}
+        return Example(str(cut.id), waveform, tokens, speech=domain == SPEECH)
+
+    def augment(self, clean, number, epoch, global_batch, statistics, problems) -> Example:
+        example = clean[number]
+        if not self.mixing.enabled:
+            return example
+        random = generator("mixing", self.seed, epoch, example.cut_id)
+        kind = self.mixing.draw_kind(random, example.speech)
+        if kind == "noise" and self.noise is None:
+            kind = "none"
+        for each in ("noise", "utterance", "tokens"):
+            add_statistic(statistics, f"mixed_{each}", float(kind == each))
+        if kind == "none":
+            return example
+        mixture = self._mixture(kind, clean, number, global_batch, random, problems)
+        add_statistic(statistics, "mixing_skipped", float(mixture is None))
+        if mixture is None:
+            add_statistic(statistics, f"mixed_{kind}", -1.0, 0)
+            return example
+        add_statistic(statistics, "mixing_overlap", mixture.overlap)
+        tokens = example.tokens
+        if kind == "tokens":
+            add_statistic(statistics, "mixing_beta", mixture.beta)
+            add_statistic(statistics, "mixing_replaced_tokens", mixture.replaced)
+            # The other teachers' targets describe the clean primary alone: a mixed sample is scored on one
+            # (spec §5.1).
+            tokens = {name: np.full(array.shape, IGNORE, dtype=np.int64) for name, array in tokens.items()}
+            tokens[self.mixed_field] = mixture.tokens
+        return Example(example.cut_id, mixture.waveform, tokens, speech=example.speech, mixed=kind)
+
+    def _mixture(self, kind, clean, number, global_batch, random, problems) -> Mixture | None:
+        example = clean[number]
+        if kind == "noise":
+            return self._noise(example, random)
+        others = [other for other in global_batch if other != number]
+        if not others:
+            return None
+        partner = self._load(others[int(random.integers(len(others)))], clean, problems)
+        if partner is None or (kind == "tokens" and self.mixed_field not in partner.tokens):
+            return None
+        if kind == "utterance":
+            return mix_utterance(example.waveform, partner.waveform, self.mixing, random)
+        return draw_token_mixture(
+            example.waveform,
+            example.tokens[self.mixed_field],
+            partner.waveform,
+            partner.tokens[self.mixed_field],
+            self.mixing,
+            random,
+            round(SAMPLE_RATE / self.token_facts[self.mixed_field]["frame_rate"]),
+        )
+
+    def collate(self, examples: list[Example], epoch: int) -> Batch:
+        from spear_lib.data.tokens import collate_tokens
+
+        batch = super().collate(examples, epoch)
+        for name in self.token_fields:
+            arrays = [example.tokens.get(name) for example in examples]
+            there = [array for array in arrays if array is not None]
+            if there:
+                nothing = there[0][:0]
+                batch.tokens[name] = collate_tokens([nothing if a is None else a for a in arrays])
+        batch.audio = torch.tensor([not example.speech for example in examples])
+        masking = self.masking
+        if masking.enabled:
+            batch.time_mask = time_mask(
+                fbank_length(batch.num_samples),
+                batch.keys,
+                masking.time_probability,
+                masking.time_span,
+                masking.time_min_spans,
+                max_frames=fbank_length(batch.waveforms.shape[1]),
+            )
+            batch.channel_mask = channel_mask(batch.keys, masking.channel_probability, masking.channel_span)
+        return batch
+
+
+class PretrainingData(CutData):
+    """Batches with tokens and masks for pre-training.
+
+    Args:
+      config: what to load.
+      seed, rank, world_size: of the run, this process, and the number of processes.
+      training: False for validation: fixed order, no mixing, masks keyed by the cut alone (switch
+      masking.enabled
+        off for an unmasked validation).
+      cuts: manifests to use instead of ``config.train_cuts``, for validation sets.
+      needed_fields: domain ("speech", "audio") -> the token fields that its cuts must carry; all of them by
+        default.
+
+    Raises:
+      ValueError: empty or missing manifests, cuts without tokens, tokens of another quantiser.
+    """
+
+    def __init__(
+        self,
+        config: PretrainingDataConfig,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        training: bool = True,
+        cuts: list[str] | None = None,
+        needed_fields: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:
+        manifest, noise, mixing = open_sources(config, training, cuts)
+        examples = PretrainingExamples(
+            manifest=manifest,
+            noise=noise,
+            seed=seed,
+            training=training,
+            mixing=mixing,
+            masking=config.masking,
+            token_fields=list(config.token_fields),
+            quantizer_ids=list(config.quantizer_ids),
+            mixed_token_field=config.mixed_token_field,
+            needed_fields=needed_fields,
+        )
+        super().__init__(manifest, examples, config, seed, rank, world_size, training)
+        self.config = config
+
+    @property
+    def token_facts(self) -> dict[str, dict]:
+        """Token field -> what its manifest and store say (quantizer_id, frame_rate, num_codebooks, ...); only
+        fields that a cut of this data needs."""
+        return self.examples.token_facts
+
+    @property
+    def needed_fields(self) -> Mapping[str, Sequence[str]]:
+        """Domain -> token fields that its cuts must carry."""
+        return self.examples.needed_fields
