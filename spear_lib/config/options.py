@@ -2,7 +2,8 @@
 
 A command describes what it can do as a frozen dataclass, with a docstring under each field. ``parse`` makes
 the command line of it: ``--config file.yaml`` first, then ``--group.name value`` overrides. A key that does
-not exist is an error that names the nearest one that does.
+not exist is an error that names the nearest one that does. One field may be ``positional()``: what is typed
+without a name, ``command a.flac b.flac --option value``.
 """
 
 import dataclasses
@@ -23,6 +24,15 @@ Options = TypeVar("Options")
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 
+def positional(help: str) -> Any:
+    """A required field, ``list[str]``, that is given without its name: one or more words.
+
+    Args:
+      help: what ``--help`` says of it (the docstring under such a field is for readers of the code only).
+    """
+    return dataclasses.field(metadata={"positional": help})
+
+
 class _OptionParser(ArgumentParser):
     """Errors in one line, with the nearest valid key."""
 
@@ -37,7 +47,11 @@ def _parser(cls: type, prog: str | None = None, description: str | None = None) 
         action="config",
         help="YAML file of options; later options on the command line override it.",
     )
-    parser.add_class_arguments(cls, as_group=False)
+    words = {field.name: field.metadata.get("positional") for field in dataclasses.fields(cls)}
+    words = {name: help for name, help in words.items() if help}
+    for name, help in words.items():
+        parser.add_argument(name, nargs="+", type=str, help=help)
+    parser.add_class_arguments(cls, as_group=False, skip=set(words))
     return parser
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from spear_lib.config import load, parse, save, to_dict
+from spear_lib.config import load, parse, positional, save, to_dict
 
 
 @dataclass(frozen=True)
@@ -79,3 +79,28 @@ def test_help_shows_every_option_with_its_docstring(capsys):
     assert stopped.value.code == 0
     text = capsys.readouterr().out
     assert "Width of the layer" in text and "default: 3" in text and "Cut manifests." in text
+
+
+@dataclass(frozen=True)
+class Command:
+    audio: list[str] = positional("Files to read.")
+    """Files to read."""
+    rate: float = 1.0
+    """Rate in Hz (ours)."""
+
+
+@pytest.mark.parametrize("argv", [["a", "b", "--rate", "2"], ["--rate=2", "a", "b"]])
+def test_positional_words(argv, tmp_path):
+    options = parse(Command, argv)
+    assert options == Command(["a", "b"], 2.0)
+    save(options, tmp_path / "saved.yaml")
+    assert load(Command, tmp_path / "saved.yaml") == options
+
+
+def test_positional_words_are_required_and_explained(capsys):
+    with pytest.raises(SystemExit) as end:
+        parse(Command, ["--rate", "2"])
+    assert end.value.code == 2 and "required: audio" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        parse(Command, ["--help"])
+    assert "Files to read." in capsys.readouterr().out
