@@ -1,4 +1,7 @@
-"""Linear probes of frozen features: words and speakers, against log-mel and a random encoder (stage 13)."""
+"""Linear probes of frozen features, against log-mel features and a random encoder (stage 13).
+
+What is probed follows from the labels of the cuts: words and speakers of speech, event classes of sounds.
+"""
 
 import logging
 import shlex
@@ -12,20 +15,15 @@ import torch
 from spear_lib import keyed_random
 from spear_lib.bin.common import commit, first_screen, run
 from spear_lib.config import parse, to_dict
-from spear_lib.evaluation import probes
+from spear_lib.evaluation.probe_cuts import read_cuts
+from spear_lib.evaluation.probe_features import encoder_features, log_mel_features
+from spear_lib.evaluation.probes import Probes
 from spear_lib.files import write_json
 from spear_lib.pretrained import load_encoder
 from spear_lib.pretrained.kinds import Encoder
 from spear_lib.training.distributed import choose_device
 
 logger = logging.getLogger(__name__)
-
-DESCRIPTION = {
-    "words": "which of {words} frequent words does the utterance hold (from its mean feature); learnt from "
-    "training speakers, tested on unseen ones; chance is the share of utterances with a word, {chance:.1f} %",
-    "speaker": "which of {speakers} speakers, new to the encoder, is it (from the mean feature); half of "
-    "each one's utterances train the probe, the other half test it; chance is about {chance:.1f} %",
-}
 
 
 @dataclass(frozen=True)
@@ -35,21 +33,23 @@ class ProbeOptions:
     encoder: str
     """Pre-trained encoder: a folder of stage 11 or a checkpoint."""
     train_cuts: list[str]
-    """Manifests of training speakers, with transcripts: the word probe learns from them."""
+    """Manifests whose transcripts or sound events the probes learn from; speech and audio may be mixed."""
     dev_cuts: list[str]
-    """Manifests of other speakers: choose layer and ridge strength."""
+    """Manifests of other speakers and clips: choose layer and ridge strength."""
     test_cuts: list[str]
-    """Manifests of yet other speakers: the results."""
+    """Manifests of yet other speakers and clips: the results."""
     output_dir: str
     """Receives probes.json."""
     max_train_cuts: int = 400
-    """Most training cuts (0: all); speakers take turns."""
+    """Most training cuts of each domain (0: all); speakers take turns."""
     max_dev_cuts: int = 200
-    """Most dev cuts (0: all)."""
+    """Most dev cuts of each domain (0: all)."""
     max_test_cuts: int = 400
-    """Most test cuts over all test sets (0: all)."""
+    """Most test cuts of each domain over all test sets (0: all)."""
     min_word_count: int = 10
     """Words in fewer training utterances are not probed."""
+    min_event_count: int = 5
+    """Event classes of fewer training clips are not probed."""
     num_seeds: int = 3
     """Probes per kind of features, each on another part of the data, for mean and standard deviation."""
     batch_seconds: float = 120.0
@@ -76,51 +76,41 @@ def main() -> None:
     encoder = load_encoder(options.encoder)
     limits = (options.max_train_cuts, options.max_dev_cuts, options.max_test_cuts)
     paths = (options.train_cuts, options.dev_cuts, options.test_cuts)
-    sets = [probes.read_utterances(path, most, options.seed) for path, most in zip(paths, limits)]
-    heard = set(sets[0].speakers) & set(sets[1].speakers + sets[2].speakers)
+    train, dev, test = (read_cuts(path, most, options.seed) for path, most in zip(paths, limits))
+    heard = set(train.speakers) & set(dev.speakers + test.speakers)
     if heard:
         raise ValueError(
             f"{len(heard)} speakers of train_cuts are in dev_cuts or test_cuts too, for example "
             f"'{sorted(heard)[0]}'; the word probe is about unseen speakers: give sets without common ones"
         )
-    words = probes.frequent_words(sets[0].texts, options.min_word_count)
-    if not words:
-        raise ValueError(
-            f"no word occurs in at least {options.min_word_count} of {len(sets[0].ids)} training utterances: "
-            "raise max_train_cuts or lower min_word_count"
-        )
-    targets = tuple(probes.word_targets(part.texts, words) for part in sets)
+    min_counts = {"words": options.min_word_count, "events": options.min_event_count}
+    probes = Probes((train, dev, test), min_counts, options.num_seeds)
     first_screen(
         "Probing frozen features",
         {
             "encoder": options.encoder,
-            "cuts": f"{len(sets[0].ids)} train, {len(sets[1].ids)} dev, {len(sets[2].ids)} test",
-            "words": len(words),
-            "speakers": f"{len(set(sets[2].speakers))} in test",
+            **{name: part.describe() for name, part in zip(("train", "dev", "test"), probes.sets)},
+            **{f"probe of {kind}": probes.describe(kind) for kind in probes.kinds},
             "result": Path(options.output_dir) / "probes.json",
         },
     )
 
     def of_encoder(module: Encoder, name: str) -> list[list[np.ndarray]]:
-        return [probes.encoder_features(module, part, options.batch_seconds, device, name) for part in sets]
+        return [
+            encoder_features(module, part.manifests, options.batch_seconds, device, name)
+            for part in probes.sets
+        ]
 
     features = {
         "pre-trained": of_encoder(encoder, "pre-trained"),
         "random weights": of_encoder(random_encoder(encoder, options.seed), "random weights"),
-        "log-mel": [probes.log_mel_features(part, options.batch_seconds) for part in sets],
+        "log-mel": [log_mel_features(part.manifests, options.batch_seconds) for part in probes.sets],
     }
-    tasks: dict[str, dict[str, dict]] = {"words": {}, "speaker": {}}
-    for name, (train, dev, test) in features.items():
-        tasks["words"][name] = probes.probe_words(train, dev, test, targets, options.num_seeds).to_json()
-        tasks["speaker"][name] = probes.probe_speakers(
-            dev, test, sets[1].speakers, sets[2].speakers, options.num_seeds
-        ).to_json()
-    speakers = sets[2].speakers
-    most_common = max(speakers.count(who) for who in set(speakers)) / len(speakers)
-    description = {
-        "words": DESCRIPTION["words"].format(words=len(words), chance=100 * float(targets[2].mean())),
-        "speaker": DESCRIPTION["speaker"].format(speakers=len(set(speakers)), chance=100 * most_common),
+    tasks = {
+        kind: {name: probes.run(kind, values).to_json() for name, values in features.items()}
+        for kind in probes.kinds
     }
+    description = {kind: probes.describe(kind) for kind in probes.kinds}
     output_dir = Path(options.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     write_json(
@@ -128,8 +118,8 @@ def main() -> None:
         {
             "tasks": tasks,
             "description": description,
-            "num_words": len(words),
-            "num_cuts": [len(part.ids) for part in sets],
+            "num_labels": {kind: len(labels) for kind, labels in probes.chosen.items()},
+            "num_cuts": [len(part) for part in probes.sets],
             "options": to_dict(options),
             "command": shlex.join(["python", "-m", "spear_lib.bin.probe", *sys.argv[1:]]),
             "code": commit(),

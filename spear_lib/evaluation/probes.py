@@ -1,11 +1,13 @@
-"""Linear probes of frozen features: which words an utterance holds, and who speaks.
+"""Linear probes of frozen features: which words or sound events a cut holds, and who speaks.
 
-An utterance is one vector: the mean of its frames. The classifier is ridge regression (closed form, hence
-exactly reproducible); its strength and the encoder's layer are chosen on dev.
+A cut is one vector: the mean of its frames. The classifier is ridge regression (closed form, hence exactly
+reproducible); its strength and the encoder's layer are chosen on dev. What is asked follows from the labels
+of the cuts.
 
 * ``words``: is word w spoken in this utterance, for every frequent word w at once (multi-label). Needs no
   alignment. Trained on training speakers, tested on speakers that neither the encoder nor the probe has
   heard. Measure: average precision of ranking the utterances by the score of w, averaged over words.
+* ``events``: the same for the sound event classes of labelled clips (mean average precision, as AudioSet's).
 * ``speaker``: who of the test speakers is it. All of them are new to the encoder; half of each one's
   utterances train the probe, the other half test it. Measure: accuracy.
 
@@ -16,167 +18,36 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from spear_lib import keyed_random
-from spear_lib.data.features import FbankExtractor
-from spear_lib.data.manifests import Manifest
-from spear_lib.evaluation.decoding import waveform_batches
-from spear_lib.evaluation.references import speaker, transcript
-from spear_lib.pretrained.kinds import Encoder
-from spear_lib.training.progress import progress
+from spear_lib.evaluation.probe_cuts import LabelledCuts
+from spear_lib.evaluation.ridge import (
+    STRENGTHS,
+    Ridge,
+    mean_average_precision,
+    speaker_accuracy,
+)
 
-STRENGTHS = tuple(10.0**power for power in range(-4, 3))
-"""Ridge strengths that dev chooses from, relative to the mean variance of the features."""
-
-
-@dataclass
-class Utterances:
-    """The labels of a set of cuts."""
-
-    ids: list[str]
-    """Cut ids."""
-    texts: list[str]
-    """Transcripts."""
-    speakers: list[str]
-    """Speakers."""
-    manifests: list[tuple[Manifest, list[int]]]
-    """Where the audio is: manifest and positions, in the order of ``ids``."""
+MULTI_LABEL, SPEAKER = ("words", "events"), "speaker"
+"""Kinds of labels of which a cut has several, and of which it has one."""
 
 
-def read_utterances(paths: Sequence[str], max_cuts: int, seed: int) -> Utterances:
-    """Cuts of several manifests, at most ``max_cuts`` of all (0: all), chosen by the key of their ids.
-
-    The choice is per speaker in turn, so that few speakers do not crowd out the others.
-    """
-    result = Utterances([], [], [], [])
-    candidates = []
-    for number, path in enumerate(paths):
-        manifest = Manifest(path)
-        result.manifests.append((manifest, []))
-        for row in range(len(manifest)):
-            cut = manifest[row]
-            order = keyed_random.key("probe", seed, cut.id)
-            candidates.append((order, number, row, cut.id, transcript(cut), speaker(cut)))
-    turns: dict[str, int] = {}
-    ranked = []
-    for item in sorted(candidates):
-        turns[item[5]] = turns.get(item[5], -1) + 1
-        ranked.append((turns[item[5]], item))
-    chosen = [item for _, item in sorted(ranked)[: max_cuts or None]]
-    for _, number, row, id, text, who in sorted(chosen, key=lambda item: (item[1], item[2])):
-        result.manifests[number][1].append(row)
-        result.ids.append(id)
-        result.texts.append(text)
-        result.speakers.append(who)
-    return result
-
-
-def log_mel_features(utterances: Utterances, batch_seconds: float) -> list[np.ndarray]:
-    """Mean and standard deviation of each mel bin over the utterance: one "layer" (U, 256)."""
-    extractor = FbankExtractor()
-    rows = []
-    for manifest, positions in utterances.manifests:
-        if not positions:
-            continue
-        found: dict[int, np.ndarray] = {}
-        for batch, waveforms, lengths in waveform_batches(manifest, batch_seconds, positions):
-            fbank, num_frames = extractor(waveforms, lengths)
-            for row, frames, count in zip(batch, fbank, num_frames.tolist()):
-                frames = frames[:count].double()
-                found[row] = torch.cat([frames.mean(0), frames.std(0, correction=0)]).numpy()
-        rows += [found[position] for position in positions]
-    return [np.stack(rows)]
-
-
-@torch.no_grad()
-def encoder_features(
-    encoder: Encoder,
-    utterances: Utterances,
-    batch_seconds: float,
-    device: torch.device | str = "cpu",
-    description: str = "features",
-) -> list[np.ndarray]:
-    """Mean over the valid frames of every layer: a list of (U, D) arrays, the encoder's output last."""
-    encoder = encoder.to(device).eval()
-    rows: list[list[np.ndarray]] = []
-    for manifest, positions in utterances.manifests:
-        if not positions:
-            continue
-        found: dict[int, list[np.ndarray]] = {}
-        batches = waveform_batches(manifest, batch_seconds, positions)
-        for batch, waveforms, lengths in progress(batches, None, description, "batches"):
-            output = encoder.extract(waveforms.to(device), lengths.to(device))
-            frames = [encoder.hidden_length(length) for length in lengths.tolist()]
-            at_50_hz = torch.tensor(frames, device=device)
-            means = [masked_mean(hidden, at_50_hz) for hidden in output.hidden_states]
-            means.append(masked_mean(output.encoder_out, output.lengths))
-            arrays = [mean.double().cpu().numpy() for mean in means]
-            for index, row in enumerate(batch):
-                found[row] = [array[index] for array in arrays]
-        rows += [found[position] for position in positions]
-    return [np.stack(layer) for layer in zip(*rows)]
-
-
-def masked_mean(frames: Tensor, lengths: Tensor) -> Tensor:
-    """Mean over time of the valid frames: (B, T, D), (B,) -> (B, D)."""
-    valid = (torch.arange(frames.shape[1], device=frames.device) < lengths.unsqueeze(1)).unsqueeze(2)
-    return torch.where(valid, frames.float(), 0.0).sum(1) / lengths.clamp(min=1).unsqueeze(1)
-
-
-class Ridge:
-    """Ridge regression for many strengths at the cost of one.
-
-    Features are standardised with those of the training vectors; the bias is the mean of the targets.
+def frequent_labels(labels: Sequence[Sequence[str]], min_count: int) -> list[str]:
+    """Labels that at least ``min_count`` cuts have and at least as many have not.
 
     Args:
-      features: (U, D) training vectors.
-      targets: (U, K).
+      labels: the different labels of each cut.
     """
-
-    def __init__(self, features: np.ndarray, targets: np.ndarray) -> None:
-        self.mean, self.scale = features.mean(0), features.std(0)
-        self.scale = np.where(self.scale > 1e-12, self.scale, 1.0)
-        self.bias = targets.mean(0)
-        x = self._standardise(features)
-        self.values, self.vectors = np.linalg.eigh(x.T @ x / len(x))
-        self.projected = self.vectors.T @ (x.T @ (targets - self.bias) / len(x))
-
-    def _standardise(self, features: np.ndarray) -> np.ndarray:
-        return (features - self.mean) / self.scale
-
-    def predict(self, features: np.ndarray, strength: float) -> np.ndarray:
-        """Scores (U, K) with ridge ``strength`` (in units of the variance of a standardised feature)."""
-        weights = self.vectors @ (self.projected / (np.maximum(self.values, 0.0) + strength)[:, None])
-        return self._standardise(features) @ weights + self.bias
-
-
-def frequent_words(texts: list[str], min_count: int) -> list[str]:
-    """Words that occur in at least ``min_count`` utterances and are absent from at least as many."""
     counts: dict[str, int] = {}
-    for text in texts:
-        for word in set(text.split()):
-            counts[word] = counts.get(word, 0) + 1
-    return sorted(word for word, count in counts.items() if min_count <= count <= len(texts) - min_count)
+    for of_cut in labels:
+        for label in of_cut:
+            counts[label] = counts.get(label, 0) + 1
+    return sorted(label for label, count in counts.items() if min_count <= count <= len(labels) - min_count)
 
 
-def word_targets(texts: list[str], words: list[str]) -> np.ndarray:
-    """(U, K) 1.0 where the utterance holds the word, else 0.0."""
-    return np.array([[float(word in spoken) for word in words] for spoken in (set(t.split()) for t in texts)])
-
-
-def mean_average_precision(scores: np.ndarray, targets: np.ndarray) -> float:
-    """Percent; mean over the words that at least one utterance holds and one does not."""
-    from sklearn.metrics import average_precision_score
-
-    usable = (targets.sum(0) > 0) & (targets.sum(0) < len(targets))
-    if not usable.any():
-        raise ValueError(
-            "no probed word both occurs and is absent in the evaluated utterances; use more cuts"
-        )
-    values = [average_precision_score(targets[:, k], scores[:, k]) for k in np.flatnonzero(usable)]
-    return 100.0 * float(np.mean(values))
+def label_targets(labels: Sequence[Sequence[str]], chosen: list[str]) -> np.ndarray:
+    """(U, K) 1.0 where the cut has the label, else 0.0."""
+    return np.array([[float(label in of_cut) for label in chosen] for of_cut in map(set, labels)])
 
 
 @dataclass
@@ -212,16 +83,18 @@ class ProbeResult:
         }
 
 
-def probe_words(
+def probe_labels(
     train: list[np.ndarray],
     dev: list[np.ndarray],
     test: list[np.ndarray],
     targets: tuple[np.ndarray, np.ndarray, np.ndarray],
     num_seeds: int,
+    kind: str = "words",
 ) -> ProbeResult:
-    """Word probe. ``train``, ``dev``, ``test`` are lists over layers of (U, D); ``targets`` their (U, K).
+    """Probe of words or events. ``train``, ``dev``, ``test`` are lists over layers of (U, D); ``targets``
+    their (U, K).
 
-    Layer and strength are chosen on dev with all training utterances; each seed then trains on a random 80 %.
+    Layer and strength are chosen on dev with all training cuts; each seed then trains on a random 80 %.
     """
     best = (-1.0, 0, STRENGTHS[0])
     for layer in range(len(train)):
@@ -232,45 +105,11 @@ def probe_words(
     value, layer, strength = best
     results = []
     for seed in range(num_seeds):
-        random = keyed_random.generator("probe_words", seed)
+        random = keyed_random.generator(f"probe_{kind}", seed)
         rows = np.sort(random.permutation(len(targets[0]))[: max(2, round(0.8 * len(targets[0])))])
         scores = Ridge(train[layer][rows], targets[0][rows]).predict(test[layer], strength)
         results.append(mean_average_precision(scores, targets[2]))
     return ProbeResult(results, value, layer + 1, len(train), strength, "mean average precision")
-
-
-def split_by_speaker(speakers: list[str], seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Positions of the training and of the test half: every speaker's utterances are divided at random.
-
-    Raises:
-      ValueError: fewer than two speakers with two utterances each.
-    """
-    random = keyed_random.generator("probe_speaker", seed)
-    train, test = [], []
-    for who in sorted(set(speakers)):
-        rows = random.permutation([index for index, name in enumerate(speakers) if name == who])
-        if len(rows) >= 2:
-            half = (len(rows) + 1) // 2
-            train += rows[:half].tolist()
-            test += rows[half:].tolist()
-    if len({speakers[row] for row in train}) < 2:
-        raise ValueError(
-            "the speaker probe needs at least two speakers with two utterances each; "
-            f"these {len(speakers)} utterances have {len(set(speakers))} speakers. Use more cuts"
-        )
-    return np.array(sorted(train)), np.array(sorted(test))
-
-
-def speaker_accuracy(features: np.ndarray, speakers: list[str], seed: int) -> list[float]:
-    """Accuracy in percent for every strength in STRENGTHS, features (U, D)."""
-    names = sorted(set(speakers))
-    labels = np.array([names.index(who) for who in speakers])
-    train, test = split_by_speaker(speakers, seed)
-    ridge = Ridge(features[train], np.eye(len(names))[labels[train]])
-    return [
-        100.0 * float(np.mean(ridge.predict(features[test], strength).argmax(1) == labels[test]))
-        for strength in STRENGTHS
-    ]
 
 
 def probe_speakers(
@@ -292,3 +131,81 @@ def probe_speakers(
     value, layer, index = best
     results = [speaker_accuracy(test[layer], test_speakers, seed)[index] for seed in range(num_seeds)]
     return ProbeResult(results, value, layer + 1, len(dev), STRENGTHS[index], "accuracy")
+
+
+@dataclass
+class Probes:
+    """What can be asked of three sets of cuts, and the answers of any features.
+
+    Args:
+      sets: training, dev and test cuts.
+      min_counts: ``words`` and ``events`` -> labels that fewer training cuts have are not probed.
+      num_seeds: probes per kind of features, each on another part of the data.
+
+    Raises:
+      ValueError: nothing can be asked, or the words or events that the sets share are all too rare.
+    """
+
+    sets: tuple[LabelledCuts, LabelledCuts, LabelledCuts]
+    min_counts: dict[str, int]
+    num_seeds: int
+
+    def __post_init__(self) -> None:
+        self.kinds = [kind for kind in MULTI_LABEL if all(part.rows(kind) for part in self.sets)]
+        if all(len(set(part.speakers)) > 1 for part in self.sets[1:]):
+            self.kinds.append(SPEAKER)
+        if not self.kinds:
+            names = ("train_cuts", "dev_cuts", "test_cuts")
+            carried = "; ".join(f"{name} {part.describe()}" for name, part in zip(names, self.sets))
+            raise ValueError(
+                f"these cuts carry nothing that can be probed: {carried}. Words or sound events are needed "
+                "in all three sets, or at least two speakers each in dev_cuts and test_cuts"
+            )
+        self.chosen = {kind: self._frequent(kind) for kind in self.kinds if kind in MULTI_LABEL}
+
+    def _frequent(self, kind: str) -> list[str]:
+        rows, minimum = self.sets[0].rows(kind), self.min_counts[kind]
+        found = frequent_labels([getattr(self.sets[0].labels[row], kind) for row in rows], minimum)
+        if not found:
+            raise ValueError(
+                f"no {kind.removesuffix('s')} occurs in at least {minimum} of {len(rows)} training cuts: "
+                f"raise max_train_cuts or lower min_{kind.removesuffix('s')}_count"
+            )
+        return found
+
+    def targets(self, kind: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(U, K) of the cuts of each set that carry labels of this kind."""
+        train, dev, test = (
+            label_targets([getattr(part.labels[row], kind) for row in part.rows(kind)], self.chosen[kind])
+            for part in self.sets
+        )
+        return train, dev, test
+
+    def run(self, kind: str, features: Sequence[list[np.ndarray]]) -> ProbeResult:
+        """One probe. ``features``: of each set the layers (U, D), of all its cuts."""
+        parts = [[layer[part.rows(kind)] for layer in layers] for part, layers in zip(self.sets, features)]
+        if kind == SPEAKER:
+            _, dev, test = self.sets
+            return probe_speakers(*parts[1:], dev.speakers, test.speakers, self.num_seeds)
+        return probe_labels(*parts, self.targets(kind), self.num_seeds, kind)
+
+    def describe(self, kind: str) -> str:
+        """What the numbers of a probe mean, with its chance level."""
+        if kind == SPEAKER:
+            speakers = self.sets[2].speakers
+            most_common = max(speakers.count(who) for who in set(speakers)) / len(speakers)
+            return _SPEAKER.format(count=len(set(speakers)), chance=100 * most_common)
+        chance = 100 * float(self.targets(kind)[2].mean())
+        return _LABELS[kind].format(count=len(self.chosen[kind]), chance=chance)
+
+
+_LABELS = {
+    "words": "which of {count} frequent words does the utterance hold (from its mean feature); learnt from "
+    "training speakers, tested on unseen ones; chance is the share of utterances with a word, {chance:.1f} %",
+    "events": "which of {count} sound event classes does the clip hold (from its mean feature); chance is "
+    "the share of clips with a class, {chance:.1f} %",
+}
+_SPEAKER = (
+    "which of {count} speakers, new to the encoder, is it (from the mean feature); half of each one's "
+    "utterances train the probe, the other half test it; chance is about {chance:.1f} %"
+)

@@ -8,7 +8,8 @@ import torch
 from asr_fixtures import TINY_ENCODER, make_cuts
 
 from spear_lib.bin import probe
-from spear_lib.evaluation import probes
+from spear_lib.evaluation.probe_cuts import read_cuts
+from spear_lib.evaluation.probe_features import encoder_features
 from spear_lib.pretrained import load_encoder, save_encoder
 
 
@@ -58,19 +59,19 @@ def test_too_rare_words_are_explained(corpus, tmp_path, monkeypatch):
 
 
 def test_cuts_are_chosen_in_turns_of_speakers(corpus):
-    few = probes.read_utterances([str(corpus["train"]), str(corpus["dev"])], 8, seed=0)
+    few = read_cuts([str(corpus["train"]), str(corpus["dev"])], 8, seed=0)
     assert sorted(few.speakers) == sorted(2 * [f"speaker-{n}" for n in range(4)])
     assert [len(rows) for _, rows in few.manifests] == [4, 4]
     manifest, rows = few.manifests[1]
     assert [manifest.ids[row] for row in rows] == few.ids[4:]
-    other = probes.read_utterances([str(corpus["train"]), str(corpus["dev"])], 8, seed=1)
+    other = read_cuts([str(corpus["train"]), str(corpus["dev"])], 8, seed=1)
     assert other.ids != few.ids
 
 
 def test_features_do_not_depend_on_batch_mates(corpus):
-    part = probes.read_utterances([str(corpus["dev"])], 6, seed=0)
+    part = read_cuts([str(corpus["dev"])], 6, seed=0)
     encoder = load_encoder(corpus["encoder"])
-    alone, together = (probes.encoder_features(encoder, part, seconds) for seconds in (0.1, 1000.0))
+    alone, together = (encoder_features(encoder, part.manifests, seconds) for seconds in (0.1, 1000.0))
     assert len(alone) == len(together) == 3  # two layers and the output
     for one, other in zip(alone, together):
         torch.testing.assert_close(torch.tensor(one), torch.tensor(other), rtol=1e-4, atol=1e-4)

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from spear_lib import keyed_random
-from spear_lib.evaluation import probes
+from spear_lib.evaluation import probes, ridge
+from spear_lib.evaluation.probe_features import masked_mean
 
 
 def test_ridge_solves_the_normal_equations():
@@ -14,45 +15,45 @@ def test_ridge_solves_the_normal_equations():
     z = (x - x.mean(0)) / x.std(0)
     weights = np.linalg.solve(z.T @ z / 40 + 0.3 * np.eye(6), z.T @ (y - y.mean(0)) / 40)
     expected = z @ weights + y.mean(0)
-    np.testing.assert_allclose(probes.Ridge(x, y).predict(x, 0.3), expected, atol=1e-10)
+    np.testing.assert_allclose(ridge.Ridge(x, y).predict(x, 0.3), expected, atol=1e-10)
 
 
 def test_ridge_survives_constant_and_more_features_than_examples():
     random = keyed_random.generator("test_probes", 2)
     x = np.concatenate([random.standard_normal((5, 20)), np.ones((5, 1))], axis=1)
-    scores = probes.Ridge(x, np.eye(5)).predict(x, 1e-4)
+    scores = ridge.Ridge(x, np.eye(5)).predict(x, 1e-4)
     assert np.isfinite(scores).all() and (scores.argmax(1) == np.arange(5)).all()
 
 
 def test_masked_mean_ignores_padding():
     frames = torch.tensor([[[1.0], [3.0], [float("nan")]], [[2.0], [4.0], [6.0]]])
-    assert probes.masked_mean(frames, torch.tensor([2, 3])).tolist() == [[2.0], [4.0]]
+    assert masked_mean(frames, torch.tensor([2, 3])).tolist() == [[2.0], [4.0]]
 
 
 def test_average_precision_by_hand():
     targets = np.array([[1.0, 1.0], [0.0, 1.0], [1.0, 1.0], [0.0, 1.0]])
     scores = np.array([[0.9, 0], [0.8, 0], [0.7, 0], [0.1, 0]])
     # Word 1: hits at ranks 1 and 3: (1/1 + 2/3) / 2. Word 2 is in every utterance and does not count.
-    assert probes.mean_average_precision(scores, targets) == pytest.approx(100 * (1 + 2 / 3) / 2)
+    assert ridge.mean_average_precision(scores, targets) == pytest.approx(100 * (1 + 2 / 3) / 2)
     with pytest.raises(ValueError, match="use more cuts"):
-        probes.mean_average_precision(scores[:, 1:], targets[:, 1:])
+        ridge.mean_average_precision(scores[:, 1:], targets[:, 1:])
 
 
-def test_frequent_words_and_targets():
-    texts = ["A B", "A C", "A B B", "B"]
-    assert probes.frequent_words(texts, 1) == ["A", "B", "C"]
-    assert probes.frequent_words(texts, 2) == []  # A and B are absent from one utterance alone
-    assert probes.word_targets(texts, ["B", "C"]).tolist() == [[1, 0], [0, 1], [1, 0], [1, 0]]
+def test_frequent_labels_and_targets():
+    labels = [["A", "B"], ["A", "C"], ["A", "B"], ["B"]]
+    assert probes.frequent_labels(labels, 1) == ["A", "B", "C"]
+    assert probes.frequent_labels(labels, 2) == []  # A and B are absent from one utterance alone
+    assert probes.label_targets(labels, ["B", "C"]).tolist() == [[1, 0], [0, 1], [1, 0], [1, 0]]
 
 
 def test_speaker_split_halves_everyone():
     speakers = ["x"] * 4 + ["y"] * 5 + ["lonely"]
-    train, test = probes.split_by_speaker(speakers, 0)
+    train, test = ridge.split_by_speaker(speakers, 0)
     assert sorted([*train, *test]) == list(range(9))  # the one with a single utterance is in neither
     assert [speakers[row] for row in test].count("x") == 2 and [speakers[row] for row in test].count("y") == 2
-    assert not np.array_equal(train, probes.split_by_speaker(speakers, 1)[0])
+    assert not np.array_equal(train, ridge.split_by_speaker(speakers, 1)[0])
     with pytest.raises(ValueError, match="at least two speakers"):
-        probes.split_by_speaker(["x"] * 5, 0)
+        ridge.split_by_speaker(["x"] * 5, 0)
 
 
 def made_features(texts: list[str], speakers: list[str], signal: float, seed: int) -> np.ndarray:
@@ -74,8 +75,10 @@ def test_probes_find_the_layer_that_knows():
         speakers = [names[index % len(names)] for index in range(90)]
         layers = [made_features(texts, speakers, signal, 10 * number) for signal in (0.0, 4.0, 0.0)]
         sets.append((layers, texts, speakers))
-    targets = tuple(probes.word_targets(texts, ["A", "B"]) for _, texts, _ in sets)
-    words = probes.probe_words(*(layers for layers, _, _ in sets), targets, num_seeds=3).to_json()
+    targets = tuple(
+        probes.label_targets([text.split() for text in texts], ["A", "B"]) for _, texts, _ in sets
+    )
+    words = probes.probe_labels(*(layers for layers, _, _ in sets), targets, num_seeds=3).to_json()
     assert words["layer"] == "2 of 3" and words["mean"] > 97 and len(words["values"]) == 3
     speaker = probes.probe_speakers(sets[1][0], sets[2][0], sets[1][2], sets[2][2], num_seeds=3).to_json()
     assert speaker["layer"] == "2 of 3" and speaker["mean"] > 95
@@ -83,5 +86,5 @@ def test_probes_find_the_layer_that_knows():
     empty = [[layers[0]] for layers, _, _ in sets]
     chance = probes.probe_speakers(empty[1], empty[2], sets[1][2], sets[2][2], 3).to_json()
     assert 15 < chance["mean"] < 55 and chance["layer"] == "–"
-    nothing = probes.probe_words(*empty, targets, 3).to_json()
+    nothing = probes.probe_labels(*empty, targets, 3).to_json()
     assert abs(nothing["mean"] - 100 * targets[2].mean()) < 15

@@ -52,6 +52,7 @@ def test_every_section_is_there(finished, name):
                     "To do it again"):  # fmt: skip
         assert heading in text
     assert "8.33" in text and "4.710" in text and "5.545" in text and "./run.sh --mini true" in text
+    assert "64.2 ± 0.8" in text and "the classes of sounds" in text  # what clips with events are probed for
 
 
 def test_html_opens_offline(finished):

@@ -1,0 +1,119 @@
+"""The cuts that probes learn from and are tested on, with whatever labels they carry.
+
+What can be asked of a cut follows from its labels: the words of a transcript, the speaker, the sound events
+of ``spear_lib.data.labelled_clips``. Sets of several corpora may carry different ones.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from lhotse.cut import Cut
+
+from spear_lib import keyed_random
+from spear_lib.data.domains import DOMAINS, domain_of
+from spear_lib.data.labelled_clips import labels_of
+from spear_lib.data.manifests import Manifest
+
+logger = logging.getLogger(__name__)
+
+CANDIDATES = 50
+"""Times the wanted number of cuts that are looked at in a manifest: of millions, nobody needs to read all."""
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What a cut is known to hold; None or empty where nothing is known."""
+
+    words: tuple[str, ...] = ()
+    """Different words of the transcript, sorted."""
+    speaker: str | None = None
+    """None also where several speak."""
+    events: tuple[str, ...] = ()
+    """Sound event labels, for AudioSet mids."""
+
+    def __bool__(self) -> bool:
+        return bool(self.words or self.speaker or self.events)
+
+    @classmethod
+    def of(cls, cut: Cut) -> "Labels":
+        texts = [supervision.text for supervision in cut.supervisions if supervision.text]
+        speakers = {s.speaker for s in cut.supervisions if s.speaker is not None}
+        return cls(
+            words=tuple(sorted({word for text in texts for word in text.split()})),
+            speaker=speakers.pop() if len(speakers) == 1 else None,
+            events=tuple(sorted(set(labels_of(cut)))),
+        )
+
+
+@dataclass
+class LabelledCuts:
+    """A set of cuts to probe; the lists belong together."""
+
+    ids: list[str] = field(default_factory=list)
+    """Cut ids."""
+    labels: list[Labels] = field(default_factory=list)
+    """What each of them carries."""
+    manifests: list[tuple[Manifest, list[int]]] = field(default_factory=list)
+    """Where the audio is: manifest and positions, in the order of ``ids``."""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def speakers(self) -> list[str]:
+        """Names of the speakers, of the cuts that have one."""
+        return [labels.speaker for labels in self.labels if labels.speaker is not None]
+
+    def rows(self, kind: str) -> list[int]:
+        """Positions of the cuts with labels of a kind: ``words``, ``speaker`` or ``events``."""
+        return [row for row, labels in enumerate(self.labels) if getattr(labels, kind)]
+
+    def describe(self) -> str:
+        """``"400 cuts (words 400, speaker 400)"``."""
+        counts = {kind: len(self.rows(kind)) for kind in ("words", "speaker", "events")}
+        parts = [f"{kind} {count}" for kind, count in counts.items() if count]
+        return f"{len(self)} cuts ({', '.join(parts) or 'no labels'})"
+
+
+def read_cuts(paths: Sequence[str], max_cuts: int, seed: int) -> LabelledCuts:
+    """Labelled cuts of several manifests, chosen by the key of their ids; cuts without labels are left out.
+
+    Args:
+      paths: manifests; speech and audio may be mixed.
+      max_cuts: most cuts of each domain (0: all). Speakers take turns, so that few do not crowd out the
+        others; cuts without a speaker are taken at random.
+      seed: of the choice.
+    """
+    manifests = [Manifest(path) for path in paths]
+    candidates: dict[str, list[tuple[int, int, int, str, Labels]]] = {domain: [] for domain in DOMAINS}
+    unlabelled = 0
+    for number, manifest in enumerate(manifests):
+        ranked = sorted((keyed_random.key("probe", seed, id), row) for row, id in enumerate(manifest.ids))
+        for order, row in ranked[: CANDIDATES * max_cuts or None]:
+            cut = manifest[row]
+            if labels := Labels.of(cut):
+                candidates[domain_of(cut)].append((order, number, row, cut.id, labels))
+            else:
+                unlabelled += 1
+    if unlabelled:
+        logger.info("%d cuts without transcript, speaker or sound events are not probed", unlabelled)
+    chosen = [item for items in candidates.values() for item in _in_turns(items)[: max_cuts or None]]
+    result = LabelledCuts(manifests=[(manifest, []) for manifest in manifests])
+    for _, number, row, id, labels in sorted(chosen, key=lambda item: (item[1], item[2])):
+        result.manifests[number][1].append(row)
+        result.ids.append(id)
+        result.labels.append(labels)
+    return result
+
+
+def _in_turns(items: list[tuple[int, int, int, str, Labels]]) -> list[tuple[int, int, int, str, Labels]]:
+    """In the order of their keys, but the first cut of every speaker before the second of any."""
+    turns: dict[str, int] = {}
+    ranked = []
+    for item in sorted(items, key=lambda item: item[:3]):
+        speaker = item[4].speaker
+        if speaker is not None:
+            turns[speaker] = turns.get(speaker, -1) + 1
+        ranked.append((0 if speaker is None else turns[speaker], item))
+    return [item for _, item in sorted(ranked, key=lambda pair: (pair[0], pair[1][:3]))]

@@ -1,0 +1,92 @@
+"""Ridge regression on one vector per utterance, and the measures of probes: closed form, exactly repeatable.
+
+Legend: U utterances, D dimensions, K labels or classes.
+"""
+
+import numpy as np
+
+from spear_lib import keyed_random
+
+STRENGTHS = tuple(10.0**power for power in range(-4, 3))
+"""Ridge strengths to choose from, relative to the mean variance of the features."""
+
+
+class Ridge:
+    """Ridge regression for many strengths at the cost of one.
+
+    Features are standardised with those of the training vectors; the bias is the mean of the targets.
+
+    Args:
+      features: (U, D) training vectors.
+      targets: (U, K).
+    """
+
+    def __init__(self, features: np.ndarray, targets: np.ndarray) -> None:
+        self.mean, self.scale = features.mean(0), features.std(0)
+        self.scale = np.where(self.scale > 1e-12, self.scale, 1.0)
+        self.bias = targets.mean(0)
+        x = self._standardise(features)
+        self.values, self.vectors = np.linalg.eigh(x.T @ x / len(x))
+        self.projected = self.vectors.T @ (x.T @ (targets - self.bias) / len(x))
+
+    def _standardise(self, features: np.ndarray) -> np.ndarray:
+        return (features - self.mean) / self.scale
+
+    def predict(self, features: np.ndarray, strength: float) -> np.ndarray:
+        """Scores (U, K) with ridge ``strength`` (in units of the variance of a standardised feature)."""
+        weights = self.vectors @ (self.projected / (np.maximum(self.values, 0.0) + strength)[:, None])
+        return self._standardise(features) @ weights + self.bias
+
+
+def mean_average_precision(scores: np.ndarray, targets: np.ndarray) -> float:
+    """Percent; mean over the labels that at least one cut has and one has not.
+
+    Args:
+      scores: (U, K), targets: (U, K) of 0 and 1.
+
+    Raises:
+      ValueError: every label is had by all or by none.
+    """
+    from sklearn.metrics import average_precision_score
+
+    usable = (targets.sum(0) > 0) & (targets.sum(0) < len(targets))
+    if not usable.any():
+        raise ValueError(
+            "no probed word or event class both occurs and is absent in the evaluated cuts; use more cuts"
+        )
+    values = [average_precision_score(targets[:, k], scores[:, k]) for k in np.flatnonzero(usable)]
+    return 100.0 * float(np.mean(values))
+
+
+def split_by_speaker(speakers: list[str], seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Positions of the training and of the test half: every speaker's utterances are divided at random.
+
+    Raises:
+      ValueError: fewer than two speakers with two utterances each.
+    """
+    random = keyed_random.generator("probe_speaker", seed)
+    train, test = [], []
+    for who in sorted(set(speakers)):
+        rows = random.permutation([index for index, name in enumerate(speakers) if name == who])
+        if len(rows) >= 2:
+            half = (len(rows) + 1) // 2
+            train += rows[:half].tolist()
+            test += rows[half:].tolist()
+    if len({speakers[row] for row in train}) < 2:
+        raise ValueError(
+            "the speaker probe needs at least two speakers with two utterances each; "
+            f"these {len(speakers)} utterances have {len(set(speakers))} speakers. Use more cuts"
+        )
+    return np.array(sorted(train)), np.array(sorted(test))
+
+
+def speaker_accuracy(features: np.ndarray, speakers: list[str], seed: int) -> list[float]:
+    """Accuracy in percent for every strength in STRENGTHS, features (U, D)."""
+    names = sorted(set(speakers))
+    labels = np.array([names.index(who) for who in speakers])
+    train, test = split_by_speaker(speakers, seed)
+    ridge = Ridge(features[train], np.eye(len(names))[labels[train]])
+    return [
+        100.0 * float(np.mean(ridge.predict(features[test], strength).argmax(1) == labels[test]))
+        for strength in STRENGTHS
+    ]
