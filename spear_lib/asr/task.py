@@ -12,9 +12,9 @@ from torch import Tensor
 from spear_lib.asr.model import AsrModel
 from spear_lib.asr.search import greedy_search_batch
 from spear_lib.config import to_dict
-from spear_lib.data.augmentation import SpecAugmentConfig, spec_augment, spec_augment_time_mask
-from spear_lib.data.features import FbankExtractor, fbank_length
+from spear_lib.data.augmentation import SpecAugmentConfig
 from spear_lib.evaluation.wer import align_words
+from spear_lib.training.augmented_encoder import AugmentedEncoder
 from spear_lib.training.task import Stats, StepClock, StepResult, Task
 from spear_lib.transducer import select_backend
 
@@ -49,8 +49,7 @@ class AsrTask(Task):
     ) -> None:
         check_vocabulary(model.vocab_size, units)
         self.model, self.units, self.valid_wer = model, units, valid_wer
-        self.spec_augment_config = spec_augment_config or SpecAugmentConfig()
-        self.features = FbankExtractor()
+        self.augmented = AugmentedEncoder(spec_augment_config)
         self.step = 0
         self._ids: dict[str, list[int]] = {}
 
@@ -65,7 +64,7 @@ class AsrTask(Task):
         model = self.model
         if batch.texts is None:
             raise ValueError("the batch has no transcripts; fine-tuning needs cuts with supervision texts")
-        output = self._encoder_output(batch)
+        output = self.augmented(model.encoder, batch, model.training)
         targets = [self._encode(text) for text in batch.texts]
         lengths = usable_lengths(output.lengths, targets)
         step = self.step if model.training else model.config.warm_step
@@ -82,22 +81,6 @@ class AsrTask(Task):
         if self.valid_wer and not model.training:
             stats["wer"] = self._word_errors(output.encoder_out, output.lengths, batch.texts)
         return StepResult(losses["loss_sum"], num_frames, stats)
-
-    def _encoder_output(self, batch: Any) -> Any:
-        """The encoder on the augmented audio; without mel bins only the time masks of SpecAugment apply."""
-        encoder, waveforms, num_samples = self.model.encoder, batch.waveforms, batch.num_samples
-        if not self.model.training:
-            return encoder.extract(waveforms, num_samples)
-        config = self.spec_augment_config
-        if encoder.input_kind == "waveform":
-            keys = batch.keys.to(waveforms.device)
-            num_frames = fbank_length(waveforms.shape[1])
-            mask = spec_augment_time_mask(num_frames, fbank_length(num_samples), keys, config)
-            return encoder.extract(waveforms, num_samples, mask)
-        fbank, lengths = self.features(waveforms, num_samples)
-        with torch.autocast(waveforms.device.type, enabled=False):
-            fbank = spec_augment(fbank, lengths, batch.keys, config)
-        return encoder(fbank, lengths)
 
     def _encode(self, text: str) -> list[int]:
         if text not in self._ids:
