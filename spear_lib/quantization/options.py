@@ -20,6 +20,8 @@ class SpectralOptions:
     """Subtract every mel bin's mean over the utterance, which takes out gain and channel (ours)."""
     energy_weight: float = 0.5
     """Factor on the loudness coefficients, which otherwise dominate (ours)."""
+    frame_rate: float = 50.0
+    """Frames per second: 50, or 25 as the paper's audio teachers (ours)."""
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,13 @@ It lets the whole recipe run from nothing: no download, exact reproduction anywh
 spectral envelope (which phone) and its change (which transition), with loudness and channel taken out per
 utterance.
 
-Legend: B utterances, F fbank frames (10 ms), T teacher frames (20 ms), W = 2 * context + 1 fbank frames per
-teacher frame, M mel coefficients, Q time coefficients, D = M * Q.
+Legend: B utterances, F fbank frames (10 ms), T teacher frames, S = 100 / frame_rate fbank frames from one to
+the next, W = 2 * context + 1 fbank frames per teacher frame, M mel coefficients, Q time coefficients,
+D = M * Q.
 
-Teacher frame m is centred on fbank frame 2m, that is at 20 m + 5 ms. The student's frame j is centred at
-20 j + 45 ms: exactly teacher frame j + 2.
+Teacher frame m is centred on fbank frame S m + S / 2 - 1, so that every student's frame centre is one of the
+teacher's: at 50 Hz frame m is at 20 m + 5 ms and the student's frame j, at 20 j + 45 ms, is teacher frame
+j + 2; at 25 Hz they are at 40 m + 15 ms and 40 j + 55 ms, teacher frame j + 1.
 """
 
 import math
@@ -21,6 +23,9 @@ from spear_lib.data.features import FbankExtractor, fbank_length
 from spear_lib.teachers.base import Teacher
 
 _NATS_PER_DB = math.log(10.0) / 10.0
+FBANK_SHIFT_MS = 10.0
+FRAME_RATES = (50.0, 25.0)
+"""Teacher frames per second: those of the speech and of the audio teachers of the paper."""
 
 
 class SpectralTeacher(Teacher):
@@ -35,13 +40,12 @@ class SpectralTeacher(Teacher):
       mean_normalisation: subtract every mel bin's mean over the utterance (takes out gain and channel).
       energy_weight: factor on the coefficients of order 0 over the mel axis (loudness), which otherwise
         dominate.
+      frame_rate: teacher frames per second, 50 or 25. Tokens at 25 Hz have a field of their own name, so that
+        a cut can carry those of both.
     """
 
     name = "spectral"
     dtypes = ("float32",)
-    field_prefix = "spectral"
-    frame_rate = 50.0
-    first_frame_center_ms = 5.0
 
     def __init__(
         self,
@@ -51,8 +55,19 @@ class SpectralTeacher(Teacher):
         dynamic_range_db: float = 60.0,
         mean_normalisation: bool = True,
         energy_weight: float = 0.5,
+        frame_rate: float = 50.0,
     ) -> None:
         super().__init__()
+        if frame_rate not in FRAME_RATES:
+            known = " or ".join(f"{rate:g}" for rate in FRAME_RATES)
+            raise ValueError(
+                f"frame_rate is {frame_rate:g}: the spectral teacher has {known} frames per second"
+            )
+        self.frame_rate = float(frame_rate)
+        self.field_prefix = "spectral" if frame_rate == 50.0 else f"spectral_{frame_rate:g}hz"
+        self.stride = round(1000.0 / FBANK_SHIFT_MS / frame_rate)  # S
+        self.first_center = self.stride // 2 - 1  # fbank frame on which teacher frame 0 is centred
+        self.first_frame_center_ms = FBANK_SHIFT_MS * (self.first_center + 0.5)
         self.fbank = FbankExtractor()
         num_bins, width = self.fbank.num_mel_bins, 2 * context_frames + 1
         if context_frames < 0:
@@ -62,8 +77,7 @@ class SpectralTeacher(Teacher):
         if not 1 <= num_time_coefficients <= width:
             raise ValueError(
                 f"num_time_coefficients is {num_time_coefficients}: it must be in 1..{width}, the frames "
-                f"seen "
-                f"with context_frames {context_frames}"
+                f"seen with context_frames {context_frames}"
             )
         if dynamic_range_db < 0:
             raise ValueError(f"dynamic_range_db is {dynamic_range_db}: it must be 0 (off) or positive")
@@ -86,13 +100,17 @@ class SpectralTeacher(Teacher):
         return {**super().identity(), "version": 1, **self.options}
 
     def num_frames(self, num_samples: int) -> int:
-        return (fbank_length(num_samples) + 1) // 2
+        return int(self._count(fbank_length(num_samples)))
+
+    def _count(self, num_fbank_frames: int | Tensor) -> int | Tensor:
+        """Teacher frames whose centre is one of the fbank frames."""
+        return (num_fbank_frames + self.stride - 1 - self.first_center) // self.stride
 
     def frames(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """One utterance after the other: an utterance's sums never see its batch mates, to the last bit."""
         fbank, fbank_lengths = self.fbank(waveforms, lengths)
-        num_frames = (fbank_lengths + 1) // 2
-        result = fbank.new_zeros(fbank.shape[0], (fbank.shape[1] + 1) // 2, self.embedding_dim)
+        num_frames = self._count(fbank_lengths)
+        result = fbank.new_zeros(fbank.shape[0], self._count(fbank.shape[1]), self.embedding_dim)
         for row, (length, count) in enumerate(zip(fbank_lengths.tolist(), num_frames.tolist())):
             if count > 0:
                 result[row, :count] = self._one(fbank[row, :length])
@@ -108,9 +126,9 @@ class SpectralTeacher(Teacher):
         envelope = fbank @ self.mel_basis  # (F, M)
         context = self.options["context_frames"]
         # The first and last frames repeat themselves outwards.
-        position = torch.arange(-context, envelope.shape[0] + context, device=fbank.device)
+        position = torch.arange(self.first_center - context, envelope.shape[0] + context, device=fbank.device)
         padded = envelope[position.clamp(0, envelope.shape[0] - 1)]
-        windows = padded.unfold(0, 2 * context + 1, 2)  # (T, M, W)
+        windows = padded.unfold(0, 2 * context + 1, self.stride)  # (T, M, W)
         return (windows @ self.time_basis).flatten(1)
 
 

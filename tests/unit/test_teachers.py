@@ -42,8 +42,27 @@ def test_spectral_frame_count_is_exact():
     assert teacher.num_frames(16000) == 50
 
 
-def test_spectral_does_not_see_batch_mates_or_padding():
-    teacher = create_teacher("spectral")
+def test_spectral_at_25_hz_is_every_second_frame_between_those_at_50_hz():
+    slow, fast = create_teacher("spectral", frame_rate=25.0), create_teacher("spectral")
+    assert (slow.frame_rate, slow.first_frame_center_ms, slow.field_prefix) == (25.0, 15.0, "spectral_25hz")
+    student = build_encoder(ZipformerConfig.mini(output_downsampling_factor=2))
+    assert (student.frame_rate, student.first_frame_center_ms) == (25.0, 15.0 + 40.0)
+    for num_samples in [1, 239, 240, 399, 400, 560, 8000, 8160, 16081, 160000]:
+        waveforms, lengths = noise(num_samples)
+        embeddings, counts = slow.embed(waveforms, lengths)
+        assert counts.tolist() == [slow.num_frames(num_samples)] == [embeddings.shape[1]]
+    assert slow.num_frames(160000) == 250
+    # Without its first 10 ms the utterance has its 50 Hz frames where the 25 Hz ones are: 15, 55, ... ms.
+    plain = {"mean_normalisation": False, "dynamic_range_db": 0.0}
+    waveforms, lengths = noise(16000)
+    slow = create_teacher("spectral", frame_rate=25.0, **plain).embed(waveforms, lengths)[0][0]
+    fast = create_teacher("spectral", **plain).embed(waveforms[:, 160:], lengths - 160)[0][0, ::2]
+    torch.testing.assert_close(slow[2:-2], fast[2:-2], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("rate", [50.0, 25.0])
+def test_spectral_does_not_see_batch_mates_or_padding(rate):
+    teacher = create_teacher("spectral", frame_rate=rate)
     waveforms, lengths = noise(24000, 8000, 15999)
     together, counts = teacher.embed(waveforms, lengths)
     for row, (length, count) in enumerate(zip(lengths.tolist(), counts.tolist())):
@@ -65,15 +84,17 @@ def test_spectral_takes_out_loudness():
     assert float(difference.abs().max()) > 1
 
 
-@pytest.mark.parametrize("second", [0.205, 0.405, 0.6])
-def test_a_click_lights_the_frame_whose_centre_it_is(second):
-    teacher = create_teacher("spectral", context_frames=0, num_time_coefficients=1, num_mel_coefficients=1)
+@pytest.mark.parametrize("rate", [50.0, 25.0])
+@pytest.mark.parametrize("second", [0.215, 0.415, 0.6])
+def test_a_click_lights_the_frame_whose_centre_it_is(second, rate):
+    one = {"num_time_coefficients": 1, "num_mel_coefficients": 1}
+    teacher = create_teacher("spectral", context_frames=0 if rate == 50 else 1, frame_rate=rate, **one)
     waveform = 1e-4 * noise(16000)[0]
     waveform[0, int(16000 * second) - 40 : int(16000 * second) + 40] += 0.5
     embeddings, lengths = teacher.embed(waveform, torch.tensor([16000]))
     loudest = int(embeddings[0, :, 0].argmax())
     center = teacher.first_frame_center_ms / 1000 + loudest / teacher.frame_rate
-    assert abs(center - second) <= 0.0125
+    assert abs(center - second) <= (0.0125 if rate == 50 else 0.0225)
 
 
 def test_context_and_time_coefficients_see_the_slope():
@@ -115,6 +136,7 @@ def test_identity_follows_every_option():
         "dynamic_range_db": 50.0,
         "mean_normalisation": False,
         "energy_weight": 1.0,
+        "frame_rate": 25.0,
     }
     assert set(other) == {field.name for field in dataclasses.fields(SpectralOptions)}
     ids = {create_teacher("spectral", **{name: value}).id for name, value in other.items()}
@@ -202,6 +224,10 @@ def test_a_real_encoder_does_not_see_batch_mates(monkeypatch, kind, expected):
         ),
         (lambda: create_teacher("spectral", num_time_coefficients=12), "must be in 1..9"),
         (lambda: create_teacher("spectral", num_mel_coefficients=0), "must be in 1..128"),
+        (
+            lambda: create_teacher("spectral", frame_rate=40.0),
+            "frame_rate is 40: the spectral teacher has 50 or 25 frames per second",
+        ),
         (lambda: create_teacher("spectral", context_frames=-1), "context_frames is -1"),
         (lambda: create_teacher("spectral", dynamic_range_db=-1.0), "dynamic_range_db is -1.0"),
         (
