@@ -1,13 +1,12 @@
 """Data of ASR fine-tuning: waveforms with transcripts, perturbed in speed and mixed."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from spear_lib.data.augmentation import SpecAugmentConfig, perturb_speed
 from spear_lib.data.batch import Batch
 from spear_lib.data.datasets import CutData, LoadingConfig, open_sources
-from spear_lib.data.examples import Example, Examples, add_statistic
+from spear_lib.data.examples import Example, Examples, Making
 from spear_lib.data.mixing import MixingConfig, mix_utterance
-from spear_lib.keyed_random import generator
 
 
 @dataclass(frozen=True)
@@ -71,16 +70,13 @@ class AsrExamples(Examples):
             raise ValueError("no transcript")
         return Example(str(cut.id), self.load_waveform(cut), {}, text=text)
 
-    def augment(self, clean, number, epoch, global_batch, statistics, problems) -> Example:
-        example = clean[number]
+    def augment(self, example: Example, number: int, making: Making) -> Example:
         if not self.training:
             return example
-        random = generator("asr", self.seed, epoch, example.cut_id)
+        random = self.random("asr", making.epoch, example)
         factors = self.speed.factors
         speed = float(factors[int(random.integers(len(factors)))]) if self.speed.enabled else 1.0
-        changed = Example(
-            example.cut_id, perturb_speed(example.waveform, speed), {}, text=example.text, speed=speed
-        )
+        changed = replace(example, waveform=perturb_speed(example.waveform, speed), speed=speed)
         kind = self.mixing.draw_kind(random)
         if kind == "noise" and self.noise is None:
             kind = "none"
@@ -88,16 +84,13 @@ class AsrExamples(Examples):
         if kind == "noise":
             mixture = self._noise(changed, random)
         elif kind == "utterance":
-            others = [other for other in global_batch if other != number]
-            partner = (
-                self._load(others[int(random.integers(len(others)))], clean, problems) if others else None
-            )
+            partner = making.partner(number, random)
             if partner is not None:
                 mixture = mix_utterance(changed.waveform, partner.waveform, self.mixing, random)
         if kind != "none":
-            add_statistic(statistics, "mixing_skipped", float(mixture is None))
+            making.count("mixing_skipped", float(mixture is None))
         for each in ("noise", "utterance"):
-            add_statistic(statistics, f"mixed_{each}", float(kind == each and mixture is not None))
+            making.count(f"mixed_{each}", float(kind == each and mixture is not None))
         if mixture is not None:
             changed.waveform, changed.mixed = mixture.waveform, kind
         return changed

@@ -10,6 +10,8 @@ import dataclasses
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,7 +19,8 @@ from spear_lib.data.batch import Batch
 from spear_lib.data.loading import Work, load_ahead
 from spear_lib.data.manifests import Manifest
 from spear_lib.data.mixing import MixingConfig
-from spear_lib.data.sampling import BatchSampler
+from spear_lib.data.sampling import BatchSampler, Pick
+from spear_lib.data.selection import BY_HOURS, RepeatedCorpora, Selection, repeat_factors
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +30,18 @@ class LoadingConfig:
     """Which cuts are read, and how they become batches."""
 
     train_cuts: list[str] = field(default_factory=list)
-    """Manifests of the cuts to train on (.jsonl.gz), with tokens, transcripts or labels as the task needs."""
+    """Manifests of the cuts to train on (.jsonl.gz), with tokens, transcripts or labels as the task needs;
+    one for each corpus where they get weights."""
+    train_weights: list[float] | str = BY_HOURS
+    """Share of each corpus in an epoch's audio: "hours" (the natural one: every cut once), "cuts" (in
+    proportion to their number), or a number for each of train_cuts, whatever their sum; an epoch lasts as
+    long as all corpora together, so a corpus above its natural share is repeated in it (ours)."""
+    train_repeats: list[float] = field(default_factory=list)
+    """Instead of weights: how often an epoch takes each of train_cuts, for example [1, 3] or [0.5, 1]; an
+    epoch lasts as long as that makes it (ours)."""
+    mix_domains: bool = True
+    """Speech and audio cuts meet in each batch, in the epoch's proportion (which pads more where their
+    durations differ); False: batches by duration alone (ours)."""
     noise_cuts: list[str] = field(default_factory=list)
     """Manifests of noise for noise mixing; none: noise mixing is off."""
     mixing: MixingConfig = field(default_factory=MixingConfig)
@@ -51,11 +65,19 @@ class LoadingConfig:
     """Share of the cuts that may lack audio or tokens before training stops (ours, augment_and_mask §6)."""
 
 
+class Corpus(NamedTuple):
+    """One manifest of the training data."""
+
+    path: Path
+    num_cuts: int
+    hours: float
+
+
 class CutData:
     """Shared part of the data sets: manifest, sampler, workers, counted problems.
 
     Args:
-      manifest: with ``ids``, ``durations`` and ``[i]``.
+      manifest: a ``Manifest``, one file per corpus.
       loading: how cuts become batches.
       seed, rank, world_size: of the run, this process, and the number of processes.
       training: False: fixed order, no augmentation, every cut exactly once, masks the same in each epoch.
@@ -94,6 +116,7 @@ class CutData:
         self.cut_numbers = kept
         self.num_cuts = len(kept)
         self.total_seconds = float(durations[kept].sum())
+        """Audio of the usable cuts, each counted once, s."""
         self.sampler = BatchSampler(
             durations[kept],
             loading.batch_seconds,
@@ -103,9 +126,46 @@ class CutData:
             shuffle=training,
             jitter=loading.duration_jitter,
             max_cuts=loading.max_cuts,
+            selection=self.make_selection(seed) if training else None,
+            groups=np.asarray(manifest.sounds)[kept] if training and loading.mix_domains else None,
         )
         self.problems: dict[str, str] = {}
         examples.check(manifest, kept)
+
+    def make_selection(self, seed: int) -> Selection | None:
+        """Which of ``cut_numbers`` an epoch of training takes; None: all of them once. Here by the corpora's
+        weights or repeat factors; tasks that sample otherwise say so themselves."""
+        corpora = self.corpora
+        hours = [corpus.hours for corpus in corpora]
+        counts = [corpus.num_cuts for corpus in corpora]
+        repeats = repeat_factors(hours, counts, self.loading.train_weights, self.loading.train_repeats)
+        return None if all(factor == 1.0 for factor in repeats) else RepeatedCorpora(counts, repeats, seed)
+
+    @property
+    def corpora(self) -> list[Corpus]:
+        """What is usable of each manifest."""
+        sizes = self.manifest.sizes
+        owner = np.repeat(np.arange(len(sizes)), sizes)[self.cut_numbers]
+        seconds = np.asarray(self.manifest.durations)[self.cut_numbers]
+        counts = np.bincount(owner, minlength=len(sizes)).tolist()
+        hours = (np.bincount(owner, seconds, len(sizes)) / 3600).tolist()
+        return [Corpus(*each) for each in zip(self.manifest.paths, counts, hours)]
+
+    def facts(self) -> dict[str, str]:
+        """Lines of the first screen: the usable audio, and of several corpora each one's share of an
+        epoch."""
+        corpora, epoch = self.corpora, self.sampler.plan(0).cuts
+        ends = np.cumsum([corpus.num_cuts for corpus in corpora])
+        owner = np.searchsorted(ends, epoch, side="right")
+        taken = np.bincount(owner, self.sampler.durations[epoch], len(corpora)) / 3600
+        lines = {"training cuts": f"{self.num_cuts}, {self.total_seconds / 3600:.2f} h of audio"}
+        if len(corpora) > 1 or len(epoch) != self.num_cuts:
+            for corpus, hours in zip(corpora, taken.tolist()):
+                lines[f"corpus {corpus.path.name}"] = (
+                    f"{corpus.num_cuts} cuts, {corpus.hours:.2f} h; {hours:.2f} h or "
+                    f"{100 * hours / taken.sum():.1f} % of the first epoch's {taken.sum():.2f} h"
+                )
+        return lines
 
     def num_batches(self, epoch: int) -> int:
         """Batches (steps) of an epoch."""
@@ -169,14 +229,9 @@ class _EpochWorks(Sequence):
         if not 0 <= index < self.length:
             raise IndexError(index)
         index += self.start
-        cuts = self.sampler.global_batch(self.epoch, index)
         numbers = self.cut_numbers
-        return (
-            self.epoch,
-            index,
-            [int(numbers[cut]) for cut in self.sampler.share(cuts)],
-            [int(numbers[cut]) for cut in cuts],
-        )
+        picks = [Pick(int(numbers[cut]), time) for cut, time in self.sampler.picks(self.epoch, index)]
+        return self.epoch, index, self.sampler.share(picks), picks
 
 
 def _open(paths: list[str], option: str):

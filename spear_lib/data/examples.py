@@ -1,7 +1,7 @@
 """From cut numbers to a batch: what a data worker does (load, augment, collate), whatever is trained."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ from spear_lib.data.batch import Batch, pad_waveforms
 from spear_lib.data.features import SAMPLE_RATE, fbank_length
 from spear_lib.data.loading import Work
 from spear_lib.data.mixing import MixingConfig, Mixture, mix_noise
-from spear_lib.keyed_random import keys as make_keys
+from spear_lib.keyed_random import generator, key
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +29,8 @@ class Example:
     speech: bool = True
     mixed: str = "none"
     speed: float = 1.0
+    occurrence: int = 0
+    """How often this epoch took the cut before."""
 
 
 class Examples:
@@ -56,33 +58,24 @@ class Examples:
     def make(self, work: Work) -> Batch:
         """The batch of a work item: this rank's cuts of a global batch."""
         epoch, index, share, global_batch = work
-        draw_epoch = epoch if self.training else 0
-        statistics: dict[str, tuple[float, int]] = {}
-        problems: dict[str, str] = {}
-        clean: dict[int, Example] = {}
-        for number in share:
-            self._load(number, clean, problems)
-        examples = [
-            self.augment(clean, number, draw_epoch, global_batch, statistics, problems)
-            for number in share
-            if number in clean
-        ]
+        making = Making(self, epoch if self.training else 0, [pick.cut for pick in global_batch])
+        examples = []
+        for pick in share:
+            clean = making.load(pick.cut)
+            if clean is not None:
+                examples.append(self.augment(replace(clean, occurrence=pick.occurrence), pick.cut, making))
         if not examples:
             return Batch([], torch.zeros(0, dtype=torch.int64), torch.zeros(0, 0), torch.zeros(0), epoch,
             index,
-                         problems=problems)  # fmt: skip
-        batch = self.collate(examples, draw_epoch)
+                         problems=making.problems)  # fmt: skip
+        batch = self.collate(examples, making.epoch)
         batch.epoch, batch.index = epoch, index
-        batch.statistics, batch.problems = statistics, problems
+        batch.statistics, batch.problems = making.statistics, making.problems
         return batch
 
-    def _load(self, number: int, loaded: dict[int, Example], problems: dict[str, str]) -> Example | None:
-        if number not in loaded:
-            try:
-                loaded[number] = self.load(number)
-            except _LOAD_ERRORS as error:
-                problems[str(self.manifest[number].id)] = str(error)
-        return loaded.get(number)
+    def random(self, purpose: str, epoch: int, example: Example) -> np.random.Generator:
+        """The draws of an example for one purpose: a function of (seed, epoch, cut id, occurrence) alone."""
+        return generator(purpose, self.seed, epoch, *_draw_id(example))
 
     def load_waveform(self, cut) -> np.ndarray:
         from spear_lib.data.audio import load_audio
@@ -94,17 +87,14 @@ class Examples:
             raise ValueError("the audio holds values that are not finite")
         return waveform
 
-    def augment(
-        self,
-        clean: dict[int, Example],
-        number: int,
-        epoch: int,
-        global_batch: list[int],
-        statistics: dict[str, tuple[float, int]],
-        problems: dict[str, str],
-    ) -> Example:
-        """The augmented copy of a clean example; ``clean`` grows by partners loaded from other ranks'
-        shares."""
+    def augment(self, example: Example, number: int, making: "Making") -> Example:
+        """The augmented example.
+
+        Args:
+          example: a copy whose arrays are shared with other copies of the cut: replace them, never change
+          them. number: of its cut.
+          making: the batch that it is for, with partners and counters.
+        """
         raise TypeError("subclasses define their augmentation")
 
     def _noise(self, example: Example, random: np.random.Generator) -> Mixture | None:
@@ -125,7 +115,9 @@ class Examples:
         ids = [example.cut_id for example in examples]
         return Batch(
             ids=ids,
-            keys=make_keys("utterance", self.seed, epoch, ids=ids),
+            keys=torch.tensor(
+                [key("utterance", self.seed, epoch, *_draw_id(each)) for each in examples], dtype=torch.int64
+            ),
             waveforms=waveforms,
             num_samples=num_samples,
             mixed=[example.mixed for example in examples],
@@ -134,6 +126,42 @@ class Examples:
         )
 
 
-def add_statistic(statistics: dict[str, tuple[float, int]], name: str, value: float, count: int = 1) -> None:
-    total, number = statistics.get(name, (0.0, 0))
-    statistics[name] = (total + value, number + count)
+def _draw_id(example: Example) -> tuple[str | int, ...]:
+    """What the draws of an example belong to; the first time that an epoch takes a cut it is the id alone."""
+    return (example.cut_id, example.occurrence) if example.occurrence else (example.cut_id,)
+
+
+class Making:
+    """One batch in the making: the cuts loaded for it, what its augmentations did, what went wrong.
+
+    Args:
+      examples: who loads.
+      epoch: that the draws are keyed by.
+      global_batch: numbers of the cuts of all ranks, the possible partners.
+    """
+
+    def __init__(self, examples: Examples, epoch: int, global_batch: list[int]) -> None:
+        self.epoch = epoch
+        self.statistics: dict[str, tuple[float, int]] = {}
+        self.problems: dict[str, str] = {}
+        self._examples, self._global_batch = examples, global_batch
+        self._loaded: dict[int, Example] = {}
+
+    def load(self, number: int) -> Example | None:
+        """The clean example of a cut; None (and a problem noted) where it cannot be read."""
+        if number not in self._loaded:
+            try:
+                self._loaded[number] = self._examples.load(number)
+            except _LOAD_ERRORS as error:
+                self.problems[str(self._examples.manifest[number].id)] = str(error)
+        return self._loaded.get(number)
+
+    def partner(self, number: int, random: np.random.Generator) -> Example | None:
+        """A clean example of the global batch, uniform over those of other cuts; None if there is none."""
+        others = [other for other in self._global_batch if other != number]
+        return self.load(others[int(random.integers(len(others)))]) if others else None
+
+    def count(self, name: str, value: float, times: int = 1) -> None:
+        """Adds to a statistic, a (sum, count)."""
+        total, number = self.statistics.get(name, (0.0, 0))
+        self.statistics[name] = (total + value, number + times)

@@ -20,10 +20,11 @@ from typing import Any
 from torch.utils.data import DataLoader, Dataset
 
 from spear_lib.data.batch import Batch
+from spear_lib.data.sampling import Pick
 
 logger = logging.getLogger(__name__)
 
-Work = tuple[int, int, list[int], list[int]]
+Work = tuple[int, int, list[Pick], list[Pick]]
 """(epoch, batch index, this rank's cuts, cuts of the global batch)"""
 
 

@@ -25,11 +25,12 @@ from typing import IO, Any
 
 import numpy as np
 
+from spear_lib.data.domains import is_audio
 from spear_lib.locks import exclusive
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 MEMORY_LIMIT = 2**20
 """Bytes of the manifest's file up to which its index is made in memory at every start."""
 
@@ -37,6 +38,7 @@ _ARRAYS = {
     "begins": np.int64,
     "ends": np.int64,
     "durations": np.float64,
+    "sounds": np.uint8,
     "id_ends": np.int64,
     "audio_keys": np.uint64,
     "recording_keys": np.uint64,
@@ -69,6 +71,7 @@ class ManifestIndex:
     Attributes:
       begins, ends: (n,) bytes of each cut's line.
       durations: (n,) s.
+      sounds: (n,) uint8, 1 where the cut's domain is audio rather than speech.
       audio_keys: (n,) uint64, ``audio_key`` of each cut.
       recording_keys: (n,) uint64, hash of the recording's id.
       id_hashes, id_order: (n,) hashes of the ids, sorted, and the positions they belong to.
@@ -77,6 +80,7 @@ class ManifestIndex:
     def __init__(self, path: Path, arrays: dict[str, np.ndarray], ids: "_Bytes", lines: "_Bytes"):
         self.path, self._ids, self._lines = path, ids, lines
         self.begins, self.ends, self.durations = arrays["begins"], arrays["ends"], arrays["durations"]
+        self.sounds = arrays["sounds"]
         self.audio_keys, self.recording_keys = arrays["audio_keys"], arrays["recording_keys"]
         self.id_hashes, self.id_order, self._id_ends = (
             arrays["id_hashes"],
@@ -256,6 +260,7 @@ def _build(path: Path, sink: Callable[[str], IO[bytes]], copy_lines: bool) -> No
             ("begins", begin),
             ("ends", begin + len(line)),
             ("durations", duration),
+            ("sounds", is_audio(fields.get("custom"))),
             ("id_ends", id_end),
             ("audio_keys", audio_key(recording, channel, start, duration)),
             ("recording_keys", hash64(recording)),

@@ -122,6 +122,16 @@ class Manifest:
         return None
 
     @property
+    def sizes(self) -> list[int]:
+        """Number of cuts of each file."""
+        return [len(index) for index in self._indexes]
+
+    @property
+    def sounds(self) -> np.ndarray:
+        """(number of cuts,) uint8: 1 where a cut's domain is audio, 0 where it is speech."""
+        return self._joined("sounds")
+
+    @property
     def audio_keys(self) -> np.ndarray:
         """(number of cuts,) uint64: equal for cuts of the same stretch of audio, whatever they are called."""
         return self._joined("audio_keys")

@@ -1,7 +1,7 @@
 """Data of pre-training: waveforms with the teachers' tokens, mixed and masked."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -9,11 +9,10 @@ import torch
 from spear_lib.data.batch import Batch
 from spear_lib.data.datasets import CutData, LoadingConfig, open_sources
 from spear_lib.data.domains import DOMAINS, SPEECH, domain_of
-from spear_lib.data.examples import Example, Examples, add_statistic
+from spear_lib.data.examples import Example, Examples, Making
 from spear_lib.data.features import SAMPLE_RATE, fbank_length
 from spear_lib.data.masking import MaskingConfig, channel_mask, time_mask
 from spear_lib.data.mixing import IGNORE, MixingConfig, Mixture, draw_token_mixture, mix_utterance
-from spear_lib.keyed_random import generator
 
 
 @dataclass(frozen=True)
@@ -113,42 +112,39 @@ class PretrainingExamples(Examples):
         tokens = {name: np.asarray(load_tokens(cut, name)) for name in names}
         return Example(str(cut.id), waveform, tokens, speech=domain == SPEECH)
 
-    def augment(self, clean, number, epoch, global_batch, statistics, problems) -> Example:
-        example = clean[number]
+    def augment(self, example: Example, number: int, making: Making) -> Example:
         if not self.mixing.enabled:
             return example
-        random = generator("mixing", self.seed, epoch, example.cut_id)
+        random = self.random("mixing", making.epoch, example)
         kind = self.mixing.draw_kind(random, example.speech)
         if kind == "noise" and self.noise is None:
             kind = "none"
         for each in ("noise", "utterance", "tokens"):
-            add_statistic(statistics, f"mixed_{each}", float(kind == each))
+            making.count(f"mixed_{each}", float(kind == each))
         if kind == "none":
             return example
-        mixture = self._mixture(kind, clean, number, global_batch, random, problems)
-        add_statistic(statistics, "mixing_skipped", float(mixture is None))
+        mixture = self._mixture(kind, example, number, making, random)
+        making.count("mixing_skipped", float(mixture is None))
         if mixture is None:
-            add_statistic(statistics, f"mixed_{kind}", -1.0, 0)
+            making.count(f"mixed_{kind}", -1.0, 0)
             return example
-        add_statistic(statistics, "mixing_overlap", mixture.overlap)
+        making.count("mixing_overlap", mixture.overlap)
         tokens = example.tokens
         if kind == "tokens":
-            add_statistic(statistics, "mixing_beta", mixture.beta)
-            add_statistic(statistics, "mixing_replaced_tokens", mixture.replaced)
+            making.count("mixing_beta", mixture.beta)
+            making.count("mixing_replaced_tokens", mixture.replaced)
             # The other teachers' targets describe the clean primary alone: a mixed sample is scored on one
             # (spec §5.1).
             tokens = {name: np.full(array.shape, IGNORE, dtype=np.int64) for name, array in tokens.items()}
             tokens[self.mixed_field] = mixture.tokens
-        return Example(example.cut_id, mixture.waveform, tokens, speech=example.speech, mixed=kind)
+        return replace(example, waveform=mixture.waveform, tokens=tokens, mixed=kind)
 
-    def _mixture(self, kind, clean, number, global_batch, random, problems) -> Mixture | None:
-        example = clean[number]
+    def _mixture(
+        self, kind: str, example: Example, number: int, making: Making, random: np.random.Generator
+    ) -> Mixture | None:
         if kind == "noise":
             return self._noise(example, random)
-        others = [other for other in global_batch if other != number]
-        if not others:
-            return None
-        partner = self._load(others[int(random.integers(len(others)))], clean, problems)
+        partner = making.partner(number, random)
         if partner is None or (kind == "tokens" and self.mixed_field not in partner.tokens):
             return None
         if kind == "utterance":

@@ -1,36 +1,51 @@
 """Which cuts form which batch: global batches of similar durations, the same for any number of processes
 (ours).
 
-A plan of an epoch is a pure function of (durations, batch_seconds, seed, epoch), computed at once from the
-durations of an indexed manifest. So a position in the data is two integers (epoch, batch index), resuming
-costs no replay of batches, and one process and many processes train on the same global batches: a rank
-merely takes its share.
+A plan of an epoch is a pure function of (durations, selection, batch_seconds, seed, epoch), computed at once
+from the durations of an indexed manifest. So a position in the data is two integers (epoch, batch index),
+resuming costs no replay of batches, and one process and many processes train on the same global batches: a
+rank merely takes its share.
 """
 
 import logging
-from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
+from spear_lib.data.selection import Selection, occurrences
 from spear_lib.keyed_random import generator
 
 logger = logging.getLogger(__name__)
 
 
+class Pick(NamedTuple):
+    """A cut in a batch."""
+
+    cut: int
+    """Its number."""
+    occurrence: int = 0
+    """How often the epoch's selection named it before; its random draws differ between them."""
+
+
 @dataclass(frozen=True)
 class EpochPlan:
-    """Batches of one epoch: batch i holds the cuts ``order[starts[i]:ends[i]]``."""
+    """Batches of one epoch: batch i holds the cuts ``cuts[starts[i]:ends[i]]``, each for the time that
+    ``occurrences`` says (None: no cut comes twice)."""
 
-    order: np.ndarray
+    cuts: np.ndarray
+    occurrences: np.ndarray | None
     starts: np.ndarray
     ends: np.ndarray
 
     def __len__(self) -> int:
         return len(self.starts)
 
-    def batch(self, index: int) -> list[int]:
-        return self.order[self.starts[index] : self.ends[index]].tolist()
+    def batch(self, index: int) -> list[Pick]:
+        part = slice(self.starts[index], self.ends[index])
+        cuts = self.cuts[part].tolist()
+        times = [0] * len(cuts) if self.occurrences is None else self.occurrences[part].tolist()
+        return [Pick(*pair) for pair in zip(cuts, times)]
 
 
 class BatchSampler:
@@ -38,8 +53,12 @@ class BatchSampler:
 
     Cuts are sorted by their duration times a random factor in [1 - jitter, 1 + jitter] drawn anew each epoch
     (buckets without edges: batch mates are of similar duration and differ between epochs) and cut into runs
-    whose *padded* duration, longest cut times number of cuts, fits ``batch_seconds``. No cut is dropped or
-    repeated.
+    whose *padded* duration, longest cut times number of cuts, fits ``batch_seconds``. Every cut comes as
+    often as the epoch's selection names it.
+
+    With ``groups``, the cuts are sorted by their rank among the cuts of their own group instead: each batch
+    then holds cuts of every group, in the epoch's proportion, the short ones of one with the short ones of
+    another.
 
     Args:
       durations: seconds of each cut.
@@ -49,6 +68,8 @@ class BatchSampler:
       shuffle: False for validation: longest batches last, the same in every epoch, each cut exactly once.
       jitter: relative range of the random factor.
       max_cuts: most cuts in a global batch, None for no limit.
+      selection: which cuts an epoch takes; None: every cut once. Without shuffle only epoch 0 is asked for.
+      groups: (number of cuts,) group of each cut, for example its domain, where batches shall mix them.
 
     Raises:
       ValueError: no cuts, fewer cuts than processes, or values that make no sense.
@@ -64,14 +85,16 @@ class BatchSampler:
         shuffle: bool = True,
         jitter: float = 0.1,
         max_cuts: int | None = None,
+        selection: Selection | None = None,
+        groups: np.ndarray | None = None,
     ) -> None:
         self.durations = np.asarray(durations, dtype=np.float64)
         self.batch_seconds = float(batch_seconds)
         self.seed, self.rank, self.world_size = seed, rank, world_size
         self.shuffle, self.jitter, self.max_cuts = shuffle, jitter, max_cuts
+        self.selection = selection
+        self.groups = groups if groups is not None and len(np.unique(groups)) > 1 else None
         self._check()
-        self.epoch = 0
-        self.index = 0
         self._plan: tuple[int, EpochPlan] | None = None
         self._warn_of_small_batches()
 
@@ -121,20 +144,48 @@ class BatchSampler:
         return self._plan[1]
 
     def _make_plan(self, epoch: int) -> EpochPlan:
+        selected, times = self._select(epoch)
+        durations = self.durations[selected]
         if self.shuffle:
             random = generator("batches", self.seed, epoch)
-            factor = 1.0 + self.jitter * random.uniform(-1.0, 1.0, size=self.durations.size)
+            factor = 1.0 + self.jitter * random.uniform(-1.0, 1.0, size=len(selected))
             # permutation first: cuts of exactly the same duration must not stay neighbours when jitter is 0
-            order = random.permutation(self.durations.size)
-            order = order[np.argsort((self.durations * factor)[order], kind="stable")]
+            order = random.permutation(len(selected))
+            order = order[np.argsort((durations * factor)[order], kind="stable")]
+            if self.groups is not None:
+                order = self._interleave(order, self.groups[selected])
         else:
-            order = np.argsort(self.durations, kind="stable")
-        ends = self._cut(self.durations[order])
+            order = np.argsort(durations, kind="stable")
+        ends = self._cut(durations[order])
         starts = np.concatenate(([0], ends[:-1]))
         if self.shuffle:
             batches = random.permutation(len(ends))
             starts, ends = starts[batches], ends[batches]
-        return EpochPlan(order, starts, ends)
+        return EpochPlan(selected[order], None if times is None else times[order], starts, ends)
+
+    def _select(self, epoch: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """The epoch's cuts, repeats allowed, and the occurrence of each."""
+        if self.selection is None:
+            return np.arange(self.durations.size), None
+        selected = np.asarray(self.selection(epoch), dtype=np.int64)
+        if len(selected) < self.world_size:
+            raise ValueError(
+                f"epoch {epoch} takes {len(selected)} cuts, which {self.world_size} processes cannot share: "
+                "raise the weights or the number of samples per epoch, or use fewer processes"
+            )
+        times = occurrences(selected)
+        return selected, times if times.any() else None
+
+    @staticmethod
+    def _interleave(order: np.ndarray, groups: np.ndarray) -> np.ndarray:
+        """``order`` (n,), sorted by length, as one row of all ``groups`` (n,), sorted by the rank in the own
+        one."""
+        rank = np.empty(len(order))
+        of_order = groups[order]
+        for group in np.unique(groups):
+            rows = np.flatnonzero(of_order == group)
+            rank[rows] = (np.arange(len(rows)) + 0.5) / len(rows)
+        return order[np.argsort(rank, kind="stable")]
 
     def _cut(self, durations: np.ndarray) -> np.ndarray:
         """Ends of the batches along cuts in their order."""
@@ -174,41 +225,24 @@ class BatchSampler:
             costs = (half - first) * durations[first:half].max(), (last - half) * durations[half:last].max()
             if max(costs) <= self.batch_seconds:
                 return [*ends[:-2], half, last]
-        if last - middle < self.world_size:
-            return [*ends[:-2], last]
-        return ends
+        # A cut for every process: taken from the batch before, and so on.
+        for number in range(len(ends) - 1, 0, -1):
+            ends[number - 1] = min(ends[number - 1], ends[number] - self.world_size)
+        return ends if ends[0] >= self.world_size else ends[1:]
 
     def num_batches(self, epoch: int) -> int:
         """Global batches of an epoch, which is also the number of steps of every rank."""
         return len(self.plan(epoch))
 
+    def picks(self, epoch: int, index: int) -> list[Pick]:
+        """What a batch holds over all ranks, longest first."""
+        picks = self.plan(epoch).batch(index)
+        return sorted(picks, key=lambda pick: (-self.durations[pick.cut], *pick))
+
     def global_batch(self, epoch: int, index: int) -> list[int]:
         """Cuts of a batch over all ranks, longest first."""
-        cuts = self.plan(epoch).batch(index)
-        return sorted(cuts, key=lambda cut: (-self.durations[cut], cut))
+        return [pick.cut for pick in self.picks(epoch, index)]
 
-    def share(self, global_batch: list[int]) -> list[int]:
-        """This rank's cuts of a global batch: every world_size-th of the length-sorted batch; never empty."""
+    def share(self, global_batch: list) -> list:
+        """This rank's part of a global batch: every world_size-th of the length-sorted batch; never empty."""
         return global_batch[self.rank :: self.world_size]
-
-    def __iter__(self) -> Iterator[list[int]]:
-        """This rank's shares of the remaining batches of the current epoch; then moves on to the next
-        epoch."""
-        for index in range(self.index, self.num_batches(self.epoch)):
-            cuts = self.share(self.global_batch(self.epoch, index))
-            self.index = index + 1
-            yield cuts
-        self.epoch, self.index = self.epoch + 1, 0
-
-    def state_dict(self) -> dict[str, int]:
-        """Where the next batch is: {"epoch", "batch"}; valid for every rank and any number of processes."""
-        return {"epoch": self.epoch, "batch": self.index}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Continues at a position; costs one plan, whatever the number of batches seen."""
-        missing = {"epoch", "batch"} - state.keys()
-        if missing:
-            raise ValueError(
-                f"sampler state lacks {sorted(missing)}, got {sorted(state)}: not a sampler's state_dict"
-            )
-        self.epoch, self.index = int(state["epoch"]), int(state["batch"])

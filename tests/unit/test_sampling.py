@@ -1,4 +1,4 @@
-"""Batches: every cut once, bounded padded size, the same for any number of processes, resume by position."""
+"""Batches: every cut once, bounded padded size, the same for any number of processes."""
 
 import numpy as np
 import pytest
@@ -84,18 +84,55 @@ def test_validation_order_is_fixed(durations):
     assert longest == sorted(longest)
 
 
-def test_resume_in_the_middle(durations):
-    unbroken = BatchSampler(durations, 200, rank=1, world_size=2)
-    expected = list(unbroken) + list(unbroken)  # epochs 0 and 1
-    assert unbroken.state_dict() == {"epoch": 2, "batch": 0}
-    broken = BatchSampler(durations, 200, rank=1, world_size=2)
-    batches = iter(broken)
-    seen = [next(batches) for _ in range(13)]
-    state = broken.state_dict()
-    assert state == {"epoch": 0, "batch": 13}
-    resumed = BatchSampler(durations, 200, rank=1, world_size=2)
-    resumed.load_state_dict(state)
-    assert seen + list(resumed) + list(resumed) == expected
+def test_a_small_last_batch_keeps_the_cap_and_every_process_busy():
+    """37 equal cuts, 12 per batch: the last cut alone would leave processes idle; merged it would break the
+    cap."""
+    for world_size in (1, 2, 4):
+        sampler = BatchSampler(np.full(37, 1.0), 12.0, world_size=world_size, max_cuts=12)
+        sizes = [len(batch) for batch in global_batches(sampler, 0)]
+        assert sum(sizes) == 37 and max(sizes) <= 12 and min(sizes) >= world_size
+
+
+def test_a_selection_is_taken_as_often_as_it_says(durations):
+    chosen = [np.repeat([3, 8, 500], [1, 3, 40]), np.arange(0, 1000, 7)]
+    sampler = BatchSampler(durations, 60, selection=lambda epoch: chosen[epoch], world_size=2, max_cuts=9)
+    for epoch in (0, 1):
+        picks = [pick for i in range(sampler.num_batches(epoch)) for pick in sampler.picks(epoch, i)]
+        assert sorted(pick.cut for pick in picks) == sorted(chosen[epoch])
+        times = {cut: sorted(time for each, time in picks if each == cut) for cut, _ in picks}
+        assert all(numbers == list(range(len(numbers))) for numbers in times.values())
+        for index in range(sampler.num_batches(epoch)):
+            batch = sampler.global_batch(epoch, index)
+            assert 2 <= len(batch) <= 9 and durations[batch].max() * len(batch) <= 60
+    empty = BatchSampler(durations, 60, selection=lambda epoch: np.array([5]), world_size=2)
+    with pytest.raises(ValueError, match="epoch 3 takes 1 cuts, which 2 processes cannot share"):
+        empty.num_batches(3)
+
+
+def test_every_cut_selected_once_is_the_plan_without_a_selection(durations):
+    plain = BatchSampler(durations, 200, seed=4)
+    selected = BatchSampler(durations, 200, seed=4, selection=lambda epoch: np.arange(1000))
+    assert [plain.picks(2, i) for i in range(9)] == [selected.picks(2, i) for i in range(9)]
+
+
+def test_groups_meet_in_every_batch():
+    """Clips of exactly 10 s among speech of 1 to 30 s: by duration alone, nearly all batches hold one
+    kind."""
+    random = np.random.default_rng(0)
+    durations = np.concatenate([random.uniform(1, 30, 900), np.full(300, 10.0)])
+    groups = np.repeat([0, 1], [900, 300])
+    mixed = BatchSampler(durations, 300, groups=groups, max_cuts=40)
+    batches = global_batches(mixed, 0)
+    assert sorted(sum(batches, [])) == list(range(1200))
+    shares = np.array([groups[batch].mean() for batch in batches])
+    assert abs(shares - 0.25).max() < 0.12
+    padded = np.array([durations[batch].max() * len(batch) for batch in batches])
+    assert padded.max() <= 300 and durations.sum() / padded.sum() > 0.7
+    apart = global_batches(BatchSampler(durations, 300, max_cuts=40), 0)
+    assert np.mean([0 < groups[batch].mean() < 1 for batch in apart]) < 0.5
+    assert global_batches(mixed, 1) != batches
+    one = BatchSampler(durations, 300, groups=np.zeros(1200), max_cuts=40)
+    assert global_batches(one, 0) == apart
 
 
 def test_cuts_longer_than_the_budget_still_come(caplog):
@@ -135,5 +172,3 @@ def test_errors():
         BatchSampler(np.array([1.0, 2.0]), 10, rank=2, world_size=2)
     with pytest.raises(ValueError, match="max_cuts is 1: 2 processes"):
         BatchSampler(np.array([1.0, 2.0]), 10, world_size=2, max_cuts=1)
-    with pytest.raises(ValueError, match=r"lacks \['batch'\]"):
-        BatchSampler(np.array([1.0]), 10).load_state_dict({"epoch": 1})
