@@ -1,13 +1,15 @@
 """Stage 6: join the shards of a token store, check them against the manifest (every cut exactly once, nothing
-damaged), and write the cuts with their tokens."""
+damaged), and write the cuts with their tokens. Several stores, one for each teacher, are attached at once."""
 
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from lhotse.cut import Cut
 
-from spear_lib.bin.common import first_screen, run
+from spear_lib.bin.common import as_list, first_screen, run
 from spear_lib.config import parse
 from spear_lib.data.manifests import Manifest, save_cuts
 from spear_lib.data.tokens import TokenStoreReader, attach_tokens, validate, write_store_facts
@@ -28,68 +30,60 @@ class Options:
 
     cuts: str | list[str]
     """Manifest(s) that the tokens were made for."""
-    store: str
-    """Folder of the token store (output_dir of dump_tokens)."""
+    store: str | list[str]
+    """Folder of the token store (output_dir of dump_tokens), or several with a field each."""
     output_cuts: str = ""
     """Manifest to write: the cuts with their token field; empty: only check."""
-    quantizer: str = ""
-    """If given: refuse tokens of another quantiser than this one."""
+    quantizer: str | list[str] = ""
+    """If given, one for each store: refuse tokens of another quantiser than this one."""
     max_bad_fraction: float = 0.001
     """Share of the cuts that may have no tokens; they are left out of output_cuts."""
 
+    def __post_init__(self) -> None:
+        stores, quantizers = as_list(self.store), as_list(self.quantizer)
+        if self.quantizer and len(quantizers) != len(stores):
+            raise ValueError(
+                f"{len(stores)} store(s) but {len(quantizers)} quantizer(s): give one for each, or none"
+            )
 
-def check_quantizer(options: Options, found: str) -> None:
+
+def check_quantizer(quantizer: str, store: str, found: str) -> None:
     """ValueError if the store's tokens (of quantiser ``found``) come from another quantiser than the one
     given."""
-    if not options.quantizer:
-        return
-    wanted = read_quantizer(options.quantizer)[1]["id"]
+    wanted = read_quantizer(quantizer)[1]["id"]
     if wanted != found:
         raise ValueError(
-            f"{options.store} holds tokens of quantiser {found}, but {quantizer_file(options.quantizer)} is "
-            f"{wanted}; delete the store and run stage 5 again"
+            f"{store} holds tokens of quantiser {found}, but {quantizer_file(quantizer)} is {wanted}; delete "
+            "the store and run stage 5 again"
         )
 
 
-def check_gaps(options: Options, manifest: Manifest, reader: TokenStoreReader) -> dict[str, str]:
+def check_gaps(store: str, manifest: Manifest, reader: TokenStoreReader, limit: float) -> dict[str, str]:
     """Cuts without tokens (id -> why), listed in a file; ValueError if there are too many, or foreign
     tokens."""
     gaps, foreign = find_gaps(manifest, reader)
     if foreign:
         raise ValueError(
-            f"{options.store} holds tokens of {len(foreign)} cuts that {manifest.describe()} does not have, "
-            f"for example {foreign[0]}: it belongs to another corpus; delete it and run stage 5 again"
+            f"{store} holds tokens of {len(foreign)} cuts that {manifest.describe()} does not have, for "
+            f"example {foreign[0]}: it belongs to another corpus; delete it and run stage 5 again"
         )
-    listing = Path(options.store) / BAD_CUTS_FILE
+    listing = Path(store) / BAD_CUTS_FILE
     listing.unlink(missing_ok=True)
     if gaps:
         write_text(listing, "".join(f"{cut}\t{why}\n" for cut, why in gaps.items()))
-    if len(gaps) > options.max_bad_fraction * len(manifest):
+    if len(gaps) > limit * len(manifest):
         shown = "; ".join(f"{cut}: {why}" for cut, why in list(gaps.items())[:5])
         raise ValueError(
-            f"{len(gaps)} of {len(manifest)} cuts have no tokens in {options.store}, at most "
-            f"{options.max_bad_fraction:.2%} may: {shown} ({listing} lists them all). Repair their audio "
-            "and run stage 5 with --retry_skipped true, or, where cuts were added, delete the store and run "
-            "stage 5 again"
+            f"{len(gaps)} of {len(manifest)} cuts have no tokens in {store}, at most {limit:.2%} may: "
+            f"{shown} ({listing} lists them all). Repair their audio and run stage 5 with --retry_skipped true, or, "
+            "where cuts were added, delete the store and run stage 5 again"
         )
     return gaps
 
 
-def main() -> None:
-    options = parse(Options, prog="python -m spear_lib.bin.check_tokens", description=__doc__)
-    manifest = Manifest(resolve_manifests(options.cuts))
-    refuse_same_audio(manifest)
-    reader = TokenStoreReader(options.store)
-    facts = reader.facts
-    first_screen(
-        "check and attach tokens",
-        {
-            "cuts": f"{len(manifest)} of {manifest.describe()}",
-            "tokens": f"{facts.field}, quantiser {facts.quantizer_id}, teacher {facts.teacher_id}",
-        },
-    )
-    check_quantizer(options, facts.quantizer_id)
-    gaps = check_gaps(options, manifest, reader)
+def check_store(store: str, manifest: Manifest, reader: TokenStoreReader, limit: float) -> dict[str, str]:
+    """Check one store as a whole and write what is in it to its store.json; returns ``check_gaps``'s gaps."""
+    gaps = check_gaps(store, manifest, reader, limit)
     usage = usage_summary(reader.verify())
     counts = {
         "num_cuts": len(manifest) - len(gaps),
@@ -99,21 +93,45 @@ def main() -> None:
         "audio_hours": round(manifest.hours, 6),
         "num_shards": reader.num_shards,
     }
-    write_store_facts(options.store, facts, {**counts, **usage})
-    kept = (cut for cut in manifest if cut.id not in gaps)
-    if options.output_cuts:
-        save_cuts(attach_tokens(kept, reader), options.output_cuts)
-        kept = Manifest(options.output_cuts)
-    else:
-        kept = attach_tokens(kept, reader)
-    report = validate(kept, facts.field, facts.quantizer_id, max_bad_fraction=0.0)
-    for line in summary_lines(facts, counts, usage):
+    write_store_facts(store, reader.facts, {**counts, **usage})
+    for line in summary_lines(reader.facts, counts, usage):
         logger.info("%s", line)
-    logger.info(
-        "all %d cuts have their tokens; %.1f %% of the codes are used",
-        report.num_cuts,
-        100 * float(np.mean(usage["used_share"])),
-    )
+    logger.info("%.1f %% of the codes are used", 100 * float(np.mean(usage["used_share"])))
+    return gaps
+
+
+def main() -> None:
+    options = parse(Options, prog="python -m spear_lib.bin.check_tokens", description=__doc__)
+    manifest = Manifest(resolve_manifests(options.cuts))
+    refuse_same_audio(manifest)
+    readers = {store: TokenStoreReader(store) for store in as_list(options.store)}
+    lines = {"cuts": f"{len(manifest)} of {manifest.describe()}"}
+    for store, reader in readers.items():
+        facts = reader.facts
+        if f"tokens {facts.field}" in lines:
+            raise ValueError(f"two of the stores hold the field {facts.field!r}: a cut has it once")
+        made_by = f"quantiser {facts.quantizer_id}, teacher {facts.teacher_id}"
+        lines[f"tokens {facts.field}"] = f"{made_by}, {store}"
+    first_screen("check and attach tokens", lines)
+    gaps: dict[str, str] = {}
+    quantizers = as_list(options.quantizer) if options.quantizer else [""] * len(readers)
+    for quantizer, (store, reader) in zip(quantizers, readers.items()):
+        if quantizer:
+            check_quantizer(quantizer, store, reader.facts.quantizer_id)
+        gaps |= check_store(store, manifest, reader, options.max_bad_fraction)
+
+    def attached() -> Iterable[Cut]:
+        cuts: Iterable[Cut] = (cut for cut in manifest if cut.id not in gaps)
+        for reader in readers.values():
+            cuts = attach_tokens(cuts, reader)
+        return cuts
+
+    if options.output_cuts:
+        save_cuts(attached(), options.output_cuts)
+    for reader in readers.values():
+        cuts = Manifest(options.output_cuts) if options.output_cuts else attached()
+        report = validate(cuts, reader.facts.field, reader.facts.quantizer_id, max_bad_fraction=0.0)
+        logger.info("all %d cuts have their tokens %s", report.num_cuts, reader.facts.field)
     if options.output_cuts:
         logger.info("cuts with tokens: %s", Path(options.output_cuts))
 

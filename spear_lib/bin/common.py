@@ -39,6 +39,11 @@ def run(main: Callable[[], None]) -> None:
         _append_metrics(time.monotonic() - started)
 
 
+def as_list(value: str | list[str]) -> list[str]:
+    """An option that takes one value or several, as a list."""
+    return [value] if isinstance(value, str) else list(value)
+
+
 def setup_logging() -> None:
     """Messages of the library on standard error, one line each, with the time."""
     rank = os.environ.get("RANK")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from spear_lib.bin.common import first_screen, run
+from spear_lib.bin.common import as_list, first_screen, run
 from spear_lib.config import parse
 from spear_lib.data.manifests import Manifest
 from spear_lib.data.problems import Problems
@@ -74,11 +74,6 @@ class Options:
                 f"{len(as_list(self.quantizer))} quantizer(s) but {len(as_list(self.output_dir))} "
                 "output_dir(s): give one folder for each"
             )
-
-
-def as_list(value: str | list[str]) -> list[str]:
-    """One value or several, as a list."""
-    return [value] if isinstance(value, str) else list(value)
 
 
 def open_fields(

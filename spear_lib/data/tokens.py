@@ -10,6 +10,7 @@ the field). Code of this library therefore loads tokens with ``load_tokens`` and
 ``collate_tokens`` only.
 """
 
+import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ from spear_lib.data.tokens_store import (
     Entry,
     TokenStoreReader,
     TokenStoreWriter,
+    read_json,
     store_facts,
     write_json,
     write_store,
@@ -263,5 +265,8 @@ def token_facts(cut: Cut, field: str) -> dict[str, Any]:
 
 
 def write_store_facts(store: str | Path, facts: TokenFacts, summary: dict[str, Any]) -> None:
-    """Write store.json: ``facts`` and ``summary`` in one flat object."""
-    write_json(Path(store) / STORE_FILE, {**asdict(facts), **summary})
+    """Write store.json: ``facts`` and ``summary`` in one flat object. A file that says the same stays
+    untouched: another recipe's store may be checked again, and need not be writable."""
+    path, content = Path(store) / STORE_FILE, {**asdict(facts), **summary}
+    if not path.exists() or read_json(path) != json.loads(json.dumps(content)):
+        write_json(path, content)

@@ -232,6 +232,35 @@ def test_renamed_and_reordered_cuts_keep_their_tokens(made, tmp_path, monkeypatc
         assert np.array_equal(load_tokens(cut, "spectral_cb3"), before)
 
 
+def test_several_stores_are_attached_at_once(made, tmp_path, monkeypatch, caplog):
+    config = ("--config", made / "quantizer.yaml", "--embeddings", made / "embeddings")
+    second, cuts = tmp_path / "second", made / "audio" / "cuts.jsonl.gz"
+    call(train_quantizer, monkeypatch, *config, "--training.num_codebooks", 2, "--output_dir", second)
+    call(dump_tokens, monkeypatch, "--cuts", cuts, "--quantizer", second, "--output_dir", tmp_path / "two")
+    first = made / "tokens"
+    before = (first / "store.json").stat().st_mtime_ns
+    out = tmp_path / "out.jsonl.gz"
+    check = ("--cuts", cuts, "--store", f"[{first},{tmp_path / 'two'}]", "--output_cuts", out)
+    call(check_tokens, monkeypatch, *check, "--quantizer", f"[{made / 'quantizer'},{second}]")
+    assert (first / "store.json").stat().st_mtime_ns == before, "the same facts are not written again"
+    old = Manifest(made / "cuts" / "cuts.jsonl.gz")
+    for cut in Manifest(out):
+        assert np.array_equal(
+            load_tokens(cut, "spectral_cb3"), load_tokens(old[old.position(cut.id)], "spectral_cb3")
+        )
+        assert load_tokens(cut, "spectral_cb2").shape == (len(load_tokens(cut, "spectral_cb3")), 2)
+    with pytest.raises(ValueError, match=r"two holds tokens of quantiser \w+, but .*quantizer.* is "):
+        call(check_tokens, monkeypatch, *check, "--quantizer", f"[{made / 'quantizer'},{made / 'quantizer'}]")
+    same = ("--cuts", cuts, "--store", f"[{first},{tmp_path / 'copy'}]")
+    shutil.copytree(first, tmp_path / "copy")
+    with pytest.raises(
+        ValueError, match="two of the stores hold the field 'spectral_cb3': a cut has it once"
+    ):
+        call(check_tokens, monkeypatch, *same)
+    with pytest.raises(SystemExit):
+        call(check_tokens, monkeypatch, *check, "--quantizer", second)
+
+
 def test_check_without_output_only_checks_and_says_what_is_there(made, monkeypatch, caplog):
     with caplog.at_level("INFO"):
         call(

@@ -297,9 +297,9 @@ def test_errors_say_what_and_how_much(call, message):
 def test_tokens_of_another_quantiser_are_refused(tmp_path):
     quantizer = Quantizer(4, 2, 4)
     quantizer.save(tmp_path / "quantizer")
-    options = check_tokens.Options("cuts", "tokens", quantizer=str(tmp_path / "quantizer"))
-    check_tokens.check_quantizer(options, quantizer.id)
+    path = str(tmp_path / "quantizer")
+    check_tokens.check_quantizer(path, "tokens", quantizer.id)
     with pytest.raises(
         ValueError, match=f"tokens holds tokens of quantiser 0123, but .* is {quantizer.id}; del"
     ):
-        check_tokens.check_quantizer(options, "0123")
+        check_tokens.check_quantizer(path, "tokens", "0123")
