@@ -75,8 +75,8 @@ def check_gaps(store: str, manifest: Manifest, reader: TokenStoreReader, limit: 
         shown = "; ".join(f"{cut}: {why}" for cut, why in list(gaps.items())[:5])
         raise ValueError(
             f"{len(gaps)} of {len(manifest)} cuts have no tokens in {store}, at most {limit:.2%} may: "
-            f"{shown} ({listing} lists them all). Repair their audio and run stage 5 with --retry_skipped true, "
-            "or, where cuts were added, delete the store and run stage 5 again"
+            f"{shown} ({listing} lists them all). Repair their audio and run stage 5 with --retry_skipped "
+            "true, or, where cuts were added, delete the store and run stage 5 again"
         )
     return gaps
 
