@@ -18,6 +18,7 @@ from spear_lib.data.asr_data import AsrData, AsrDataConfig
 from spear_lib.data.manifests import Manifest
 from spear_lib.evaluation.decoding import SearchConfig, build_model, load_weights, recognise
 from spear_lib.pretrained import load_encoder, save_encoder
+from spear_lib.training.finetuning import build_encoder, training_config
 from spear_lib.training.task import StepClock
 
 
@@ -140,8 +141,8 @@ def test_scratch_has_the_shape_but_not_the_weights(corpus):
     options = finetune_asr.FinetuneOptions(
         experiment_dir="", units="", dev_cuts=[], encoder=str(corpus["encoder"]), scratch=True
     )
-    encoder, original = finetune_asr.build_encoder(options), load_encoder(corpus["encoder"])
-    again = finetune_asr.build_encoder(options)
+    encoder, original = build_encoder(options), load_encoder(corpus["encoder"])
+    again = build_encoder(options)
     name = "encoder.encoders.0.layers.0.feed_forward2.in_proj.weight"
     assert encoder.config == original.config
     assert not torch.equal(encoder.state_dict()[name], original.state_dict()[name])
@@ -150,9 +151,9 @@ def test_scratch_has_the_shape_but_not_the_weights(corpus):
 
 def test_scratch_trains_like_the_head():
     common = {"experiment_dir": "", "units": "", "dev_cuts": [], "freeze_encoder_steps": 7}
-    scratch = finetune_asr.training_config(finetune_asr.FinetuneOptions(**common, scratch=True))
+    scratch = training_config(finetune_asr.FinetuneOptions(**common, scratch=True))
     assert (scratch.lr_scales, scratch.freeze, scratch.schedule_offset_batches) == ({}, [], 0.0)
-    tuned = finetune_asr.training_config(finetune_asr.FinetuneOptions(**common, encoder="x"))
+    tuned = training_config(finetune_asr.FinetuneOptions(**common, encoder="x"))
     assert tuned.lr_scales == {"encoder": 0.1} and tuned.freeze == ["encoder"] and tuned.freeze_steps == 7
     assert tuned.schedule_offset_batches == 100_000.0
 
@@ -160,7 +161,7 @@ def test_scratch_trains_like_the_head():
 def test_without_encoder_or_scratch_there_is_an_explanation():
     options = finetune_asr.FinetuneOptions(experiment_dir="", units="", dev_cuts=[])
     with pytest.raises(ValueError, match="scratch to true"):
-        finetune_asr.build_encoder(options)
+        build_encoder(options)
 
 
 def make_task(vocab_size: int = 29, **config) -> AsrTask:

@@ -1,0 +1,85 @@
+"""What fine-tuning starts from and how the encoder trains: what its commands share (spec optim §5)."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from spear_lib import keyed_random
+from spear_lib.data.datasets import CutData
+from spear_lib.pretrained import load_encoder
+from spear_lib.training.options import TrainingConfig
+from spear_lib.zipformer import SpearEncoder, ZipformerConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuningOptions:
+    """Options of every command that fine-tunes an encoder; the commands add theirs."""
+
+    experiment_dir: str
+    """Receives config.yaml, log, metrics.jsonl, tensorboard and checkpoints; a run goes on there."""
+    encoder: str = ""
+    """Pre-trained encoder: a folder of stage 11 or a checkpoint. With scratch: only its shape is used."""
+    scratch: bool = False
+    """Start from random weights (the comparison); then encoder_lr_scale, freeze_encoder_steps and
+    schedule_offset_batches do not apply: a random encoder trains like the head, from the first step on."""
+    encoder_config: ZipformerConfig = field(default_factory=ZipformerConfig)
+    """Shape of the encoder with scratch and without encoder."""
+    encoder_lr_scale: float = 0.1
+    """Factor on the learning rate of the encoder (reference: 0.05 or 0.1)."""
+    freeze_encoder_steps: int = 2000
+    """Steps during which only the head trains (reference: 2000)."""
+    schedule_offset_batches: float = 100_000.0
+    """Added to the clock of the encoder's schedules, so that they are in their final state (reference)."""
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    """Optimiser, schedule, intervals."""
+
+
+def build_encoder(options: FinetuningOptions) -> SpearEncoder:
+    """The encoder that training starts from.
+
+    Raises:
+      ValueError: neither an encoder nor scratch was asked for.
+    """
+    if not options.scratch:
+        if not options.encoder:
+            raise ValueError(
+                "no encoder is given: set encoder to a pre-trained one (run.sh stage 11 makes it), "
+                "or scratch to true to start from random weights"
+            )
+        return load_encoder(options.encoder)
+    config: Any = load_encoder(options.encoder).config if options.encoder else options.encoder_config
+    # After reading the other one, whose construction also draws numbers.
+    torch.manual_seed(keyed_random.key("encoder", options.training.seed))
+    return load_encoder(config)
+
+
+def training_config(options: FinetuningOptions) -> TrainingConfig:
+    """The options of the loop, with the encoder's own learning rate, freezing and clock filled in."""
+    training = options.training
+    if options.scratch:
+        return training
+    freeze = ["encoder"] if options.freeze_encoder_steps > 0 else training.freeze
+    return dataclasses.replace(
+        training,
+        lr_scales={**training.lr_scales, "encoder": options.encoder_lr_scale},
+        freeze=freeze,
+        freeze_steps=options.freeze_encoder_steps if freeze == ["encoder"] else training.freeze_steps,
+        schedule_offset_batches=options.schedule_offset_batches,
+    )
+
+
+def start_facts(options: FinetuningOptions, training: TrainingConfig) -> dict[str, str]:
+    """Lines of the first screen: what training starts from, and how fast the encoder follows."""
+    rate = training.lr_scales.get("encoder", 1.0)
+    frozen = f", frozen for {training.freeze_steps} steps" if training.freeze else ""
+    return {
+        "starts from": "random weights" if options.scratch else options.encoder,
+        "learning rate": f"{training.learning_rate:g}; encoder x {rate:g}{frozen}",
+    }
+
+
+def describe_audio(data: CutData) -> str:
+    """How much there is of a set, for the first screen."""
+    return f"{data.total_seconds / 60:.1f} min in {data.num_cuts} cuts"
