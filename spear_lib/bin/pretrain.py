@@ -126,13 +126,14 @@ def facts(
 ) -> dict[str, object]:
     """Lines of the first screen."""
     training, seconds = options.training, options.data.batch_seconds * options.training.accumulate_batches
-    precision, hours = Precision(training.precision, processes.device), train_data.total_seconds / 3600
+    precision = Precision(training.precision, processes.device)
     steps = max(1, train_data.num_batches(0) // training.accumulate_batches)
     lines = {
         "precision": f"{precision.name} ({precision.reason})",
         "kernels": swoosh_kernels(processes.device),
         "processes": processes.world_size,
-        "training cuts": f"{train_data.num_cuts}, {hours:.2f} h of audio, about {steps} steps per epoch",
+        **train_data.facts(),
+        "epoch": f"about {steps} steps",
         "batch": f"{seconds:g} s of audio over all processes (reference: 400 s on each of 16 GPUs)",
         "learning rate": f"{training.learning_rate:g} (ScaledAdam: relative to each tensor's size), falls "
         f"after {training.lr_batches:g} steps and {training.lr_hours:g} h",
