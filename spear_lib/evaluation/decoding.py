@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,20 +19,14 @@ from spear_lib.asr.model import AsrModel, TransducerConfig
 from spear_lib.asr.search import Hypothesis, greedy_search_batch, modified_beam_search
 from spear_lib.asr.task import check_vocabulary
 from spear_lib.config import load as load_options
-from spear_lib.data.audio import load_audio
-from spear_lib.data.batch import pad_waveforms
 from spear_lib.data.manifests import Manifest
-from spear_lib.data.sampling import BatchSampler
+from spear_lib.evaluation.audio_batches import waveform_batches
 from spear_lib.files import write_text
 from spear_lib.pretrained import load_encoder
 from spear_lib.training.checkpoint_average import average_checkpoints
 from spear_lib.training.progress import progress
 
 logger = logging.getLogger(__name__)
-
-SAMPLE_RATE = 16000
-MIN_SAMPLES = 1600
-"""Shorter utterances are filled up with silence to 0.1 s, so that the encoder has frames to look at."""
 
 
 @dataclass(frozen=True)
@@ -131,29 +124,6 @@ def search(model: AsrModel, encoder_out: Tensor, lengths: Tensor, config: Search
     return modified_beam_search(
         model, encoder_out, lengths, beam=config.beam, blank_penalty=config.blank_penalty
     )
-
-
-def waveform_batches(
-    manifest: Manifest, batch_seconds: float, indices: list[int] | None = None
-) -> Iterator[tuple[list[int], Tensor, Tensor]]:
-    """Audio of cuts in batches of similar duration, each cut exactly once.
-
-    Args:
-      manifest: cuts.
-      batch_seconds: padded audio of a batch.
-      indices: cuts to read; all by default.
-
-    Yields:
-      Positions in the manifest, waveforms (B, N), lengths (B,) int64 in samples, each at least MIN_SAMPLES.
-    """
-    chosen = np.arange(len(manifest)) if indices is None else np.asarray(indices)
-    durations = np.asarray(manifest.durations)[chosen]
-    sampler = BatchSampler(durations, max(batch_seconds, float(durations.max())), shuffle=False)
-    for number in range(sampler.num_batches(0)):
-        rows = [int(chosen[row]) for row in sampler.global_batch(0, number)]
-        audio = [load_audio(manifest[row], SAMPLE_RATE) for row in rows]
-        audio = [np.pad(samples, (0, max(0, MIN_SAMPLES - len(samples)))) for samples in audio]
-        yield rows, *pad_waveforms(audio)
 
 
 @torch.no_grad()

@@ -5,9 +5,11 @@ of ``spear_lib.data.labelled_clips``. Sets of several corpora may carry differen
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
+import numpy as np
 from lhotse.cut import Cut
 
 from spear_lib import keyed_random
@@ -76,7 +78,23 @@ class LabelledCuts:
         return f"{len(self)} cuts ({', '.join(parts) or 'no labels'})"
 
 
-def read_cuts(paths: Sequence[str], max_cuts: int, seed: int) -> LabelledCuts:
+class _Candidate(NamedTuple):
+    """A cut to choose from; sorts by the key of its id."""
+
+    key: int
+    manifest: int
+    row: int
+    id: str
+    labels: Labels
+
+
+def read_cuts(
+    paths: Sequence[str],
+    max_cuts: int,
+    seed: int,
+    per_speaker: int = 1,
+    accepts: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> LabelledCuts:
     """Labelled cuts of several manifests, chosen by the key of their ids; cuts without labels are left out.
 
     Args:
@@ -84,36 +102,44 @@ def read_cuts(paths: Sequence[str], max_cuts: int, seed: int) -> LabelledCuts:
       max_cuts: most cuts of each domain (0: all). Speakers take turns, so that few do not crowd out the
         others; cuts without a speaker are taken at random.
       seed: of the choice.
+      per_speaker: cuts that a speaker gives in a turn.
+      accepts: durations in seconds (U,) -> (U,) bool, which of them are fit; all by default.
     """
     manifests = [Manifest(path) for path in paths]
-    candidates: dict[str, list[tuple[int, int, int, str, Labels]]] = {domain: [] for domain in DOMAINS}
+    candidates: dict[str, list[_Candidate]] = {domain: [] for domain in DOMAINS}
     unlabelled = 0
     for number, manifest in enumerate(manifests):
-        ranked = sorted((keyed_random.key("probe", seed, id), row) for row, id in enumerate(manifest.ids))
-        for order, row in ranked[: CANDIDATES * max_cuts or None]:
+        fit = np.ones(len(manifest), dtype=bool) if accepts is None else accepts(manifest.durations)
+        keys = ((keyed_random.key("probe", seed, id), row) for row, id in enumerate(manifest.ids) if fit[row])
+        for key, row in sorted(keys)[: CANDIDATES * max_cuts or None]:
             cut = manifest[row]
             if labels := Labels.of(cut):
-                candidates[domain_of(cut)].append((order, number, row, cut.id, labels))
+                candidates[domain_of(cut)].append(_Candidate(key, number, row, cut.id, labels))
             else:
                 unlabelled += 1
     if unlabelled:
         logger.info("%d cuts without transcript, speaker or sound events are not probed", unlabelled)
-    chosen = [item for items in candidates.values() for item in _in_turns(items)[: max_cuts or None]]
+    chosen = [
+        item for found in candidates.values() for item in _in_turns(found, per_speaker)[: max_cuts or None]
+    ]
     result = LabelledCuts(manifests=[(manifest, []) for manifest in manifests])
-    for _, number, row, id, labels in sorted(chosen, key=lambda item: (item[1], item[2])):
-        result.manifests[number][1].append(row)
-        result.ids.append(id)
-        result.labels.append(labels)
+    for item in sorted(chosen, key=lambda item: (item.manifest, item.row)):
+        result.manifests[item.manifest][1].append(item.row)
+        result.ids.append(item.id)
+        result.labels.append(item.labels)
     return result
 
 
-def _in_turns(items: list[tuple[int, int, int, str, Labels]]) -> list[tuple[int, int, int, str, Labels]]:
-    """In the order of their keys, but the first cut of every speaker before the second of any."""
-    turns: dict[str, int] = {}
-    ranked = []
-    for item in sorted(items, key=lambda item: item[:3]):
-        speaker = item[4].speaker
-        if speaker is not None:
-            turns[speaker] = turns.get(speaker, -1) + 1
-        ranked.append((0 if speaker is None else turns[speaker], item))
-    return [item for _, item in sorted(ranked, key=lambda pair: (pair[0], pair[1][:3]))]
+def _in_turns(candidates: list[_Candidate], per_speaker: int) -> list[_Candidate]:
+    """In the order of their keys, but ``per_speaker`` cuts of everyone before more of anyone; of a turn those
+    first who can fill it."""
+    groups: dict[str, list[_Candidate]] = {}
+    for item in sorted(candidates):
+        groups.setdefault(item.labels.speaker or f"cut {item.id}", []).append(item)
+    turns = [
+        (start, group[start : start + per_speaker])
+        for group in groups.values()
+        for start in range(0, len(group), per_speaker)
+    ]
+    turns.sort(key=lambda turn: (turn[0], -len(turn[1]), turn[1][0]))
+    return [item for _, turn in turns for item in turn]

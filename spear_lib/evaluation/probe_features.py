@@ -3,13 +3,15 @@
 Legend: B utterances of a batch, U of a set, T frames, D dimensions.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from spear_lib.data.features import FbankExtractor
 from spear_lib.data.manifests import Manifest
-from spear_lib.evaluation.decoding import waveform_batches
+from spear_lib.evaluation.audio_batches import load_waveforms, position_batches
 from spear_lib.pretrained.kinds import Encoder
 from spear_lib.training.progress import progress
 
@@ -20,18 +22,47 @@ Sources = list[tuple[Manifest, list[int]]]
 def log_mel_features(sources: Sources, batch_seconds: float) -> list[np.ndarray]:
     """Mean and standard deviation of each mel bin over the utterance: one "layer" (U, 256)."""
     extractor = FbankExtractor()
-    rows = []
+    rows: dict[int, np.ndarray] = {}
+    for batch, waveforms, lengths in probe_batches(sources, batch_seconds):
+        fbank, num_frames = extractor(waveforms, lengths)
+        for row, frames, count in zip(batch, fbank, num_frames.tolist()):
+            frames = frames[:count].double()
+            rows[row] = torch.cat([frames.mean(0), frames.std(0, correction=0)]).numpy()
+    return [np.stack([rows[row] for row in sorted(rows)])]
+
+
+def probe_batches(
+    sources: Sources, batch_seconds: float, share: int = 0, num_shares: int = 1
+) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+    """Every ``num_shares``-th batch of the audio of ``sources``, from number ``share`` on.
+
+    Yields:
+      Rows (positions among all cuts of ``sources``), waveforms (B, N), lengths (B,) in samples. Which cuts
+      are batch mates does not depend on the shares.
+    """
+    before = number = 0
     for manifest, positions in sources:
         if not positions:
             continue
-        found: dict[int, np.ndarray] = {}
-        for batch, waveforms, lengths in waveform_batches(manifest, batch_seconds, positions):
-            fbank, num_frames = extractor(waveforms, lengths)
-            for row, frames, count in zip(batch, fbank, num_frames.tolist()):
-                frames = frames[:count].double()
-                found[row] = torch.cat([frames.mean(0), frames.std(0, correction=0)]).numpy()
-        rows += [found[position] for position in positions]
-    return [np.stack(rows)]
+        row_of = {position: before + index for index, position in enumerate(positions)}
+        before += len(positions)
+        batches = position_batches(manifest, batch_seconds, positions)
+        mine = [batch for index, batch in enumerate(batches, start=number) if index % num_shares == share]
+        number += len(batches)
+        for batch in mine:
+            yield [row_of[position] for position in batch], *load_waveforms(manifest, batch)
+
+
+def batch_features(
+    encoder: Encoder, waveforms: Tensor, lengths: Tensor, device: torch.device | str
+) -> list[np.ndarray]:
+    """Mean over the valid frames of every layer, (B, D) each, the encoder's output last."""
+    output = encoder.extract(waveforms.to(device), lengths.to(device))
+    frames = [encoder.hidden_length(length) for length in lengths.tolist()]
+    at_50_hz = torch.tensor(frames, device=device)
+    means = [masked_mean(hidden, at_50_hz) for hidden in output.hidden_states]
+    means.append(masked_mean(output.encoder_out, output.lengths))
+    return [mean.double().cpu().numpy() for mean in means]
 
 
 @torch.no_grad()
@@ -44,23 +75,13 @@ def encoder_features(
 ) -> list[np.ndarray]:
     """Mean over the valid frames of every layer: a list of (U, D) arrays, the encoder's output last."""
     encoder = encoder.to(device).eval()
-    rows: list[list[np.ndarray]] = []
-    for manifest, positions in sources:
-        if not positions:
-            continue
-        found: dict[int, list[np.ndarray]] = {}
-        batches = waveform_batches(manifest, batch_seconds, positions)
-        for batch, waveforms, lengths in progress(batches, None, description, "batches"):
-            output = encoder.extract(waveforms.to(device), lengths.to(device))
-            frames = [encoder.hidden_length(length) for length in lengths.tolist()]
-            at_50_hz = torch.tensor(frames, device=device)
-            means = [masked_mean(hidden, at_50_hz) for hidden in output.hidden_states]
-            means.append(masked_mean(output.encoder_out, output.lengths))
-            arrays = [mean.double().cpu().numpy() for mean in means]
-            for index, row in enumerate(batch):
-                found[row] = [array[index] for array in arrays]
-        rows += [found[position] for position in positions]
-    return [np.stack(layer) for layer in zip(*rows)]
+    rows: dict[int, list[np.ndarray]] = {}
+    batches = probe_batches(sources, batch_seconds)
+    for batch, waveforms, lengths in progress(batches, None, description, "batches"):
+        arrays = batch_features(encoder, waveforms, lengths, device)
+        for index, row in enumerate(batch):
+            rows[row] = [array[index] for array in arrays]
+    return [np.stack(layer) for layer in zip(*(rows[row] for row in sorted(rows)))]
 
 
 def masked_mean(frames: Tensor, lengths: Tensor) -> Tensor:

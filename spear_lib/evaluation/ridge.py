@@ -25,9 +25,13 @@ class Ridge:
         self.mean, self.scale = features.mean(0), features.std(0)
         self.scale = np.where(self.scale > 1e-12, self.scale, 1.0)
         self.bias = targets.mean(0)
-        x = self._standardise(features)
-        self.values, self.vectors = np.linalg.eigh(x.T @ x / len(x))
-        self.projected = self.vectors.T @ (x.T @ (targets - self.bias) / len(x))
+        self.x = self._standardise(features)
+        # Of the two Gram matrices the smaller one: few cuts of many features are the rule in training.
+        self.dual = len(self.x) < self.x.shape[1]
+        gram = self.x @ self.x.T if self.dual else self.x.T @ self.x
+        self.values, self.vectors = np.linalg.eigh(gram / len(self.x))
+        centred = targets - self.bias
+        self.projected = self.vectors.T @ ((centred if self.dual else self.x.T @ centred) / len(self.x))
 
     def _standardise(self, features: np.ndarray) -> np.ndarray:
         return (features - self.mean) / self.scale
@@ -35,6 +39,7 @@ class Ridge:
     def predict(self, features: np.ndarray, strength: float) -> np.ndarray:
         """Scores (U, K) with ridge ``strength`` (in units of the variance of a standardised feature)."""
         weights = self.vectors @ (self.projected / (np.maximum(self.values, 0.0) + strength)[:, None])
+        weights = self.x.T @ weights if self.dual else weights
         return self._standardise(features) @ weights + self.bias
 
 

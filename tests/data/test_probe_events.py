@@ -104,3 +104,15 @@ def test_cuts_without_labels_are_left_out_and_nothing_to_probe_is_explained(
 def test_too_rare_events_are_explained(corpus, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="no event occurs in at least 29 of 30 .* lower min_event_count"):
         call(corpus, monkeypatch, tmp_path, min_event_count="29")
+
+
+def test_speakers_give_several_cuts_in_a_turn_and_durations_are_filtered(tmp_path):
+    cuts = make_cuts(tmp_path, "many", 18, [0, 0, 1, 1, 2, 3])  # 6 cuts of two speakers, 3 of two
+    four = read_cuts([str(cuts)], 8, seed=0, per_speaker=4)
+    assert sorted(four.speakers.count(who) for who in set(four.speakers)) == [4, 4]
+    assert {"speaker-0", "speaker-1"} == set(four.speakers)
+    two = read_cuts([str(cuts)], 8, seed=0, per_speaker=2)
+    assert sorted(two.speakers.count(who) for who in set(two.speakers)) == [2, 2, 2, 2]
+    short = read_cuts([str(cuts)], 0, seed=0, accepts=lambda seconds: seconds < 0.7)
+    durations = short.manifests[0][0].durations
+    assert 0 < len(short) < 18 and all(durations[row] < 0.7 for row in short.manifests[0][1])

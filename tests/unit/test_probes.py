@@ -88,3 +88,16 @@ def test_probes_find_the_layer_that_knows():
     assert 15 < chance["mean"] < 55 and chance["layer"] == "–"
     nothing = probes.probe_labels(*empty, targets, 3).to_json()
     assert abs(nothing["mean"] - 100 * targets[2].mean()) < 15
+
+
+def test_ridge_with_fewer_cuts_than_features_is_the_same_regression():
+    random = keyed_random.generator("test_probes", 4)
+    x, y, new = (
+        random.standard_normal((12, 30)),
+        random.standard_normal((12, 2)),
+        random.standard_normal((5, 30)),
+    )
+    z = (x - x.mean(0)) / x.std(0)
+    weights = np.linalg.solve(z.T @ z / 12 + 0.2 * np.eye(30), z.T @ (y - y.mean(0)) / 12)
+    expected = (new - x.mean(0)) / x.std(0) @ weights + y.mean(0)
+    np.testing.assert_allclose(ridge.Ridge(x, y).predict(new, 0.2), expected, atol=1e-10)
