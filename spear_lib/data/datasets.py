@@ -10,6 +10,7 @@ import dataclasses
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -170,6 +171,18 @@ class CutData:
     def num_batches(self, epoch: int) -> int:
         """Batches (steps) of an epoch."""
         return self.sampler.num_batches(epoch)
+
+    def largest_batch(self, epoch: int) -> Batch:
+        """This rank's share of the batch of an epoch that needs the most memory, made in this process."""
+        works = _EpochWorks(self.sampler, self.cut_numbers, epoch, self.sampler.largest(epoch))
+        return self.examples.make(works[0])
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Equal where the same options give the same batches: ids, durations and order of all cuts and of
+        the noise. Audio and tokens are not read."""
+        parts = [self.manifest, *([self.examples.noise] if self.examples.noise is not None else [])]
+        return "-".join(part.fingerprint for part in parts)
 
     def epoch_batches(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
         """This rank's share of the global batches ``start_batch``, ``start_batch`` + 1, ... of an epoch.

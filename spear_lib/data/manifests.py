@@ -1,6 +1,7 @@
 """Cuts in files: written in one piece and with the same bytes each time, read by index (ours, on lhotse)."""
 
 import gzip
+import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
@@ -140,6 +141,15 @@ class Manifest:
     def recording_keys(self) -> np.ndarray:
         """(number of cuts,) uint64: equal for cuts of the same recording."""
         return self._joined("recording_keys")
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the ids, durations and order of all cuts; not of the paths."""
+        digest = hashlib.blake2b(digest_size=8)
+        for index in self._indexes:
+            for array in (index.id_hashes, index.id_order, index.durations):
+                digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
 
     def describe(self) -> str:
         """The files, for messages."""

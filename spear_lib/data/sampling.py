@@ -234,6 +234,16 @@ class BatchSampler:
         """Global batches of an epoch, which is also the number of steps of every rank."""
         return len(self.plan(epoch))
 
+    def largest(self, epoch: int) -> int:
+        """The batch of an epoch that needs the most memory: of those whose padded share of a process is
+        within 10 % of the largest one, that of the longest cut (attention grows with the square of it)."""
+        plan = self.plan(epoch)
+        by_start = np.argsort(plan.starts)
+        longest = np.empty(len(plan))
+        longest[by_start] = np.maximum.reduceat(self.durations[plan.cuts], plan.starts[by_start])
+        padded = longest * -(-(plan.ends - plan.starts) // self.world_size)
+        return int(np.where(padded >= 0.9 * padded.max(), longest, 0.0).argmax())
+
     def picks(self, epoch: int, index: int) -> list[Pick]:
         """What a batch holds over all ranks, longest first."""
         picks = self.plan(epoch).batch(index)

@@ -1,0 +1,66 @@
+"""What a resumed run asks of its data: are they the same, and which batch is the largest."""
+
+import numpy as np
+from dataset_fixtures import FIELD, make_cuts, tiny_corpus, with_tokens
+
+from spear_lib.data.manifests import Manifest, save_cuts
+from spear_lib.data.pretraining_data import PretrainingData, PretrainingDataConfig
+from spear_lib.data.sampling import BatchSampler
+
+
+def test_fingerprint_follows_ids_durations_and_order(tmp_path):
+    cuts = make_cuts(tmp_path / "wav", 4)
+    versions = {
+        "same": cuts,
+        "order": cuts[::-1],
+        "fewer": cuts[:3],
+        "shorter": [cuts[0].truncate(duration=0.5, preserve_id=True), *cuts[1:]],
+        "renamed": [cuts[0].with_id("other"), *cuts[1:]],
+    }
+    prints = {}
+    for name, of in versions.items():
+        save_cuts(of, tmp_path / f"{name}.jsonl.gz")
+        prints[name] = Manifest(tmp_path / f"{name}.jsonl.gz").fingerprint
+    assert len(set(prints.values())) == len(versions)
+    save_cuts(cuts, tmp_path / "again" / "moved.jsonl.gz")
+    assert Manifest(tmp_path / "again" / "moved.jsonl.gz").fingerprint == prints["same"]
+
+
+def test_fingerprint_of_the_data_includes_the_noise(tmp_path):
+    paths = tiny_corpus(tmp_path, 6)
+    options = {"train_cuts": [paths["train"]], "token_fields": [FIELD], "num_workers": 0}
+    without = PretrainingData(PretrainingDataConfig(**options)).fingerprint
+    config = PretrainingDataConfig(**options, noise_cuts=[paths["noise"]])
+    assert PretrainingData(config).fingerprint not in ("", without)
+    assert (
+        PretrainingData(config).fingerprint
+        == PretrainingData(config, seed=3, rank=1, world_size=2).fingerprint
+    )
+
+
+def test_largest_batch_is_that_of_the_most_memory():
+    random = np.random.default_rng(0)
+    durations = random.uniform(1.0, 20.0, 200)
+    for world_size in (1, 3):
+        sampler = BatchSampler(durations, 60.0, world_size=world_size)
+        index = sampler.largest(2)
+        padded, longest = [], []
+        for number in range(sampler.num_batches(2)):
+            share = sampler.global_batch(2, number)[::world_size]
+            padded.append(durations[share[0]] * len(share))
+            longest.append(durations[share].max())
+        near = [number for number, size in enumerate(padded) if size >= 0.9 * max(padded)]
+        assert longest[index] == max(longest[number] for number in near) and index in near
+
+
+def test_largest_batch_is_a_real_one(tmp_path):
+    cuts = with_tokens(make_cuts(tmp_path / "wav", 12), tmp_path / "tokens")
+    save_cuts(cuts, tmp_path / "cuts.jsonl.gz")
+    config = PretrainingDataConfig(
+        train_cuts=[str(tmp_path / "cuts.jsonl.gz")], token_fields=[FIELD], num_workers=0, batch_seconds=8.0
+    )
+    data = PretrainingData(config)
+    largest = data.largest_batch(1)
+    (same,) = [batch for batch in data.epoch_batches(1) if batch.index == largest.index]
+    assert same.ids == largest.ids and (same.waveforms == largest.waveforms).all()
+    assert largest.padded_seconds >= 0.9 * max(batch.padded_seconds for batch in data.epoch_batches(1))
