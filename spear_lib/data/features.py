@@ -15,6 +15,8 @@ import torch
 from lhotse.features.kaldi.layers import create_frame_window, get_mel_banks
 from torch import Tensor, nn
 
+from spear_lib.devices import on_host
+
 SAMPLE_RATE = 16000
 """Samples per second of every waveform that reaches the features (ours: one rate everywhere)."""
 
@@ -104,7 +106,7 @@ class FbankExtractor(nn.Module):
     def _log_mel(self, frames: Tensor) -> Tensor:
         """(B, T, 400) overlapping frames -> (B, T, F) log-mel energies."""
         window, mel_filters = self._on(frames.device)
-        if frames.device.type != "cpu":
+        if not on_host(frames):
             return _log_mel_of(frames, window, mel_filters)
         result = torch.empty((*frames.shape[:2], self.num_mel_bins))
         for row, row_result in zip(frames, result):
@@ -132,7 +134,7 @@ class FbankExtractor(nn.Module):
                 f"num_samples has shape {tuple(num_samples.shape)}, expected ({waveforms.shape[0]},): "
                 "one length in samples per waveform"
             )
-        if num_samples.device.type == "cpu" and num_samples.numel():  # on a GPU the check would cost a sync
+        if on_host(num_samples) and num_samples.numel():  # on a GPU the check would cost a sync
             longest, shortest = int(num_samples.max()), int(num_samples.min())
             if longest > waveforms.shape[1] or shortest < 0:
                 raise ValueError(

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spear_lib.devices import on_host
 from spear_lib.optim.reports import report_clipping, report_explosion, report_skip
 
 VARIANTS = ("spear", "master")
@@ -53,7 +54,7 @@ class _Stack:
             self.params, self.grads = self._stacked("params", self.tensors), self._stacked("grads", gradients)
 
     def _stacked(self, name: str, tensors: list[Tensor]) -> Tensor:
-        if self.first.device.type != "cpu":
+        if not on_host(self.first):
             return torch.stack(tensors)
         if name not in self.scratch:
             self.scratch[name] = self.first.new_empty((len(tensors), *self.first.shape))
@@ -75,7 +76,7 @@ class _Stack:
 
 def _is_one(factor: Tensor | float) -> bool:
     """Whether a factor is known to be 1 without waiting for a device."""
-    return float(factor) == 1.0 if not isinstance(factor, Tensor) or factor.device.type == "cpu" else False
+    return float(factor) == 1.0 if not isinstance(factor, Tensor) or on_host(factor) else False
 
 
 class ScaledAdam(torch.optim.Optimizer):

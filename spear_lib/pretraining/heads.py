@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from spear_lib.devices import on_host
+
 # Logits held at once: 8 MB in float32 stay near a CPU's cache, a GPU is kept busy by 128 MB.
 CPU_CHUNK_ELEMENTS = 1 << 21
 GPU_CHUNK_ELEMENTS = 1 << 25
@@ -101,7 +103,7 @@ def _add_gradients(
     grad_hidden, grad_classifiers, grad_bias = gradients
     grad = probabilities.scatter_add_(-1, wanted, -torch.ones_like(wanted, dtype=probabilities.dtype))
     # Nearly always all are valid. Asking a GPU would wait for it, and there a pass over memory costs little.
-    if grad.device.type != "cpu" or not bool(valid.all()):
+    if not on_host(grad) or not bool(valid.all()):
         grad.masked_fill_(~valid.unsqueeze(-1), 0.0)
     # The frame's weight goes to the narrow side of each product: F' x P numbers instead of F' x N*K.
     scale = weights[rows].unsqueeze(-1)
@@ -112,7 +114,7 @@ def _add_gradients(
 
 
 def _chunks(hidden: Tensor, bias: Tensor) -> list[slice]:
-    elements = CPU_CHUNK_ELEMENTS if hidden.device.type == "cpu" else GPU_CHUNK_ELEMENTS
+    elements = CPU_CHUNK_ELEMENTS if on_host(hidden) else GPU_CHUNK_ELEMENTS
     size = max(1, elements // bias.numel())
     return [slice(start, start + size) for start in range(0, hidden.shape[0], size)]
 

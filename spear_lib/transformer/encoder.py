@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from spear_lib.devices import on_host
 from spear_lib.transformer.config import TransformerConfig
 from spear_lib.transformer.extractor import MIN_SAMPLES, WaveformExtractor, extracted_frames
 from spear_lib.transformer.layer import ChannelDropout, TransformerLayer
@@ -155,7 +156,7 @@ class TransformerEncoder(nn.Module):
             x = (
                 x + 0.0 * self.masked_spec_embed.sum()
             )  # every parameter gets a gradient in every step, for DDP
-        full = lengths.device.type == "cpu" and int(lengths.min()) == waveforms.shape[1]
+        full = on_host(lengths) and int(lengths.min()) == waveforms.shape[1]
         frames = extracted_frames(lengths)
         valid = None if full else torch.arange(x.shape[1], device=x.device) < frames.unsqueeze(1)
         hidden_states = self.encoder(x, valid)
@@ -201,7 +202,7 @@ class TransformerEncoder(nn.Module):
             raise ValueError(
                 f"lengths must be ({batch},), one per utterance, got shape {tuple(lengths.shape)}"
             )
-        if lengths.device.type == "cpu":
+        if on_host(lengths):
             check_range("lengths", lengths, MIN_SAMPLES, num_samples, "samples (25 ms at 16 kHz)")
         if time_mask is not None and (time_mask.dim() != 2 or time_mask.shape[0] != batch):
             raise ValueError(f"time_mask must be ({batch}, fbank frames), got {tuple(time_mask.shape)}")

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from spear_lib.devices import on_host
 from spear_lib.zipformer.modules import at_least_float32
 from spear_lib.zipformer.regularisers import BalancerLimits, apply_limits
 
@@ -27,7 +28,7 @@ _ROWS = 1 << 18  # of a pointwise network, computed at once: what keeps a device
 
 def _recomputes(x: Tensor) -> bool:
     """Whether activations are computed again in the backward pass rather than kept."""
-    return x.device.type != "cpu"
+    return not on_host(x)
 
 
 @cache

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from spear_lib.devices import on_host
 from spear_lib.zipformer.modules import scaled_linear
 from spear_lib.zipformer.regularisers import Balancer, Whiten, score_penalty
 from spear_lib.zipformer.schedule import Schedule, StepContext
@@ -65,7 +66,7 @@ def _relative_view(buffer: Tensor) -> Tensor:
 def _chunks(query: Tensor) -> list[slice]:
     """Parts of the batch to work on: all of it, or on a CPU single utterances, whose scores fit its cache."""
     batch = query.shape[0]
-    if query.device.type != "cpu":
+    if not on_host(query):
         return [slice(0, batch)]
     return [slice(index, index + 1) for index in range(batch)]
 

@@ -13,13 +13,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from spear_lib.devices import on_host
+
 _TILE = 16  # outputs per matrix product along the convolved axis
 _FREQUENCY_TILE = 8
 
 
 def use_matrix_products(x: Tensor) -> bool:
     """Whether this module's functions are the faster choice for ``x``."""
-    return x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    return on_host(x) and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
 
 
 def _banded(weight: Tensor, tile: int) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from spear_lib.data.features import FbankExtractor, fbank_length
 from spear_lib.data.masking import student_mask
+from spear_lib.devices import on_host
 from spear_lib.zipformer.config import ZipformerConfig
 from spear_lib.zipformer.front_end import MIN_FBANK_FRAMES, ConvolutionalFrontEnd, embedding_frames
 from spear_lib.zipformer.regularisers import limit_gradients
@@ -157,7 +158,7 @@ class SpearEncoder(nn.Module):
         """
         if waveforms.dim() != 2:
             raise ValueError(f"waveforms must be (B, N), got shape {tuple(waveforms.shape)}")
-        if lengths.device.type == "cpu":
+        if on_host(lengths):
             check_range("lengths", lengths, MIN_SAMPLES, waveforms.shape[1], "samples (85 ms at 16 kHz)")
         fbank, num_frames = _features(self.config.num_mel_bins)(waveforms, lengths)
         return self(fbank, num_frames, time_mask, channel_mask)
@@ -195,7 +196,7 @@ class SpearEncoder(nn.Module):
                 f"fbank has {num_frames} frames; the encoder needs at least {MIN_FBANK_FRAMES} "
                 f"({MIN_SAMPLES} samples, 85 ms). Drop or pad such utterances"
             )
-        if lengths.device.type == "cpu":
+        if on_host(lengths):
             check_range("lengths", lengths, MIN_FBANK_FRAMES, num_frames, "fbank frames")
         if time_mask is not None and time_mask.shape != (batch, num_frames):
             raise ValueError(f"time_mask must be {(batch, num_frames)}, got {tuple(time_mask.shape)}")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from spear_lib.devices import on_host
 from spear_lib.zipformer.schedule import Schedule, StepContext, as_schedule
 
 _FLOOR = 1.0e-20
@@ -190,7 +191,7 @@ class _WhitenFunction(torch.autograd.Function):
             metric, mean_diagonal = _whitening_metric(covariance)
             ctx.active = True
             # On a CPU the branch is free; on a device and in a compiled graph the scale below is 0 instead.
-            if x.device.type == "cpu" and not torch.compiler.is_compiling() and metric.item() < limit:
+            if on_host(x) and not torch.compiler.is_compiling() and metric.item() < limit:
                 ctx.active = False
                 return x.view_as(x)
             direction = covariance - torch.eye(covariance.shape[1], device=x.device) * (

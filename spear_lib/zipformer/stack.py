@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from spear_lib.devices import on_host
 from spear_lib.zipformer.attention import MASKED_SCORE, PositionalEncoding
 from spear_lib.zipformer.config import ZipformerConfig
 from spear_lib.zipformer.layer import ZipformerLayer
@@ -44,7 +45,7 @@ class _FrameMasks:
         self.exact = exact
         frames = torch.arange(num_frames, device=lengths.device)
         # Without padding there is nothing to mask; only knowable without a device synchronisation on a CPU.
-        full = lengths.device.type == "cpu" and int(lengths.min()) == num_frames
+        full = on_host(lengths) and int(lengths.min()) == num_frames
         self.valid = None if full else frames < lengths.unsqueeze(1)
         self.chunk_mask = None
         if chunk_size > 0:
