@@ -5,43 +5,42 @@ Nothing loops over utterances or hypotheses inside a frame. Utterances are sorte
 active ones are always the first rows.
 """
 
-from dataclasses import dataclass, field
-
 import torch
 from torch import Tensor
 
+from spear_lib.asr.hypothesis import Hypothesis
 from spear_lib.asr.model import AsrModel
 
 
-@dataclass
-class Hypothesis:
-    """One recognised utterance."""
+def check_batch(frames: Tensor, lengths: Tensor) -> tuple[list[int], list[int]]:
+    """Order of the utterances by falling length, and per frame the number of utterances that have it.
 
-    ids: list[int]
-    """Unit ids, without blank."""
-    timestamps: list[int]
-    """Encoder frame at which each unit was emitted."""
-    score: float
-    """Log-probability in nats (of the path for greedy, of the merged paths for beam search)."""
-    nbest: list[tuple[float, list[int]]] = field(default_factory=list)
-    """All hypotheses of the final beam as (score, ids), by falling score; empty for greedy."""
+    Args:
+      frames: (B, T, ...).
+      lengths: (B,) valid frames.
+
+    Raises:
+      ValueError: shapes or lengths that do not fit together.
+    """
+    if frames.dim() != 3 or lengths.shape != frames.shape[:1]:
+        raise ValueError(
+            f"encoder_out is {tuple(frames.shape)} with lengths {tuple(lengths.shape)}; "
+            "expected (B, T, E) and (B,)."
+        )
+    sizes = lengths.tolist()
+    if sizes and not 0 <= min(sizes) <= max(sizes) <= frames.shape[1]:
+        raise ValueError(f"lengths {min(sizes)}..{max(sizes)} do not fit into {frames.shape[1]} frames.")
+    order = sorted(range(len(sizes)), key=lambda row: -sizes[row])
+    return order, [sum(size > t for size in sizes) for t in range(max(sizes, default=0))]
 
 
 def _prepare(model: AsrModel, encoder_out: Tensor, lengths: Tensor) -> tuple[Tensor, list[int], list[int]]:
     """Projected frames (B, T, J) sorted by falling length, the order and the active rows per frame."""
-    if encoder_out.dim() != 3 or lengths.shape != encoder_out.shape[:1]:
-        raise ValueError(
-            f"encoder_out is {tuple(encoder_out.shape)} with lengths {tuple(lengths.shape)}; "
-            "expected (B, T, E) and (B,)."
-        )
-    sizes = lengths.tolist()
-    if sizes and not 0 <= min(sizes) <= max(sizes) <= encoder_out.shape[1]:
-        raise ValueError(f"lengths {min(sizes)}..{max(sizes)} do not fit into {encoder_out.shape[1]} frames.")
-    order = sorted(range(len(sizes)), key=lambda row: -sizes[row])
+    order, active = check_batch(encoder_out, lengths)
+    if encoder_out.isnan().any():
+        raise ValueError("encoder_out holds NaN: the model or its input is broken, nothing can be recognised")
     rows = torch.tensor(order, dtype=torch.int64, device=encoder_out.device)
-    projected = model.joiner.encoder_proj(encoder_out[rows].float())
-    active = [sum(size > t for size in sizes) for t in range(max(sizes, default=0))]
-    return projected, order, active
+    return model.joiner.encoder_proj(encoder_out[rows].float()), order, active
 
 
 def _decode_context(model: AsrModel, context: Tensor) -> Tensor:
@@ -115,7 +114,7 @@ def greedy_search_batch(
     return results
 
 
-def _hash_append(state: Tensor, token: Tensor) -> Tensor:
+def append_to_hash(state: Tensor, token: Tensor) -> Tensor:
     """64-bit hash of a unit sequence extended by ``token`` (multiply, add, xor-shift; wraps around)."""
     mixed = (state ^ (token + 1)) * -7046029254386353131
     return mixed ^ ((mixed >> 29) & ((1 << 35) - 1))
@@ -170,7 +169,7 @@ def modified_beam_search(
         token = best.indices % vocab_size
         silent = _silent(token, model.blank_id, unk_id)
         old_hash = hashes[:rows].gather(1, parent)
-        new_hash = torch.where(silent, old_hash, _hash_append(old_hash, token))
+        new_hash = torch.where(silent, old_hash, append_to_hash(old_hash, token))
         alive = best.values > -torch.inf
         same = (new_hash[:, :, None] == new_hash[:, None, :]) & alive[:, :, None] & alive[:, None, :]
         merged = torch.logsumexp(torch.where(same, best.values[:, None, :], -torch.inf), dim=2)
@@ -183,14 +182,14 @@ def modified_beam_search(
         shifted = torch.cat([old_context[..., 1:], token[..., None]], dim=2)
         context[:rows] = torch.where(silent[..., None], old_context, shifted)
         decoded[:rows] = _decode_context(model, context[:rows].flatten(0, 1)).unflatten(0, (rows, beam))
-    emitted = _trace_back(parents, tokens)
+    emitted = trace_back(parents, tokens)
     results: list[Hypothesis | None] = [None] * batch
     for row, (utterance, beam_scores) in enumerate(zip(order, scores.tolist())):
         results[utterance] = _best_of_beam(beam_scores, emitted[row], model.decoder.context_size)
     return results
 
 
-def _trace_back(parents: Tensor, tokens: Tensor) -> list[list[list[int]]]:
+def trace_back(parents: Tensor, tokens: Tensor) -> list[list[list[int]]]:
     """parents, tokens (T, B, K) -> per utterance and place of the final beam the (T,) units, -1 = none."""
     num_frames, batch, beam = parents.shape
     place = torch.arange(beam, device=parents.device).repeat(batch, 1)
@@ -204,11 +203,11 @@ def _trace_back(parents: Tensor, tokens: Tensor) -> list[list[list[int]]]:
 
 
 def _best_of_beam(scores: list[float], emitted: list[list[int]], context_size: int) -> Hypothesis:
-    candidates = []
+    nbest = []
     for score, units in zip(scores, emitted):
         if score > float("-inf"):
-            pairs = [(unit, time) for time, unit in enumerate(units) if unit >= 0]
-            candidates.append((score, [u for u, _ in pairs], [t for _, t in pairs]))
-    score, ids, timestamps = max(candidates, key=lambda item: item[0] / (len(item[1]) + context_size))
-    nbest = sorted(((value, units) for value, units, _ in candidates), key=lambda item: -item[0])
-    return Hypothesis(ids, timestamps, score, nbest)
+            times = [time for time, unit in enumerate(units) if unit >= 0]
+            nbest.append(Hypothesis([units[time] for time in times], times, score))
+    best = max(nbest, key=lambda item: item.score / (len(item.ids) + context_size))
+    best.nbest = sorted(nbest, key=lambda item: -item.score)
+    return best

@@ -58,18 +58,18 @@ def test_merging_on_three_frames_by_hand():
     """Two frames, units {blank, 1}, both equally likely: "1" has two paths of 1/4 each, "" and "1 1" one."""
     model = TableModel(torch.zeros(2, 2))
     found = modified_beam_search(model, torch.zeros(1, 2, 2), torch.tensor([2]), beam=4)[0]
-    scores = {tuple(ids): score for score, ids in found.nbest}
+    scores = {tuple(h.ids): h.score for h in found.nbest}
     assert scores == {
         (1,): pytest.approx(math.log(0.5)),
         (): pytest.approx(math.log(0.25)),
         (1, 1): pytest.approx(math.log(0.25)),
     }
-    assert found.nbest[0][1] == [1]
+    assert found.nbest[0].ids == [1]
     # Chosen by score / (units + 2): log(1/2)/3 > log(1/4)/4 > log(1/4)/2.
     assert found.ids == [1] and found.score == pytest.approx(math.log(0.5))
     # Three frames: three paths of 1/8 to "1" and to "1 1".
     found = modified_beam_search(model, torch.zeros(1, 3, 2), torch.tensor([3]), beam=8)[0]
-    scores = {len(ids): score for score, ids in found.nbest}
+    scores = {len(h.ids): h.score for h in found.nbest}
     assert [round(8 * math.exp(scores[n]), 4) for n in range(4)] == [1, 3, 3, 1]
 
 
@@ -86,10 +86,10 @@ def test_wide_beam_is_the_sum_over_all_paths():
             last = unit or last
         totals.setdefault(tuple(u for u in path if u), []).append(score)
     expected = {ids: float(torch.tensor(scores).logsumexp(0)) for ids, scores in totals.items()}
-    assert {tuple(ids): score for score, ids in found.nbest} == {
+    assert {tuple(h.ids): h.score for h in found.nbest} == {
         ids: pytest.approx(score, abs=1e-5) for ids, score in expected.items()
     }
-    assert sum(math.exp(score) for score, _ in found.nbest) == pytest.approx(1.0, abs=1e-5)
+    assert sum(math.exp(h.score) for h in found.nbest) == pytest.approx(1.0, abs=1e-5)
     assert tuple(found.ids) == max(expected, key=lambda ids: expected[ids] / (len(ids) + 2))
 
 
@@ -132,11 +132,11 @@ def test_probability_of_the_beam_never_exceeds_one():
     for beam in (2, 4, 16):
         found = modified_beam_search(model, encoder_out, lengths, beam)
         for hypothesis in found:
-            scores = [score for score, _ in hypothesis.nbest]
+            scores = [h.score for h in hypothesis.nbest]
             assert scores == sorted(scores, reverse=True) and len(scores) <= beam
             assert sum(map(math.exp, scores)) <= 1.0 + 1e-5
-            assert len({tuple(ids) for _, ids in hypothesis.nbest}) == len(scores)  # merged
-        mass = [sum(math.exp(score) for score, _ in h.nbest) for h in found]
+            assert len({tuple(h.ids) for h in hypothesis.nbest}) == len(scores)  # merged
+        mass = [sum(math.exp(entry.score) for entry in h.nbest) for h in found]
         assert previous is None or all(m >= p - 1e-9 for m, p in zip(mass, previous))
         previous = mass
 

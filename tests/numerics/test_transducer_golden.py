@@ -84,5 +84,7 @@ def test_search(model, method, rows):
             reference = sorted(
                 ((entry["log_prob"], entry["tokens"]) for entry in expected["nbest"][row]), reverse=True
             )
-            assert [ids for _, ids in found.nbest] == [tokens for _, tokens in reference]
-            assert [score for score, _ in found.nbest] == pytest.approx([s for s, _ in reference], abs=1e-3)
+            assert [entry.ids for entry in found.nbest] == [tokens for _, tokens in reference]
+            assert [entry.score for entry in found.nbest] == pytest.approx(
+                [s for s, _ in reference], abs=1e-3
+            )
