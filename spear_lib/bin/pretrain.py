@@ -5,6 +5,7 @@
         \\ --valid_cuts '[data/cuts/librispeech_cuts_dev.jsonl.gz]'
 
 Run the same command again to go on after a crash. Several processes: torchrun --nproc-per-node=8 -m ...
+With --dry_run true nothing is trained: it prints what the run would take (memory, steps, GPU-hours).
 """
 
 import logging
@@ -25,6 +26,8 @@ from spear_lib.training.distributed import World, world
 from spear_lib.training.loop import train
 from spear_lib.training.metrics import log_file
 from spear_lib.training.options import TrainingConfig
+from spear_lib.training.plan import PlanConfig
+from spear_lib.training.plan_report import plan_lines
 from spear_lib.training.precision import Precision
 from spear_lib.transformer import TransformerConfig
 from spear_lib.zipformer import ZipformerConfig
@@ -48,6 +51,9 @@ class PretrainOptions:
     data: PretrainingDataConfig = field(default_factory=PretrainingDataConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    dry_run: bool = False
+    """Train nothing: print what the run would take on the machines of ``plan`` (memory, steps, hours)."""
+    plan: PlanConfig = field(default_factory=PlanConfig)
 
     def __post_init__(self) -> None:
         if self.encoder_type not in ENCODER_TYPES:
@@ -67,6 +73,9 @@ class PretrainOptions:
 
 def main() -> None:
     options = parse(PretrainOptions, prog="python -m spear_lib.bin.pretrain", description=__doc__)
+    if options.dry_run:
+        first_screen("Plan of a pre-training run; nothing is trained", plan_lines(options))
+        return
     with world(options.training.device) as processes, log_file(options.experiment_dir, processes.is_main):
         pretrain(options, processes)
 

@@ -1,0 +1,175 @@
+"""What a pre-training run will take, before it is started: parameters, memory, steps, hours (ours)."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from spear_lib.data.batch import Batch
+from spear_lib.data.features import SAMPLE_RATE, fbank_length
+from spear_lib.data.masking import MaskingConfig, channel_mask, time_mask
+from spear_lib.optim import ScaledAdam, parameter_groups
+from spear_lib.pretrained.kinds import EncoderConfig, build_encoder
+from spear_lib.pretraining import ObjectiveConfig, PretrainingModel, PretrainingTask, TokenField
+from spear_lib.training.options import TrainingConfig
+from spear_lib.training.plan_memory import Pretence, StepMemory, count_step
+from spear_lib.training.task import StepClock
+
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class PlanConfig:
+    """The machines that a dry run plans for."""
+
+    gpus: int = 16
+    """Processes, one per GPU (reference: 16)."""
+    gpu_memory_gb: float = 80.0
+    """Memory of one GPU in GB of 10^9 bytes (ours: an H100 or A100 of 80 GB)."""
+    gpu_tflops: float = 989.0
+    """Dense bf16 matrix products of one GPU in 10^12 operations per second (H100 SXM, data sheet)."""
+    utilisation: float = 0.25
+    """Share of gpu_tflops that training reaches; an assumption, not a measurement (ours)."""
+    audio_seconds_per_second: float = 0.0
+    """Measured throughput of one GPU, as the log of a run prints it for all of them together; replaces
+    gpu_tflops and utilisation (0: not measured)."""
+    codebooks: list[int] = field(default_factory=list)
+    """Codebooks of each teacher's tokens, where no training cuts say it; default: 16 (speech teacher), then 8
+    (audio teacher) (paper §4)."""
+    token_rates: list[float] = field(default_factory=list)
+    """Frame rates of these tokens in Hz; default: 50, then 25."""
+    precision: str = "bf16"
+    """bf16 | fp16 | fp32: what training.precision becomes on those GPUs, where it is auto."""
+    device: str = "gpu"
+    """gpu | cpu: whose code is counted (they keep different things for the backward pass)."""
+
+    def __post_init__(self) -> None:
+        if self.gpus < 1:
+            raise ValueError(f"plan.gpus is {self.gpus}; a run has at least 1 process")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"plan.precision is {self.precision!r}; use {', '.join(PRECISIONS)}")
+        if self.device not in ("gpu", "cpu"):
+            raise ValueError(f"plan.device is {self.device!r}; use gpu or cpu")
+        if not 0.0 < self.utilisation <= 1.0:
+            raise ValueError(f"plan.utilisation is {self.utilisation}; use a share in (0, 1]")
+        if len(self.codebooks) != len(self.token_rates):
+            raise ValueError(
+                f"plan.codebooks has {len(self.codebooks)} values and plan.token_rates "
+                f"{len(self.token_rates)}: give one of each for every teacher, or neither"
+            )
+
+
+class Shape(NamedTuple):
+    """A batch of one process: so many utterances, all of this length."""
+
+    utterances: int
+    seconds: float
+
+
+def worst_shape(batch_seconds: float, longest: float, processes: int) -> Shape:
+    """The largest share that one process gets of a global batch whose cuts are all as long as the longest.
+
+    Attention grows with the square of the length, so no batch of shorter cuts needs more.
+
+    Args:
+      batch_seconds: padded audio of a global batch.
+      longest: seconds of the longest cut.
+      processes: a global batch has at least one cut for each.
+    """
+    cuts = max(int(batch_seconds / longest + 1e-9), processes)
+    return Shape(math.ceil(cuts / processes), longest)
+
+
+def assumed_fields(objective: ObjectiveConfig, plan: PlanConfig) -> list[TokenField]:
+    """The token fields of ``plan`` where no corpus describes them, as many as the strategy needs."""
+    count = 1 if objective.strategy == "single" else 2
+    codebooks = plan.codebooks or [16, 8][:count]
+    rates = plan.token_rates or [50.0, 25.0][:count]
+    if len(codebooks) != count:
+        raise ValueError(
+            f"objective.strategy {objective.strategy} has {count} token fields and plan.codebooks describes "
+            f"{len(codebooks)}: give one number for each"
+        )
+    names = ["speech_tokens", "audio_tokens"]
+    return [
+        TokenField(name, number, 256, float(rate), 500.0 / rate, "assumed", "assumed")
+        for name, number, rate in zip(names, codebooks, rates)
+    ]
+
+
+def pretend_batch(
+    pretence: Pretence, shape: Shape, fields: Sequence[TokenField], masking: MaskingConfig, strategy: str
+) -> Batch:
+    """A batch of ``shape`` whose waveforms have no memory; every frame has a target."""
+    number, samples = shape.utterances, round(shape.seconds * SAMPLE_RATE)
+    lengths, keys = torch.full((number,), samples), torch.arange(number)
+    tokens: dict[str, Tensor] = {}
+    for each in fields:
+        frames = math.ceil(shape.seconds * each.frame_rate)
+        tokens[each.name] = torch.zeros(number, frames, each.num_codebooks, dtype=torch.int64)
+    batch = Batch(
+        ids=[str(index) for index in range(number)],
+        keys=keys,
+        waveforms=pretence.empty(number, samples),
+        num_samples=lengths,
+        tokens=tokens,
+        # Where both teachers score audio cuts, these are the costliest.
+        audio=torch.full((number,), strategy in ("joint", "asymmetrical")),
+    )
+    if masking.enabled:
+        batch.time_mask = time_mask(
+            fbank_length(lengths), keys, masking.time_probability, masking.time_span, masking.time_min_spans
+        )
+        batch.channel_mask = channel_mask(keys, masking.channel_probability, masking.channel_span)
+    return batch
+
+
+def count_pretraining_step(
+    encoder: EncoderConfig,
+    fields: Sequence[TokenField],
+    objective: ObjectiveConfig,
+    masking: MaskingConfig,
+    training: TrainingConfig,
+    shape: Shape,
+    precision: str,
+    processes: int,
+    for_accelerator: bool = True,
+) -> tuple[StepMemory, int, int]:
+    """The cost of a pre-training step, and the parameters of the encoder and of the heads.
+
+    Args:
+      encoder: real sizes; the model has no memory.
+      precision: fp32, bf16 or fp16.
+      processes: with several, DDP keeps the gradients in buckets.
+    """
+    pretence, fields = Pretence(), list(fields)
+    model = pretence.module(lambda: PretrainingModel(build_encoder(encoder), fields))
+    model.train()
+    optimizer = ScaledAdam(
+        parameter_groups(model, training.learning_rate),
+        lr=training.learning_rate,
+        variant=training.optimizer_variant,
+        clipping_scale=training.clipping_scale or None,
+    )
+    memory = count_step(
+        PretrainingTask(model, fields, objective),
+        pretend_batch(pretence, shape, fields, masking, objective.strategy),
+        StepClock(step=1, batch_count=0.0, hours=0.0, step_key=1),
+        optimizer,
+        PRECISIONS[precision],
+        gradients_stay=processes > 1 or training.accumulate_batches > 1,
+        for_accelerator=for_accelerator,
+    )
+    sizes = [sum(p.numel() for p in part.parameters()) for part in (model.encoder, model.heads)]
+    return memory, *sizes
+
+
+def with_checkpoints(encoder: EncoderConfig, wanted: bool) -> EncoderConfig | None:
+    """The same encoder with or without activation checkpointing; None where it has none."""
+    if not hasattr(encoder, "checkpoint_activations"):
+        return None
+    return dataclasses.replace(encoder, checkpoint_activations=(wanted,))

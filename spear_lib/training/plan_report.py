@@ -1,0 +1,213 @@
+"""The lines of a dry run: what a pre-training run will take on given machines (ours)."""
+
+import logging
+from typing import Any, NamedTuple
+
+from spear_lib.data.manifests import Manifest
+from spear_lib.pretrained.kinds import EncoderConfig
+from spear_lib.pretraining import TokenField
+from spear_lib.pretraining.alignment import frames_per_student_frame
+from spear_lib.pretraining.heads import GPU_CHUNK_ELEMENTS
+from spear_lib.training.plan import (
+    PlanConfig,
+    Shape,
+    assumed_fields,
+    count_pretraining_step,
+    with_checkpoints,
+    worst_shape,
+)
+from spear_lib.training.plan_memory import StepMemory
+
+logger = logging.getLogger(__name__)
+
+_CUTS_LOOKED_AT = 100
+PAPER = (
+    "16 GPUs x 400 s, 400000 steps (paper Table 9 and the reference, as far as our specification gives them; "
+    "it does not print the paper's GPU-hours, so there is no figure to put beside ours)"
+)
+
+
+class Corpus(NamedTuple):
+    """What the manifests say."""
+
+    hours: float
+    longest: float
+    fields: list[TokenField]
+
+
+def read_corpus(data: Any) -> Corpus | None:
+    """Hours and longest cut of ``data.train_cuts`` within the limits of duration, and what their tokens are.
+
+    Args:
+      data: PretrainingDataConfig; None without train_cuts.
+
+    Raises:
+      ValueError: a manifest is missing or holds no usable cut.
+    """
+    from spear_lib.data.tokens import token_facts
+
+    if not data.train_cuts:
+        return None
+    manifest = Manifest(data.train_cuts)
+    durations = manifest.durations
+    durations = durations[(durations >= data.min_duration) & (durations <= data.max_duration)]
+    if not len(durations):
+        raise ValueError(
+            f"none of the {len(manifest)} cuts of {manifest.describe()} lasts between {data.min_duration} "
+            f"and {data.max_duration} s: change data.min_duration or data.max_duration"
+        )
+    fields = []
+    for name in data.token_fields:
+        cuts = (manifest[index] for index in range(min(len(manifest), _CUTS_LOOKED_AT)))
+        cut = next((cut for cut in cuts if cut.has_custom(name)), None)
+        if cut is not None:
+            fields.append(TokenField.from_facts(name, token_facts(cut, name)))
+    return Corpus(float(durations.sum()) / 3600, float(durations.max()), fields)
+
+
+def plan_lines(options: Any) -> dict[str, object]:
+    """What ``options`` (PretrainOptions) and their ``plan`` amount to, for ``first_screen``."""
+    plan, training, data = options.plan, options.training, options.data
+    corpus = read_corpus(data)
+    fields = corpus.fields if corpus and corpus.fields else []
+    if len(fields) != len(assumed_fields(options.objective, PlanConfig())):
+        fields = assumed_fields(options.objective, plan)
+    longest = corpus.longest if corpus else data.max_duration
+    shape = worst_shape(data.batch_seconds, longest, plan.gpus)
+    encoder = options.transformer if options.encoder_type == "transformer" else options.encoder
+    precision = plan.precision if training.precision == "auto" else training.precision
+
+    def count(config: EncoderConfig) -> tuple[StepMemory, int, int]:
+        return count_pretraining_step(
+            config,
+            fields,
+            options.objective,
+            data.masking,
+            training,
+            shape,
+            precision,
+            plan.gpus,
+            for_accelerator=plan.device == "gpu",
+        )
+
+    chosen, encoder_size, head_size = count(encoder)
+    lines: dict[str, object] = {
+        "encoder": f"{encoder_size:,} parameters",
+        "heads": f"{head_size:,} parameters: " + ", ".join(_describe(field) for field in fields),
+        **_lengths(options, corpus),
+        "worst batch": f"{shape.utterances} cuts of {shape.seconds:g} s on one GPU, {precision}",
+        "logits": _logits(encoder, options, fields, shape),
+    }
+    lines |= {f"memory, {name}": text for name, text in _parts(chosen, plan, training).items()}
+    checkpointed = any(getattr(encoder, "checkpoint_activations", [False]))
+    alternative = with_checkpoints(encoder, not checkpointed)
+    for used, memory in ((checkpointed, chosen), (not checkpointed, alternative and count(alternative)[0])):
+        if memory:
+            mark = "this run" if memory is chosen else "for comparison"
+            name = f"memory, checkpoint_activations {str(used).lower()}"
+            lines[name] = f"{_peak(memory, plan)} ({mark})"
+    lines |= _time(options, chosen, shape)
+    lines["paper"] = PAPER
+    return lines
+
+
+def _describe(field: TokenField) -> str:
+    origin = "assumed: no training cuts are given" if field.quantizer_id == "assumed" else field.quantizer_id
+    return f"{field.num_codebooks} codebooks x {field.codebook_size} at {field.frame_rate:g} Hz ({origin})"
+
+
+def _lengths(options: Any, corpus: Corpus | None) -> dict[str, str]:
+    """Steps, hours and epochs."""
+    training, data = options.training, options.data
+    seconds = data.batch_seconds * training.accumulate_batches
+    steps = _steps(options, corpus)
+    lines = {
+        "batch": f"{seconds:g} s of audio per step, {data.batch_seconds / options.plan.gpus:g} s per GPU"
+    }
+    if training.accumulate_batches > 1:
+        lines["batch"] += f", {training.accumulate_batches} batches per step"
+    if steps:
+        hours = steps * seconds / 3600
+        lines["length"] = f"{steps} steps, {hours:,.1f} hours of audio"
+        if corpus:
+            lines["length"] += f" = {hours / corpus.hours:.1f} epochs of {corpus.hours:,.1f} h"
+    else:
+        lines["length"] = "not known: max_steps is 0" + (
+            "" if corpus else ", and no data.train_cuts are given"
+        )
+    return lines
+
+
+def _steps(options: Any, corpus: Corpus | None = None) -> int:
+    training = options.training
+    limits = [training.max_steps] if training.max_steps else []
+    if training.max_epochs and corpus:
+        seconds = options.data.batch_seconds * training.accumulate_batches
+        limits.append(round(training.max_epochs * corpus.hours * 3600 / seconds))
+    return min(limits, default=0)
+
+
+def _gb(size: float) -> str:
+    return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
+
+
+def _parts(memory: StepMemory, plan: PlanConfig, training: Any) -> dict[str, str]:
+    stay = "kept in DDP's buckets" if plan.gpus > 1 else "freed by each step"
+    parts = {
+        "weights": _gb(memory.weights),
+        "gradients": f"{_gb(memory.gradients)}, {stay}",
+        "ScaledAdam": f"{_gb(memory.optimizer)}; its update reaches {_gb(memory.update)} in all",
+        "activations": f"{_gb(memory.kept)} kept for the backward pass; highest in forward "
+        f"{_gb(memory.forward)}, in backward {_gb(memory.backward)}, all included",
+    }
+    if training.average_period:
+        parts["model average"] = f"{_gb(2 * memory.weights)} of the first process's host memory (float64)"
+    return parts
+
+
+def _peak(memory: StepMemory, plan: PlanConfig) -> str:
+    limit = plan.gpu_memory_gb * 1e9
+    share = (
+        f"{_gb(memory.peak)} at the highest, {100 * memory.peak / limit:.0f} % of {plan.gpu_memory_gb:g} GB"
+    )
+    if memory.peak > limit:
+        share += ": DOES NOT FIT, use more GPUs, or lower data.batch_seconds and raise accumulate_batches"
+    return share
+
+
+def _logits(encoder: EncoderConfig, options: Any, fields: list[TokenField], shape: Shape) -> str:
+    """How much of the logits exists at once."""
+    factor = getattr(encoder, "output_downsampling_factor", 1)
+    rate = 50 / factor
+    classes = sum(
+        frames_per_student_frame(field.frame_rate, rate) * field.num_codebooks * field.codebook_size
+        for field in fields
+    )
+    frames = shape.utterances * shape.seconds * rate
+    return (
+        f"{_gb(4 * frames * classes)} if they were made at once; made in parts of "
+        f"{_gb(4 * min(GPU_CHUNK_ELEMENTS, frames * classes))}"
+    )
+
+
+def _time(options: Any, memory: StepMemory, shape: Shape) -> dict[str, str]:
+    """Arithmetic and hours."""
+    plan = options.plan
+    per_second = memory.flops / (shape.utterances * shape.seconds)
+    lines = {
+        "arithmetic": f"{per_second / 1e9:.1f} GFLOP per second of audio, forward and backward, in the worst "
+        "batch (shorter cuts need a little less)"
+    }
+    steps = _steps(options, read_corpus(options.data))
+    if plan.audio_seconds_per_second:
+        rate = plan.audio_seconds_per_second
+        why = "measured, as given"
+    else:
+        rate = plan.gpu_tflops * 1e12 * plan.utilisation / per_second
+        why = f"ASSUMED: {100 * plan.utilisation:g} % of {plan.gpu_tflops:g} TFLOP/s"
+    lines["speed"] = f"{rate:,.0f} audio seconds per second on one GPU ({why})"
+    if steps:
+        seconds = steps * options.data.batch_seconds * options.training.accumulate_batches
+        hours = seconds / rate / 3600
+        lines["time"] = f"{hours:,.1f} GPU-hours, {hours / plan.gpus:,.1f} hours on {plan.gpus} GPUs"
+    return lines
