@@ -1,0 +1,216 @@
+"""Recordings of any length to words with times: overlapping windows, recognised in batches and joined (ours).
+
+An encoder's memory grows with the square of a recording's length, and no model was trained on hours. A
+recording longer than ``window_seconds`` is therefore recognised in windows of that length, evenly spread,
+whose neighbours overlap by at least ``overlap_seconds``; ``words.join`` makes one transcript of them. Only
+the windows of one batch are in memory, and no window's words depend on what else is in its batch.
+
+Legend: B windows, N samples (16 kHz), T encoder frames, E encoder channels.
+"""
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lhotse.cut import Cut
+from torch import Tensor
+
+from spear_lib.asr.search import Hypothesis
+from spear_lib.asr.words import Unit, Word, join, mean_confidence, unit_confidences, words_of
+from spear_lib.data.audio import SAMPLE_RATE, SILENT, AudioError, AudioProblems, load_audio
+from spear_lib.data.audio_files import open_audio
+from spear_lib.data.batch import pad_waveforms
+
+MIN_SAMPLES = 1600
+"""Shorter recordings are filled up with silence to 0.1 s, so that the encoder has frames to look at."""
+_GRID = 0.02  # s, windows start on the frames of the whole recording
+
+
+@dataclass(frozen=True)
+class WindowConfig:
+    """How long recordings are cut."""
+
+    window_seconds: float = 30.0
+    """Longest audio that is recognised in one piece, s; about the longest utterance of training (ours)."""
+    overlap_seconds: float = 4.0
+    """Audio that neighbouring windows share at least, s; half of it is context on either side (ours)."""
+    batch_seconds: float = 120.0
+    """Padded audio recognised at once, s; changes speed and memory, not results."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.overlap_seconds <= self.window_seconds / 2:
+            raise ValueError(
+                f"overlap_seconds is {self.overlap_seconds:g} with window_seconds {self.window_seconds:g}; "
+                "it must be positive and at most half of a window"
+            )
+        if self.batch_seconds <= 0:
+            raise ValueError(f"batch_seconds is {self.batch_seconds:g}; it must be positive")
+
+
+def plan_windows(seconds: float, config: WindowConfig) -> list[tuple[float, float]]:
+    """(begin, end) in s of each window of a recording, in order."""
+    spare = seconds - config.window_seconds
+    if spare <= 0:
+        return [(0.0, seconds)]
+    steps = math.ceil(spare / (config.window_seconds - config.overlap_seconds))
+    begins = [round(math.floor(spare * step / steps / _GRID) * _GRID, 3) for step in range(steps)]
+    windows = [(begin, begin + config.window_seconds) for begin in begins]
+    return [*windows, (seconds - config.window_seconds, seconds)]
+
+
+class Recogniser:
+    """Waveforms in, words out.
+
+    Args:
+      model: in evaluation mode; anything with the ``encoder``, ``decoder`` and ``joiner`` of ``AsrModel``.
+      units: its text units.
+      search: (encoder_out (B, T, E), lengths (B,)) -> one hypothesis per utterance.
+      device: where the model is.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        units: Any,
+        search: Callable[[Tensor, Tensor], list[Hypothesis]],
+        device: torch.device | str = "cpu",
+    ):
+        self.model, self.units, self.search, self.device = model, units, search, device
+
+    @torch.no_grad()
+    def words(self, waveforms: list[np.ndarray]) -> list[list[Word]]:
+        """Words of each of B waveforms (N_b,), 16 kHz mono in [-1, 1]; times from its first sample."""
+        padded = [np.pad(samples, (0, max(0, MIN_SAMPLES - len(samples)))) for samples in waveforms]
+        inputs, lengths = pad_waveforms(padded)
+        output = self.model.encoder.extract(inputs.to(self.device), lengths.to(self.device))
+        found = self.search(output.encoder_out, output.lengths)
+        return [self._words(*pair) for pair in zip(output.encoder_out, found)]
+
+    def _words(self, encoder_out: Tensor, hypothesis: Hypothesis) -> list[Word]:
+        encoder, ids = self.model.encoder, hypothesis.ids
+        first, step = encoder.first_frame_center_ms / 1000, 1 / encoder.frame_rate
+        sure = unit_confidences(self.model, encoder_out, ids, hypothesis.timestamps)
+        units = []
+        for id, frame, confidence in zip(ids, hypothesis.timestamps, sure):
+            start = first + (frame - 0.5) * step
+            units.append(Unit(self.units.unit(id), start, start + step, confidence))
+        return words_of(self.units, ids, units)
+
+
+@dataclass
+class Transcript:
+    """What was recognised in one file."""
+
+    path: Path
+    seconds: float = 0.0
+    """Length of the recording."""
+    sampling_rate: int = 0
+    """Of the file, Hz."""
+    num_channels: int = 0
+    num_windows: int = 0
+    words: list[Word] = field(default_factory=list)
+    silent: bool = False
+    """Every sample is zero."""
+    error: AudioError | None = None
+    """Why there is no transcript."""
+
+    @property
+    def text(self) -> str:
+        return " ".join(word.text for word in self.words)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        units = [unit for word in self.words for unit in word.units]
+        return {
+            "audio": str(self.path),
+            "seconds": round(self.seconds, 3),
+            "sampling_rate": self.sampling_rate,
+            "channels": self.num_channels,
+            "windows": self.num_windows,
+            "text": self.text,
+            "confidence": round(mean_confidence(units), 3),
+            "words": [word.to_dict() for word in self.words],
+        }
+
+
+class _File:
+    """A file on its way: its windows are read one by one and recognised in anybody's batch."""
+
+    def __init__(self, path: Path, config: WindowConfig):
+        self.transcript = Transcript(path)
+        self.windows: list[tuple[float, float]] = []
+        self.found: list[list[Word]] = []
+        self.problems = AudioProblems()
+        try:
+            self.cut: Cut = open_audio(path)
+        except AudioError as error:
+            self.transcript.error = error
+            return
+        self.windows = plan_windows(self.cut.duration, config)
+        self.transcript.seconds = self.cut.duration
+        self.transcript.sampling_rate = self.cut.sampling_rate
+        self.transcript.num_channels = self.cut.recording.num_channels
+        self.transcript.num_windows = len(self.windows)
+
+    def samples(self) -> Iterator[np.ndarray]:
+        """Samples (N,) of each window; ends early, with the error noted, where one cannot be read."""
+        for begin, end in self.windows:
+            whole = len(self.windows) == 1
+            cut = self.cut if whole else self.cut.truncate(offset=begin, duration=end - begin)
+            try:
+                yield load_audio(cut, SAMPLE_RATE, self.problems)
+            except AudioError as error:
+                self.transcript.error = error
+                return
+
+    @property
+    def done(self) -> bool:
+        return self.transcript.error is not None or len(self.found) == len(self.windows)
+
+    def finish(self) -> Transcript:
+        """The windows' words, moved to their place and joined."""
+        transcript = self.transcript
+        transcript.silent = self.problems.notes.get(SILENT, 0) == len(self.windows)
+        reached = 0.0
+        for (begin, end), words in zip(self.windows, self.found if transcript.error is None else []):
+            moved = [_moved(word, begin) for word in words]
+            transcript.words = join(transcript.words, moved, begin, reached) if begin > 0 else moved
+            reached = end
+        return transcript
+
+
+def _moved(word: Word, seconds: float) -> Word:
+    units = (Unit(u.text, u.start + seconds, u.end + seconds, u.confidence) for u in word.units)
+    return Word(word.text, tuple(units))
+
+
+def transcribe(recogniser: Recogniser, paths: Iterable[Path], config: WindowConfig) -> Iterator[Transcript]:
+    """Recognise files, in order; one that cannot be read has an ``error`` and the others go on."""
+    waiting: deque[_File] = deque()
+    batch: list[tuple[_File, np.ndarray]] = []
+
+    def recognise() -> None:
+        found = recogniser.words([samples for _, samples in batch])
+        for (file, _), words in zip(batch, found):
+            file.found.append(words)
+        batch.clear()
+
+    for path in paths:
+        file = _File(path, config)
+        waiting.append(file)
+        for samples in file.samples():
+            longest = max(len(samples), *(len(other) for _, other in batch)) if batch else len(samples)
+            if batch and longest * (len(batch) + 1) > config.batch_seconds * SAMPLE_RATE:
+                recognise()
+            batch.append((file, samples))
+        while waiting and waiting[0].done:
+            yield waiting.popleft().finish()
+    if batch:
+        recognise()
+    while waiting:
+        yield waiting.popleft().finish()

@@ -1,0 +1,146 @@
+"""Write down what is said in audio files: any rate, any number of channels, any length."""
+
+import logging
+import shlex
+import sys
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from spear_lib.asr.transcription import Recogniser, Transcript, WindowConfig, transcribe
+from spear_lib.bin.common import commit, first_screen, run
+from spear_lib.bin.finetune_asr import load_units
+from spear_lib.config import parse, positional
+from spear_lib.data.audio_files import find_audio
+from spear_lib.evaluation.decoding import SearchConfig, build_model, load_weights, search
+from spear_lib.files import write_json, write_text
+from spear_lib.training.distributed import choose_device
+from spear_lib.training.progress import format_seconds, progress
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TranscribeOptions:
+    """What is transcribed, by which model, and where the text goes."""
+
+    audio: list[str] = positional("Audio files, and folders whose audio files are taken.")
+    """Audio files, and folders whose audio files are taken."""
+    experiment_dir: str
+    """Folder of finetune_asr."""
+    units: str = ""
+    """The text units of its training: bpe.model, its folder, or "characters"; empty: those that the
+    experiment's config.yaml names."""
+    average: int = 1
+    """Average the model over the last so many save intervals; 0: the last weights as they are."""
+    output_dir: str = ""
+    """Receives <file>.txt and <file>.json (words with times and confidences); empty: the text goes to
+    standard output only."""
+    device: str = "auto"
+    """cpu, cuda or auto."""
+    windows: WindowConfig = field(default_factory=WindowConfig)
+    """How long recordings are cut."""
+    search: SearchConfig = field(default_factory=SearchConfig)
+    """Search; the same values as in decode give the same text."""
+
+
+def units_of(experiment_dir: str, name: str) -> Any:
+    """The text units called ``name``, or those that the experiment was trained with.
+
+    Paths in config.yaml count from the folder in which the training was started: that is looked for among
+    the current folder and those above the experiment.
+
+    Raises:
+      ValueError: not found.
+    """
+    if name:
+        return load_units(name)
+    import yaml
+
+    path = Path(experiment_dir) / "config.yaml"
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist: give the folder of finetune_asr, or the units")
+    name = str(yaml.safe_load(path.read_text(encoding="utf-8"))["units"])
+    folders = [Path(), *Path(experiment_dir).resolve().parents]
+    place = next((folder / name for folder in folders if (folder / name).exists()), None)
+    if name == "characters" or place is None:
+        return load_units(name)
+    return load_units(str(place))
+
+
+def result_names(files: list[Path], folders: list[str]) -> list[str]:
+    """For each file the name of its results, without ending: its place in the folder that was named.
+
+    Raises:
+      ValueError: two files would write the same results.
+    """
+    names: dict[str, Path] = {}
+    for file in files:
+        parent = next((Path(f) for f in folders if Path(f).is_dir() and file.is_relative_to(f)), file.parent)
+        name = str(file.relative_to(parent).with_suffix(""))
+        if name in names:
+            raise ValueError(
+                f"{names[name]} and {file} would both write {name}.txt: transcribe them into two folders"
+            )
+        names[name] = file
+    return list(names)
+
+
+def write_results(folder: Path, name: str, transcript: Transcript, facts: dict[str, Any]) -> None:
+    """``folder``/<name>.txt and .json."""
+    write_text(folder / f"{name}.txt", transcript.text + "\n")
+    write_json(folder / f"{name}.json", {**transcript.to_dict(), **facts})
+
+
+def main() -> None:
+    options = parse(
+        TranscribeOptions,
+        prog="python -m spear_lib.bin.transcribe",
+        description="Write down what is said in audio files: any rate, any number of channels, any length.",
+    )
+    files = find_audio(options.audio)
+    names = result_names(files, options.audio) if options.output_dir else []
+    units = units_of(options.experiment_dir, options.units)
+    weights = load_weights(options.experiment_dir, options.average)
+    device = choose_device(options.device)
+    model = build_model(weights, units).to(device)
+    windows = options.windows
+    first_screen(
+        "Transcribing",
+        {
+            "model": options.experiment_dir,
+            "weights": f"{weights.provenance['weights']} (hash {weights.provenance['weights_hash']})",
+            "search": options.search.method,
+            "files": len(files),
+            "windows": f"{windows.window_seconds:g} s, overlapping by {windows.overlap_seconds:g} s",
+            "results": options.output_dir or "standard output",
+        },
+    )
+    facts = {
+        **weights.provenance,
+        "code": commit(),
+        "command": shlex.join(["python", "-m", "spear_lib.bin.transcribe", *sys.argv[1:]]),
+    }
+    recogniser = Recogniser(model, units, partial(search, model, config=options.search), device)
+    transcripts = transcribe(recogniser, files, windows)
+    bad, seconds = [], 0.0
+    for number, transcript in enumerate(progress(transcripts, len(files), "transcribing", "files")):
+        seconds += transcript.seconds
+        if transcript.error is not None:
+            logger.warning("skipped: %s", transcript.error)
+            bad.append(str(transcript.path))
+            continue
+        if transcript.silent:
+            logger.warning("%s is silent: every sample is zero", transcript.path)
+        print(transcript.text if len(files) == 1 else f"{transcript.path}\t{transcript.text}", flush=True)
+        if options.output_dir:
+            write_results(Path(options.output_dir), names[number], transcript, facts)
+    logger.info("%d of %d files, %s of audio", len(files) - len(bad), len(files), format_seconds(seconds))
+    if bad:
+        named = ", ".join(bad[:5]) + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")
+        raise RuntimeError(f"{len(bad)} of {len(files)} files could not be transcribed (see above): {named}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,74 @@
+"""Audio files by name, without a manifest: what a user types to transcribe or to tag (ours)."""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from lhotse import Recording
+from lhotse.cut import Cut
+
+from spear_lib.data.audio import CORRUPT, EMPTY, MISSING, AudioError
+
+AUDIO_ENDINGS = (
+    *(".flac", ".wav", ".mp3", ".ogg", ".oga", ".opus", ".m4a", ".aac", ".webm"),
+    *(".aif", ".aiff", ".au", ".caf", ".sph", ".w64"),
+)
+"""How names of audio files in a folder end; a file that is named itself may end as it likes."""
+
+
+def find_audio(paths: Iterable[str | os.PathLike]) -> list[Path]:
+    """The files among ``paths`` and the audio files below the folders among them, each once, in order.
+
+    Folders are walked in alphabetical order, links to folders are followed. A path that does not exist is
+    kept: ``open_audio`` says so when its turn comes, and the others are not lost.
+
+    Raises:
+      ValueError: a folder without audio; nothing to read.
+    """
+    found: dict[Path, None] = {}
+    for path in map(Path, paths):
+        if not path.is_dir():
+            found[path] = None
+            continue
+        files = [
+            Path(place) / name
+            for place, _, names in sorted(os.walk(path, followlinks=True))
+            for name in sorted(names)
+            if name.lower().endswith(AUDIO_ENDINGS)
+        ]
+        if not files:
+            raise ValueError(
+                f"the folder {path} holds no audio: no file in it or below ends in "
+                f"{', '.join(AUDIO_ENDINGS)}. Name the files themselves if they end otherwise."
+            )
+        found.update(dict.fromkeys(files))
+    if not found:
+        raise ValueError("nothing to read: give audio files or folders")
+    return list(found)
+
+
+def open_audio(path: str | os.PathLike) -> Cut:
+    """The whole file as one cut of any rate and any number of channels; nothing but its header is read.
+
+    Raises:
+      AudioError: the file is missing, empty, or no audio.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise AudioError(MISSING, f"{path} does not exist")
+    if path.stat().st_size == 0:
+        raise AudioError(EMPTY, f"{path} is an empty file")
+    try:
+        recording = Recording.from_file(path, recording_id=str(path))
+    except Exception as error:  # whatever the backends of lhotse raise for a file that they do not know
+        reason = next((line for line in str(error).splitlines()[1:] if line.strip()), type(error).__name__)
+        reason = reason.split(">: ")[-1].strip()[:200]
+        raise AudioError(
+            CORRUPT,
+            f"{path} is no audio that can be read ({reason}): convert it to WAV or FLAC",
+        ) from error
+    if recording.num_samples == 0:
+        raise AudioError(EMPTY, f"{path} holds no samples")
+    cut = recording.to_cut()
+    cut.id = str(path)
+    return cut

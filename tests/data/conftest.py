@@ -1,0 +1,55 @@
+"""What several test files of this folder share and is too dear to make twice."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from asr_fixtures import TINY_ENCODER, make_cuts
+
+from spear_lib.bin import finetune_asr
+
+
+@pytest.fixture(scope="session")
+def trained_toy(tmp_path_factory) -> dict[str, Path]:
+    """A small model that has learnt the toy corpus (without errors, nearly): "experiment", its folder of
+    fine-tuning, "cuts", sentences that it has not seen of a speaker that it knows, and "folder", their audio.
+    """
+    folder = tmp_path_factory.mktemp("trained_toy")
+    train, cuts = make_cuts(folder, "train", 64, [0, 1, 2]), make_cuts(folder / "audio", "dev", 12, [2])
+    quiet = {"balancer": False, "whiten": False, "stochastic": False, "limit_gradients": False}
+    wide = {"encoder_dim": [64], "encoder_unmasked_dim": [64], "feedforward_dim": [96]}
+    config = {
+        "scratch": True,
+        "experiment_dir": str(folder / "experiment"),
+        "units": "characters",
+        "dev_cuts": [str(cuts)],
+        "encoder_config": {**TINY_ENCODER, **wide, **quiet},
+        "valid_wer": False,
+        "data": {
+            "train_cuts": [str(train)],
+            "batch_seconds": 4.0,
+            "num_workers": 0,
+            "speed": {"enabled": False},
+            "mixing": {"enabled": False},
+            "spec_augment": {"enabled": False},
+        },
+        "model": {"decoder_dim": 32, "joiner_dim": 64, "warm_step": 20, "ctc_loss_scale": 1.0},
+        "training": {
+            "max_steps": 140,
+            "average_period": 0,
+            "save_interval": 1000,
+            "valid_interval": 1000,
+            "log_interval": 50,
+            "warmup_batches": 10.0,
+            "device": "cpu",
+            "learning_rate": 0.1,
+            "lr_batches": 500,
+        },
+    }
+    path = folder / "finetune.yaml"
+    path.write_text(yaml.safe_dump(config))
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(sys, "argv", ["finetune_asr", "--config", str(path)])
+        finetune_asr.main()
+    return {"experiment": folder / "experiment", "cuts": cuts, "folder": folder / "audio"}
