@@ -34,6 +34,8 @@ GIVEN = {
 }
 # A recipe that ends with the encoder (finetune=none in its local/corpus.sh) needs no more.
 WITHOUT_FINE_TUNING = {"quantizer", "pretrain"}
+# One file for each size and domain.
+BY_DOMAIN = {("mixed", "quantizer"): ("speech", "audio")}
 FILES = sorted(REPOSITORY.glob("egs/*/conf/**/*.yaml"))
 
 
@@ -60,10 +62,15 @@ def test_every_size_has_every_file(recipe, kind):
     sizes = {path.stem for path in (recipe / "pretrain").glob("*.yaml")}
     assert sizes, recipe
     facts = (recipe.parent / "local" / "corpus.sh").read_text(encoding="utf-8")
-    if "finetune=none" in facts and kind not in WITHOUT_FINE_TUNING:
+    scripts = "".join(
+        (recipe.parent / f"{name}.sh").read_text(encoding="utf-8") for name in ("prepare", "run")
+    )
+    without = "finetune=none" in facts and kind not in WITHOUT_FINE_TUNING
+    if without or f"conf/{kind}/" not in scripts:
         assert not (recipe / kind).exists(), "there is no stage that reads it"
         return
-    assert {path.stem for path in (recipe / kind).glob("*.yaml")} == sizes
+    for folder in BY_DOMAIN.get((recipe.parent.name, kind), ("",)):
+        assert {path.stem for path in (recipe / kind / folder).glob("*.yaml")} == sizes
 
 
 @pytest.mark.parametrize("size", ["base", "large"])
@@ -96,9 +103,34 @@ def test_published_sizes_for_sounds(size):
     assert options.training.lr_hours == 20_000
 
 
+@pytest.mark.parametrize("size", ["base", "large", "xlarge"])
+def test_published_sizes_for_both_domains(size):
+    path = REPOSITORY / "egs" / "mixed" / "conf" / "pretrain" / f"{size}.yaml"
+    options = load(
+        PretrainOptions, {"experiment_dir": "a", **yaml.safe_load(path.read_text(encoding="utf-8"))}
+    )
+    recompute = {"checkpoint_activations": (True,)} if size == "xlarge" else {}
+    assert options.encoder == getattr(ZipformerConfig, size)(**recompute)
+    masking, mixing = options.data.masking, options.data.mixing
+    assert (masking.time_probability, masking.time_span) == (0.65, 10)
+    assert (masking.channel_probability, masking.channel_span) == (0.25, 20)
+    probabilities = mixing.noise_probability, mixing.token_probability, mixing.utterance_probability
+    assert probabilities == (0.5, 0.1, 0.0)
+    assert tuple(mixing.noise_snr_db) == (10.0, 20.0) and tuple(mixing.noise_overlap) == (1.0, 1.0)
+    assert (options.objective.alpha, options.objective.audio_weight) == (0.5, 0.1)
+    assert options.training.lr_hours == {"base": 25_000, "large": 75_000, "xlarge": 75_000}[size]
+    facts = (REPOSITORY / "egs" / "mixed" / "local" / "corpus.sh").read_text(encoding="utf-8")
+    parts = re.search(r"^parts=\((.*?)^\)", facts, re.MULTILINE | re.DOTALL).group(1)
+    assert len(options.data.train_repeats) == len(parts.strip().splitlines())
+
+
 @pytest.mark.parametrize(
     "path",
-    [path for path in FILES if role(path) in ("pretrain", "finetune") and path.stem in ("base", "large")],
+    [
+        path
+        for path in FILES
+        if role(path) in ("pretrain", "finetune") and path.stem in ("base", "large", "xlarge")
+    ],
     ids=name,
 )
 def test_every_value_of_the_published_sizes_names_its_source(path):

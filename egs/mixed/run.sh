@@ -1,0 +1,114 @@
+#!/usr/bin/env bash
+# Training and evaluation, on what prepare.sh made.
+#
+#   10 pre-train   one encoder predicts the tokens of both teachers from masked speech and sounds
+#   11 average     the encoder of the averaged model, as a folder for load_encoder
+#   12 fine-tune   by the run.sh of the other recipes, from this encoder, each on its own part
+#   13 evaluate    likewise
+#   14 report      report.md, report.html, report.json
+#
+# Examples:
+#   ./run.sh --mini true
+#   ./run.sh --nproc 8                                     (8 GPUs of this machine)
+#   ./run.sh --strategy joint --exp-dir exp/joint          (after prepare.sh --strategy joint)
+
+# shellcheck disable=SC2154 # "option NAME" below sets the variable NAME
+set -euo pipefail
+caller_dir=$PWD
+cd "$(dirname "${BASH_SOURCE[0]}")"
+# shellcheck source=../common/parse_options.sh
+source ../common/parse_options.sh
+# shellcheck source=../common/stages.sh
+source ../common/stages.sh
+# shellcheck source=local/corpus.sh
+source local/corpus.sh
+# shellcheck source=local/parts.sh
+source local/parts.sh
+
+option stage 10 "First stage to run" int
+option stop_stage 14 "Last stage to run" int
+option mini false "The small corpora: sets the defaults of --conf and --compare-scratch" bool
+option conf "" "Size of everything: the stem of conf/*/*.yaml (default: mini with --mini true, else base)"
+option data_dir data "What prepare.sh filled" path
+option exp_dir exp "Where all of this goes" path
+option strategy asymmetrical "Which teachers a cut is trained on; prepare.sh made the tokens for it" "asymmetrical|joint|disjoint"
+option compare_scratch "" "Fine-tune from scratch as well, true or false (default: that of --mini)"
+option seed 0 "Every random choice follows from it" int
+option nproc 1 "Processes on this machine, one per GPU" int
+option num_nodes 1 "Machines; start the same command on each" int
+option rendezvous localhost:29400 "HOST:PORT of one machine that all can reach, with --num-nodes"
+parse_options "$@"
+
+check_stage_range 10 14
+find_python
+if [[ -z $conf ]]; then
+  if [[ $mini == true ]]; then conf=mini; else conf=base; fi
+fi
+compare_scratch=${compare_scratch:-$mini}
+if [[ $mini == true ]]; then report_title="$report_title, synthesised mini corpora"; fi
+
+# Noise is optional: stage 2 leaves no cuts where the parts have none.
+noise=()
+if [[ -f $(noise_manifest) ]]; then noise=(--data.noise_cuts "[$(noise_manifest)]"); fi
+
+# The cuts of all parts, one manifest each, in the order of parts.
+cuts_of() {
+  every_part cuts_of_part "$1"
+}
+cuts_of_part() {
+  printf ',%s' "$(token_cuts "$1-$4")"
+}
+
+stage_10() {
+  local domain store train valid fields="" quantizers=""
+  for domain in speech audio; do
+    store=$(field_store "$domain" "$domain" train)/store.json
+    fields+=${fields:+,}$(json_value "$store" field)
+    quantizers+=${quantizers:+,}$(json_value "$store" quantizer_id)
+  done
+  train=$(cuts_of train)
+  valid=$(cuts_of dev)
+  launch spear_lib.bin.pretrain --config "conf/pretrain/$conf.yaml" --experiment_dir "$exp_dir/pretrain" \
+    --data.train_cuts "[${train#,}]" --valid_cuts "[${valid#,}]" "${noise[@]}" --data.token_fields "[$fields]" \
+    --data.quantizer_ids "[$quantizers]" --objective.strategy "$strategy" --training.seed "$seed"
+}
+
+stage_11() {
+  "$python" -m spear_lib.bin.average_checkpoints --experiment_dir "$exp_dir/pretrain" \
+    --output "$exp_dir/pretrain/encoder"
+}
+
+# part_run NAME DOMAIN RECIPE STAGE: a stage of the part's own recipe, with our encoder; nothing where it ends before.
+part_run() {
+  if [[ $(part_fact "$3" finetune) == none ]]; then
+    log "the part $1 has no stage $4: ../$3 ends with the encoder (finetune=none in its local/corpus.sh)"
+    return 0
+  fi
+  "../$3/run.sh" --conf "$conf" --data-dir "$data_dir/$1" --exp-dir "$exp_dir/$1" --encoder "$exp_dir/pretrain/encoder" \
+    --compare-scratch "$compare_scratch" --seed "$seed" --nproc "$nproc" --num-nodes "$num_nodes" \
+    --rendezvous "$rendezvous" --stage "$4" --stop-stage "$4"
+}
+
+stage_12() {
+  every_part part_run 12
+}
+
+stage_13() {
+  every_part part_run 13
+}
+
+stage_14() {
+  local folder folders=$exp_dir/pretrain
+  for folder in "$exp_dir"/*/finetune_*; do
+    if [[ -d $folder ]]; then folders+=,$folder; fi
+  done
+  "$python" -m spear_lib.bin.report --data_dir "$data_dir" --experiment_dirs "[$folders]" \
+    --output_dir "$exp_dir/report" --exp_dir "$exp_dir" --title "$report_title"
+}
+
+run_stage 10 "pre-training" stage_10 --after "6 2" --options "strategy seed" --config "conf/pretrain/$conf.yaml" \
+  --leaves "$exp_dir/pretrain"
+run_stage 11 "averaging" stage_11 --after 10 --leaves "$exp_dir/pretrain/encoder"
+run_stage 12 "fine-tuning" stage_12 --after "11 7" --options "compare_scratch seed"
+run_stage 13 "evaluation" stage_13 --after 12 --options seed
+run_stage 14 "report" stage_14 --after 13 --leaves "$exp_dir/report/report.html"
