@@ -21,14 +21,14 @@ def main(argv: list[str] | None = None) -> None:
     option, script = f"--{arguments.part}-data", f"../{arguments.recipe}/prepare.sh"
     if not arguments.folder:
         raise ValueError(
-            f"no {arguments.part} corpus: give {option} DIR, a data folder that {script} filled, or --mini true "
-            "to synthesise all parts"
+            f"no {arguments.part} corpus: give {option} DIR, a data folder that {script} filled, or "
+            "--mini true to synthesise all parts"
         )
     folder = Path(arguments.folder)
     if not folder.is_dir():
         raise ValueError(
-            f"{option} {folder} is not a folder: expected a data folder that {script} filled (stages 0 to 2 at "
-            "least)"
+            f"{option} {folder} is not a folder: expected a data folder that {script} filled (stages 0 to 2 "
+            "at least)"
         )
     for number, name in NEEDED.items():
         marker = folder / ".done" / f"stage-{number}.json"

@@ -23,6 +23,7 @@ part_fact() (
 # part_manifest NAME RECIPE SET: the manifest that the part's own recipe made.
 part_manifest() {
   local data_dir=$data_dir/$1 corpus
+  # shellcheck disable=SC2034 # set_manifest reads it
   corpus=$(part_fact "$2" corpus)
   set_manifest "$3"
 }
