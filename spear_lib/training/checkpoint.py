@@ -8,6 +8,8 @@ A checkpoint is one file read with ``weights_only=True``. Its fields:
     model_average           {"state": running mean of the model or None, "step": int} (spec optim §3)
     optimizer, scheduler, precision
     sampler                 {"epoch", "batch"}: global batches of the epoch already used
+    data                    fingerprint and number of batches of the data (``resuming.data_state``)
+    audio_clock             nominal audio seen, which the schedules go by (``resuming.AudioClock``)
     step, hours, seconds    optimiser steps, nominal hours of audio, seconds of training
     totals                  sums of the metrics that were not logged yet
     encoder_config, quantizer_ids, ...   whatever task.identity() names
@@ -143,37 +145,3 @@ def lock(experiment_dir: str | Path, active: bool = True) -> Iterator[None]:
                 "experiment_dir"
             ) from error
         yield
-
-
-def check_same_options(
-    saved: dict[str, Any], now: dict[str, Any], may_change: tuple[str, ...], path: Path
-) -> None:
-    """Refuses to resume under other options.
-
-    Raises:
-      ValueError: naming the first options that differ, unless the last part of their name is in
-      ``may_change``.
-    """
-    before, after = _flatten(saved), _flatten(now)
-    differ = []
-    for name in sorted(set(before) | set(after)):
-        missing = "(not set)"
-        a, b = before.get(name, missing), after.get(name, missing)
-        if a != b and not any(part in may_change for part in name.split(".")):
-            differ.append(f"{name} was {a} and is now {b}")
-    if differ:
-        more = f" (and {len(differ) - 3} more)" if len(differ) > 3 else ""
-        raise ValueError(
-            f"{path} was made with other options: {'; '.join(differ[:3])}{more}. Give the old values to go "
-            "on with that run, or another experiment_dir (or delete this one) to start a new one"
-        )
-
-
-def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            flat.update(_flatten(value, f"{prefix}{name}."))
-        else:
-            flat[f"{prefix}{name}"] = list(value) if isinstance(value, tuple) else value
-    return flat

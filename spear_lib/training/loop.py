@@ -11,14 +11,10 @@ loss is multiplied by the number of ranks.
 """
 
 import logging
-import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from spear_lib import keyed_random
 from spear_lib.config import save as save_options
@@ -26,32 +22,28 @@ from spear_lib.config import to_dict
 from spear_lib.optim import Eden, ScaledAdam, parameter_groups
 from spear_lib.training import distributed
 from spear_lib.training.averaging import ModelAverage
-from spear_lib.training.checkpoint import CheckpointFolder, check_same_options, load, lock
+from spear_lib.training.checkpoint import CheckpointFolder, load, lock
 from spear_lib.training.cpu_memory import keep_freed_memory
 from spear_lib.training.distributed import World
 from spear_lib.training.freezing import freeze, thaw
 from spear_lib.training.health import STATUS_INTERRUPTED, LossGuard, SkippedSteps, stop_on_signal
 from spear_lib.training.metrics import MetricsLog, Totals, log_file
-from spear_lib.training.options import RESUME_MAY_CHANGE, TrainingConfig
+from spear_lib.training.options import TrainingConfig
 from spear_lib.training.precision import Precision
-from spear_lib.training.progress import format_seconds
+from spear_lib.training.progress import time_left
+from spear_lib.training.resuming import (
+    RESEED,
+    AudioClock,
+    Position,
+    check_same_data,
+    check_same_options,
+    data_state,
+)
 from spear_lib.training.task import StepClock, Task
+from spear_lib.training.validation import Probe, ProbeReports, validate
+from spear_lib.training.worst_batch import scan_memory, wanted
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class Position:
-    """Where the run is; saved in every checkpoint."""
-
-    step: int = 0
-    epoch: int = 0
-    batch: int = 0
-    """Global batches of the epoch that are used up."""
-    seconds: float = 0.0
-    """Time spent training, resumes included."""
-    audio_hours: float = 0.0
-    """Audio seen, as measured (the schedules use nominal hours)."""
 
 
 def train(
@@ -64,6 +56,7 @@ def train(
     batch_seconds: float,
     world: World | None = None,
     options: Any = None,
+    probe: Probe | None = None,
 ) -> dict[str, dict[str, float]]:
     """Trains until a limit of ``config`` is reached; goes on by itself from
     ``experiment_dir/checkpoints/last.pt``.
@@ -71,10 +64,13 @@ def train(
     Args:
       task: model and objective.
       train_data: has ``epoch_batches(epoch, start_batch) -> iterator of batches``, this rank's share of each
-        global batch. A batch has ``.to(device)``, ``.keys`` (B,) and ``.audio_seconds``.
+        global batch. A batch has ``.to(device)``, ``.keys`` (B,) and ``.audio_seconds``. May have
+        ``num_batches(epoch)`` (time left), ``fingerprint`` (refused when resuming exactly on other data) and
+        ``largest_batch(epoch)`` (the memory scan).
       valid_data: set name -> data of the same kind; epoch 0 of it is used every time.
       batch_seconds: audio of one global batch in seconds (all ranks), the unit of the schedules.
       options: the options dataclass of the command; saved, and compared when resuming.
+      probe: looked at with the validation, to see whether the features improve.
 
     Returns:
       Set name -> values of the last validation.
@@ -89,7 +85,7 @@ def train(
     main = world.is_main
     with lock(experiment_dir, main), log_file(experiment_dir, main), stop_on_signal() as stop:
         trainer = Trainer(
-            task, train_data, valid_data, config, Path(experiment_dir), batch_seconds, world, options
+            task, train_data, valid_data, config, Path(experiment_dir), batch_seconds, world, options, probe
         )
         return trainer.run(stop)
 
@@ -107,12 +103,13 @@ class Trainer:
         batch_seconds: float,
         world: World,
         options: Any,
+        probe: Probe | None = None,
     ) -> None:
         self.task, self.config, self.experiment_dir = task, config, experiment_dir
         self.train_data, self.valid_data = train_data, valid_data
         self.world = world
         self.options = to_dict(options if options is not None else config)
-        self.step_seconds = batch_seconds * config.accumulate_batches
+        self.clock = AudioClock(batch_seconds * config.accumulate_batches)
         self.position = Position()
         self.totals, self.valid_values = Totals(), {}
         self.last_log_step, self.last_log_seconds, self.stopped_by_time = 0, 0.0, False
@@ -135,8 +132,10 @@ class Trainer:
         keeps_average = config.average_period and self.world.is_main
         self.average = ModelAverage(task.model, config.average_period) if keeps_average else None
         self._resume()
+        self._scan_memory()
         self.module = distributed.wrap(task, self.world)
         self.metrics = MetricsLog(experiment_dir, self.position.step, self.world.is_main)
+        self.probes = ProbeReports(probe, self.metrics, self.world)
 
     # ------------------------------------------------------------------ the loop
 
@@ -145,6 +144,8 @@ class Trainer:
         if self._finished():
             logger.info("nothing left to do: step %d of %d is already saved", position.step, config.max_steps)
             return {}
+        if position.step == 0 and self.probes.due(0):
+            self.probes.report(0, 0, 0.0)
         batches = self._batches()
         self.mark = time.monotonic()
         while not self._finished():
@@ -163,7 +164,7 @@ class Trainer:
                 raise SystemExit(STATUS_INTERRUPTED)
         if position.step > self.last_log_step:
             self._log()
-        self._validate()
+        self._validate(last=True)
         self._save(keep_step=True)
         self.metrics.close()
         return self.valid_values
@@ -173,8 +174,6 @@ class Trainer:
         config, position, world = self.config, self.position, self.world
         if self.frozen and position.step == config.freeze_steps:
             self._thaw()
-        hours = position.step * self.step_seconds / 3600
-        clock = position.step * self.step_seconds / config.schedule_reference_seconds
         self.task.model.train()
         self.optimizer.zero_grad(set_to_none=True)
         for micro in range(config.accumulate_batches):
@@ -182,11 +181,7 @@ class Trainer:
             if batch is None:
                 return False
             batch = batch.to(world.device)
-            key = keyed_random.key("step", config.seed, position.step + 1, micro)
-            batch_count = clock + config.schedule_offset_batches
-            self.task.begin_step(
-                batch, StepClock(position.step + 1, batch_count, hours, key, world.world_size)
-            )
+            self.task.begin_step(batch, self._step_clock(micro))
             with distributed.no_gradient_sync(self.module, micro + 1 < config.accumulate_batches):
                 with self.precision.autocast():
                     result = self.module(batch)
@@ -201,12 +196,30 @@ class Trainer:
 
         position.step += 1
         self.scheduler.step_batch(position.step)
-        self.scheduler.step_epoch(position.step * self.step_seconds / 3600)
+        self.scheduler.step_epoch(self.clock.seconds(position.step) / 3600)
         self.precision.step(self.optimizer)
         self.precision.after_step(position.step)
         if self.average is not None:
             self.average.update(self.task.model, position.step)
         return True
+
+    def _step_clock(self, micro: int) -> StepClock:
+        """Where the next step is, for its micro-batch number ``micro``."""
+        config, step, seconds = self.config, self.position.step, self.clock.seconds(self.position.step)
+        return StepClock(
+            step=step + 1,
+            batch_count=seconds / config.schedule_reference_seconds + config.schedule_offset_batches,
+            hours=seconds / 3600,
+            step_key=keyed_random.key("step", config.seed, step + 1, micro),
+            gradient_scale=self.world.world_size,
+        )
+
+    def _scan_memory(self) -> None:
+        """Tries the largest batch, unless nothing is left to train."""
+        data, epoch, world = self.train_data, self.position.epoch, self.world
+        asked = wanted(self.config.memory_scan, world.device) and hasattr(data, "largest_batch")
+        if asked and not self._finished():
+            scan_memory(self.task, data, epoch, self.precision, world, self._step_clock(0), self.optimizer)
 
     def _batches(self) -> Iterator[Any]:
         """Batches from the saved position on, epoch after epoch; the position is that after the batch."""
@@ -262,29 +275,21 @@ class Trainer:
                 self.task.describe(values),
                 rate,
                 report["audio_seconds_per_second"],
-                self._time_left(elapsed / max(steps, 1)),
+                time_left(self.config, position, self.train_data, elapsed / max(steps, 1)),
             )
         self.last_log_step, self.last_log_seconds = position.step, position.seconds
 
-    @torch.no_grad()
-    def _validate(self) -> None:
-        """Every validation set once, without autocast; the numbers do not depend on the number of ranks."""
+    def _validate(self, last: bool = False) -> None:
+        """Validation sets, and the probe where it is due; their time does not count as training."""
         self._take_seconds()
-        self.task.model.eval()
-        for name, data in self.valid_data.items():
-            totals = Totals()
-            for batch in data.epoch_batches(0, 0):
-                totals.add(self.task.compute(batch.to(self.world.device)).stats)
-            collected = totals.collect(self.world)
-            if not collected:
-                raise ValueError(
-                    f"validation set {name!r} gave no batch: see its cuts and the duration limits"
-                )
-            values = self.task.summarise(collected)
-            self.valid_values[name] = values
-            self.metrics.write(self.position.step, self.position.epoch, f"valid/{name}", values)
+        position = self.position
+        self.valid_values = validate(self.task, self.valid_data, self.world)
+        for name, values in self.valid_values.items():
+            self.metrics.write(position.step, position.epoch, f"valid/{name}", values)
             if self.world.is_main:
-                logger.info("step %d, valid %s: %s", self.position.step, name, self.task.describe(values))
+                logger.info("step %d, valid %s: %s", position.step, name, self.task.describe(values))
+        if last or self.probes.due(position.step // self.config.valid_interval):
+            self.probes.report(position.step, position.epoch, position.seconds)
         self.mark = time.monotonic()
 
     def _seconds_since_mark(self) -> float:
@@ -294,19 +299,6 @@ class Trainer:
         """Adds the training time since the last call to the position (validation and saving do not count)."""
         self.position.seconds += self._seconds_since_mark()
         self.mark = time.monotonic()
-
-    def _time_left(self, seconds_per_step: float) -> str:
-        config, position = self.config, self.position
-        limits = []
-        if config.max_steps:
-            limits.append((config.max_steps - position.step) * seconds_per_step)
-        if config.max_minutes:
-            limits.append(60 * config.max_minutes - position.seconds)
-        if config.max_epochs and hasattr(self.train_data, "num_batches"):
-            done = position.epoch + position.batch / max(self.train_data.num_batches(position.epoch), 1)
-            if done > 0:
-                limits.append((config.max_epochs / done - 1) * position.step * seconds_per_step)
-        return f", {format_seconds(min(limits))} left" if limits and math.isfinite(min(limits)) else ""
 
     # ------------------------------------------------------------------ state
 
@@ -340,8 +332,10 @@ class Trainer:
                     "scheduler": self.scheduler.state_dict(),
                     "precision": self.precision.state_dict(),
                     "sampler": {"epoch": position.epoch, "batch": position.batch},
+                    "data": data_state(self.train_data, position.epoch, self.world.world_size),
                     "step": position.step,
-                    "hours": position.step * self.step_seconds / 3600,
+                    "hours": self.clock.seconds(position.step) / 3600,
+                    "audio_clock": self.clock.state_dict(),
                     "seconds": position.seconds,
                     "audio_hours": position.audio_hours,
                     "last_log": {"step": self.last_log_step, "seconds": self.last_log_seconds},
@@ -361,13 +355,13 @@ class Trainer:
                 save_options(self.options, self.experiment_dir / "config.yaml")
             return
         state = load(path, self.task.kind)
-        check_same_options(state["config"], self.options, RESUME_MAY_CHANGE, path)
+        reseed = self.config.resume == RESEED
+        differ = check_same_options(state["config"], self.options, self.config.resume, path)
         for name, value in self.task.identity().items():
             if state.get(name) != value:
                 raise ValueError(
                     f"{path} was made with {name} {state.get(name)} and this run has {value}: the data or "
-                    "the "
-                    "model changed since. Go back to the old ones, or start a new experiment_dir"
+                    "the model changed since. Go back to the old ones, or start a new experiment_dir"
                 )
         self.task.model.load_state_dict(state["model"])
         self.position = Position(
@@ -377,6 +371,12 @@ class Trainer:
             state["seconds"],
             state["audio_hours"],
         )
+        self.clock = self.clock.continued(state.get("audio_clock", {}), self.position.step, reseed)
+        if reseed:
+            self.position.epoch, self.position.batch = self.position.epoch + 1, 0
+        else:
+            now = data_state(self.train_data, self.position.epoch, self.world.world_size)
+            check_same_data(state.get("data", {}), now, self.position.epoch, path)
         if self.frozen and self.position.step > self.config.freeze_steps:
             self._thaw()
         self.optimizer.load_state_dict(state["optimizer"])
@@ -386,4 +386,13 @@ class Trainer:
             self.average.load_state_dict(state["model_average"])
         self.totals.load(state["totals"], self.world)
         self.last_log_step, self.last_log_seconds = state["last_log"]["step"], state["last_log"]["seconds"]
-        logger.info("going on from %s: step %d, epoch %d", path, self.position.step, self.position.epoch)
+        step, epoch = self.position.step, self.position.epoch
+        logger.info("going on from %s: step %d, epoch %d", path, step, epoch)
+        if reseed and self.world.is_main:
+            save_options(self.options, self.experiment_dir / "config.yaml")
+            logger.info(
+                "resume reseed: weights, optimiser and schedules go on; the data begin epoch %d in a new "
+                "order%s",
+                epoch,
+                f" ({'; '.join(differ)})" if differ else "",
+            )

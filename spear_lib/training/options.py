@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from spear_lib.training.resuming import EXACT, RESEED
+
 
 @dataclass(frozen=True)
 class TrainingConfig:
@@ -60,6 +62,12 @@ class TrainingConfig:
     """Steps between two kept checkpoints (reference: 4000); also how much a killed run loses at most."""
     keep_checkpoints: int = 10
     """How many step-*.pt to keep; older ones are deleted (ours; 0: all)."""
+    resume: str = EXACT
+    """exact | reseed: a run that is there already goes on with the same batches, or with the data as they are
+    now in a new order, from the next epoch on (after manifests, batch size or seed were changed)."""
+    memory_scan: str = "auto"
+    """auto | always | never: try the largest batch before the first step (auto: on a GPU). On a CPU it costs
+    a step and reports the resident memory."""
     max_skipped_steps: int = 20
     """Stop when this many steps in a row were skipped for non-finite gradients (ours)."""
 
@@ -71,28 +79,11 @@ class TrainingConfig:
             raise ValueError("nothing ends this run: set max_steps (or max_epochs or max_minutes) above 0")
         if self.precision not in ("auto", "fp32", "bf16", "fp16"):
             raise ValueError(f"precision must be auto, fp32, bf16 or fp16, it is {self.precision!r}")
+        if self.resume not in (EXACT, RESEED):
+            raise ValueError(f"resume must be {EXACT} or {RESEED}, it is {self.resume!r}")
+        if self.memory_scan not in ("auto", "always", "never"):
+            raise ValueError(f"memory_scan must be auto, always or never, it is {self.memory_scan!r}")
         if self.freeze and not self.freeze_steps:
             raise ValueError(
                 f"freeze names {self.freeze} but freeze_steps is 0: set how many steps, or drop freeze"
             )
-
-
-RESUME_MAY_CHANGE = (
-    "max_steps",
-    "max_epochs",
-    "max_minutes",
-    "device",
-    "log_interval",
-    "valid_interval",
-    "save_interval",
-    "keep_checkpoints",
-    "max_skipped_steps",
-    "backend",
-    "num_workers",
-    "prefetch_batches",
-    "worker_timeout",
-    "max_bad_fraction",
-    "experiment_dir",
-    "valid_cuts",
-)
-"""Last parts of option names that a resumed run may give another value: none of them changes a weight."""

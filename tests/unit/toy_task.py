@@ -22,6 +22,9 @@ class ToyBatch:
     targets: Tensor
     audio_seconds: float = 15.0
 
+    def __len__(self) -> int:
+        return len(self.ids)
+
     def to(self, device: torch.device, non_blocking: bool = False) -> "ToyBatch":
         return replace(self, inputs=self.inputs.to(device), targets=self.targets.to(device))
 

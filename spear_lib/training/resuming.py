@@ -1,0 +1,165 @@
+"""Going on from a checkpoint: with the same data exactly, or with other data in a new order (ours).
+
+``training.resume`` is ``exact`` or ``reseed``.
+
+* exact: the same batches and losses as the unbroken run, on any number of processes, because batches are
+  global and every draw is keyed. Data that would give other batches are refused.
+* reseed: weights, optimiser and schedules go on; the data begin a new epoch, which has an order and draws of
+  its own. Manifests, batch size and other options of the data may have changed. Every resumption with it
+  begins another epoch, so set it back to exact once the change is made.
+"""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+EXACT, RESEED = "exact", "reseed"
+
+MAY_CHANGE = (
+    "max_steps",
+    "max_epochs",
+    "max_minutes",
+    "device",
+    "log_interval",
+    "valid_interval",
+    "save_interval",
+    "keep_checkpoints",
+    "max_skipped_steps",
+    "memory_scan",
+    "resume",
+    "probe",
+    "dry_run",
+    "plan",
+    "backend",
+    "num_workers",
+    "prefetch_batches",
+    "worker_timeout",
+    "max_bad_fraction",
+    "experiment_dir",
+    "valid_cuts",
+)
+"""Parts of option names that a resumed run may give another value: none of them changes a weight."""
+
+RESEED_MAY_CHANGE = ("data", "seed", "accumulate_batches")
+"""What may change as well with ``reseed``: which batches there are."""
+
+
+@dataclass
+class Position:
+    """Where the run is; saved in every checkpoint."""
+
+    step: int = 0
+    epoch: int = 0
+    batch: int = 0
+    """Global batches of the epoch that are used up."""
+    seconds: float = 0.0
+    """Time spent training, resumes included."""
+    audio_hours: float = 0.0
+    """Audio seen, as measured (the schedules use nominal hours)."""
+
+
+@dataclass
+class AudioClock:
+    """Nominal audio of the run in seconds, what the schedules go by: steps times the audio of a step. Where
+    that changes (reseed), it goes on from what was seen."""
+
+    step_seconds: float
+    """Audio of one optimiser step over all ranks."""
+    base_step: int = 0
+    base_seconds: float = 0.0
+
+    def seconds(self, step: int) -> float:
+        """Nominal seconds before step number ``step`` + 1."""
+        return self.base_seconds + (step - self.base_step) * self.step_seconds
+
+    def continued(self, saved: dict[str, Any], step: int, reseed: bool) -> "AudioClock":
+        """This clock as it stands at ``step`` of the run with the saved one."""
+        before = AudioClock(**saved) if saved else AudioClock(self.step_seconds)
+        if not reseed:
+            return before
+        return AudioClock(self.step_seconds, step, before.seconds(step))
+
+    def state_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def data_state(data: Any, epoch: int, world_size: int) -> dict[str, Any]:
+    """What must be equal for the batches after a resumption to be the same (plain values).
+
+    Args:
+      data: may have ``fingerprint`` and ``num_batches(epoch)``.
+      epoch: the current one.
+    """
+    return {
+        "fingerprint": getattr(data, "fingerprint", None),
+        "num_batches": data.num_batches(epoch) if hasattr(data, "num_batches") else None,
+        "world_size": world_size,
+    }
+
+
+def check_same_data(saved: dict[str, Any], now: dict[str, Any], epoch: int, path: Path) -> None:
+    """Refuses to resume exactly on other data.
+
+    Raises:
+      ValueError: the manifests hold other cuts, or an epoch has other batches.
+    """
+    if not saved:
+        return
+    if saved["fingerprint"] != now["fingerprint"]:
+        raise ValueError(
+            f"{path} was made on other data: the training manifests have the fingerprint "
+            f"{now['fingerprint']} and had {saved['fingerprint']}, so their cuts or their noise changed. Put "
+            f"the old manifests back to go on exactly, or give --training.resume {RESEED} to go on from "
+            "these weights with the new ones in a new order"
+        )
+    if saved["num_batches"] != now["num_batches"]:
+        raise ValueError(
+            f"epoch {epoch} has {now['num_batches']} batches on {now['world_size']} processes and had "
+            f"{saved['num_batches']} on {saved['world_size']} when {path} was made: every process needs a "
+            "cut of each batch, and batch_seconds is too small for so many. Use the old number of processes "
+            f"to go on exactly, or give --training.resume {RESEED} to go on from these weights in a new order"
+        )
+
+
+def options_that_differ(saved: dict[str, Any], now: dict[str, Any], may_change: tuple[str, ...]) -> list[str]:
+    """``"objective.alpha was 0.5 and is now 0.7"`` for every option of which no part is in ``may_change``."""
+    before, after = _flatten(saved), _flatten(now)
+    missing = "(not set)"
+    return [
+        f"{name} was {before.get(name, missing)} and is now {after.get(name, missing)}"
+        for name in sorted(set(before) | set(after))
+        if before.get(name, missing) != after.get(name, missing)
+        and not any(part in may_change for part in name.split("."))
+    ]
+
+
+def check_same_options(saved: dict[str, Any], now: dict[str, Any], policy: str, path: Path) -> list[str]:
+    """Refuses to resume under options that change the run.
+
+    Returns:
+      What differs and may, because of ``reseed``.
+
+    Raises:
+      ValueError: naming the first options that differ and must not.
+    """
+    differ = options_that_differ(saved, now, MAY_CHANGE)
+    fatal = options_that_differ(saved, now, MAY_CHANGE + RESEED_MAY_CHANGE)
+    if not differ or (policy == RESEED and not fatal):
+        return differ
+    shown = fatal if policy == RESEED else differ
+    more = f" (and {len(shown) - 3} more)" if len(shown) > 3 else ""
+    instead = "" if fatal else f", --training.resume {RESEED} to go on from its weights with these data"
+    raise ValueError(
+        f"{path} was made with other options: {'; '.join(shown[:3])}{more}. Give the old values to go on "
+        f"with that run{instead}, or another experiment_dir (or delete this one) to start a new one"
+    )
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            flat.update(_flatten(value, f"{prefix}{name}."))
+        else:
+            flat[f"{prefix}{name}"] = list(value) if isinstance(value, tuple) else value
+    return flat
