@@ -8,7 +8,6 @@ the windows of one batch are in memory, and no window's words depend on what els
 Legend: B windows, N samples (16 kHz), T encoder frames, E encoder channels.
 """
 
-import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -24,43 +23,11 @@ from spear_lib.asr.search import Hypothesis
 from spear_lib.asr.words import Unit, Word, join, mean_confidence, unit_confidences, words_of
 from spear_lib.data.audio import SAMPLE_RATE, SILENT, AudioError, AudioProblems, load_audio
 from spear_lib.data.audio_files import open_audio
+from spear_lib.data.audio_windows import WindowConfig, plan_windows
 from spear_lib.data.batch import pad_waveforms
 
 MIN_SAMPLES = 1600
 """Shorter recordings are filled up with silence to 0.1 s, so that the encoder has frames to look at."""
-_GRID = 0.02  # s, windows start on the frames of the whole recording
-
-
-@dataclass(frozen=True)
-class WindowConfig:
-    """How long recordings are cut."""
-
-    window_seconds: float = 30.0
-    """Longest audio that is recognised in one piece, s; about the longest utterance of training (ours)."""
-    overlap_seconds: float = 4.0
-    """Audio that neighbouring windows share at least, s; half of it is context on either side (ours)."""
-    batch_seconds: float = 120.0
-    """Padded audio recognised at once, s; changes speed and memory, not results."""
-
-    def __post_init__(self) -> None:
-        if not 0 < self.overlap_seconds <= self.window_seconds / 2:
-            raise ValueError(
-                f"overlap_seconds is {self.overlap_seconds:g} with window_seconds {self.window_seconds:g}; "
-                "it must be positive and at most half of a window"
-            )
-        if self.batch_seconds <= 0:
-            raise ValueError(f"batch_seconds is {self.batch_seconds:g}; it must be positive")
-
-
-def plan_windows(seconds: float, config: WindowConfig) -> list[tuple[float, float]]:
-    """(begin, end) in s of each window of a recording, in order."""
-    spare = seconds - config.window_seconds
-    if spare <= 0:
-        return [(0.0, seconds)]
-    steps = math.ceil(spare / (config.window_seconds - config.overlap_seconds))
-    begins = [round(math.floor(spare * step / steps / _GRID) * _GRID, 3) for step in range(steps)]
-    windows = [(begin, begin + config.window_seconds) for begin in begins]
-    return [*windows, (seconds - config.window_seconds, seconds)]
 
 
 class Recogniser:

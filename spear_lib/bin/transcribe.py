@@ -8,11 +8,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from spear_lib.asr.transcription import Recogniser, Transcript, WindowConfig, transcribe
+from spear_lib.asr.transcription import Recogniser, Transcript, transcribe
 from spear_lib.bin.common import commit, first_screen, run
 from spear_lib.bin.finetune_asr import load_units
 from spear_lib.config import parse, positional
-from spear_lib.data.audio_files import find_audio
+from spear_lib.data.audio_files import find_audio, result_names
+from spear_lib.data.audio_windows import WindowConfig
 from spear_lib.evaluation.decoding import SearchConfig, build_model, load_weights, search
 from spear_lib.files import write_json, write_text
 from spear_lib.training.distributed import choose_device
@@ -67,24 +68,6 @@ def units_of(experiment_dir: str, name: str) -> Any:
     if name == "characters" or place is None:
         return load_units(name)
     return load_units(str(place))
-
-
-def result_names(files: list[Path], folders: list[str]) -> list[str]:
-    """For each file the name of its results, without ending: its place in the folder that was named.
-
-    Raises:
-      ValueError: two files would write the same results.
-    """
-    names: dict[str, Path] = {}
-    for file in files:
-        parent = next((Path(f) for f in folders if Path(f).is_dir() and file.is_relative_to(f)), file.parent)
-        name = str(file.relative_to(parent).with_suffix(""))
-        if name in names:
-            raise ValueError(
-                f"{names[name]} and {file} would both write {name}.txt: transcribe them into two folders"
-            )
-        names[name] = file
-    return list(names)
 
 
 def write_results(folder: Path, name: str, transcript: Transcript, facts: dict[str, Any]) -> None:

@@ -72,3 +72,22 @@ def open_audio(path: str | os.PathLike) -> Cut:
     cut = recording.to_cut()
     cut.id = str(path)
     return cut
+
+
+def result_names(files: list[Path], folders: list[str]) -> list[str]:
+    """For each file the name of its results, without ending: its place in the folder that was named.
+
+    Raises:
+      ValueError: two files would write the same results.
+    """
+    names: dict[str, Path] = {}
+    for file in files:
+        parent = next((Path(f) for f in folders if Path(f).is_dir() and file.is_relative_to(f)), file.parent)
+        name = str(file.relative_to(parent).with_suffix(""))
+        if name in names:
+            raise ValueError(
+                f"{names[name]} and {file} would both write {name}.json: give them two runs, "
+                "with an output_dir each"
+            )
+        names[name] = file
+    return list(names)

@@ -197,7 +197,7 @@ def test_folders_are_walked_and_named_files_kept_once(tmp_path):
 def test_two_files_never_write_one_result(utterances, transcribed, tmp_path):
     shutil.copy(utterances[0], tmp_path / "a.wav")
     shutil.copy(utterances[0], tmp_path / "a.flac")
-    with pytest.raises(ValueError, match=r"a\.flac and .*a\.wav would both write a\.txt"):
+    with pytest.raises(ValueError, match=r"a\.flac and .*a\.wav would both write a\.json"):
         transcribed(tmp_path, "--output_dir", tmp_path / "out")
 
 

@@ -4,9 +4,9 @@ import random
 
 import pytest
 
-from spear_lib.asr.transcription import WindowConfig, plan_windows
 from spear_lib.asr.units import character_units
 from spear_lib.asr.words import Unit, Word, join, mean_confidence, words_of
+from spear_lib.data.audio_windows import WindowConfig, plan_windows
 
 
 def word(text: str, start: float, length: float = 0.2) -> Word:
