@@ -133,7 +133,7 @@ class _PrefixSearch:
         stay_unit = self._merge(extend, stay_unit, rows)
         stay = torch.logaddexp(stay_blank, stay_unit)
         if self.lm is not None:
-            lm = self.lm.map(lambda tensor: tensor[:rows])
+            lm = self.lm.first(rows)
             lm_scores = self.scorer.extended_scores(lm)
             candidates = torch.cat([stay + lm.scores, (extend + lm_scores).flatten(1)], dim=1)
         else:
@@ -141,7 +141,9 @@ class _PrefixSearch:
         best = candidates.topk(self.beam, dim=1)
         self._keep(t, rows, best.values, best.indices, stay_blank, stay_unit, extend)
         if self.lm is not None:
-            self._keep_lm(t, rows, lm, lm_scores, best.indices)
+            kept = lm_scores.flatten(1).gather(1, (best.indices - self.beam).clamp(min=0))
+            parent, token = self.parents[t, :rows], self.tokens[t, :rows]
+            self.lm.write(self.scorer.extended(lm.gather(parent), token, kept))
 
     def _merge(self, extend: Tensor, stay_unit: Tensor, rows: int) -> Tensor:
         """Extensions that are another prefix of the beam are added to it and taken out of ``extend``."""
@@ -179,15 +181,6 @@ class _PrefixSearch:
         self.parent_hash[:rows] = new_parent.masked_fill(dead, _UNUSED_HASH - 1)
         self.parents[t, :rows] = parent
         self.tokens[t, :rows] = token
-
-    def _keep_lm(self, t: int, rows: int, lm, lm_scores: Tensor, indices: Tensor) -> None:
-        parent, token = self.parents[t, :rows], self.tokens[t, :rows]
-        cell = (indices - self.beam).clamp(min=0)
-        new = self.scorer.extended(
-            lm.map(lambda tensor: tensor.gather(1, parent)), token, lm_scores.flatten(1).gather(1, cell)
-        )
-        for name, tensor in vars(new).items():
-            getattr(self.lm, name)[:rows] = tensor
 
     def results(self) -> list[list[Hypothesis]]:
         """Per utterance its final beam by falling score, never empty."""

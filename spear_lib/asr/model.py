@@ -1,4 +1,4 @@
-"""The ASR model: an encoder with a pruned RNN-T head and, optionally, a CTC head (spec rnnt §6).
+"""The ASR model: an encoder with a pruned RNN-T head, a CTC head or both (spec rnnt §6).
 
 Legend: B utterances, T encoder frames, S labels, E encoder channels, V units (blank 0 included).
 """
@@ -27,8 +27,13 @@ _CTC_DROPOUT_SITE = 0x435443
 
 @dataclass(frozen=True)
 class TransducerConfig:
-    """Sizes of the transducer head and the weights of its losses."""
+    """Sizes of the heads and the weights of their losses; a head whose loss weighs 0 does not exist."""
 
+    transducer_loss_scale: float = 1.0
+    """Weight of the transducer loss; 0 = no transducer: with ctc_loss_scale 1 a pure CTC model (paper
+    Table 11)."""
+    ctc_loss_scale: float = 0.0
+    """Weight of the CTC loss; 0 = no CTC head (icefall: 0.2 beside a transducer, where used)."""
     decoder_dim: int = 512
     """Channels of the prediction network (paper: 512; 768 probably at Large)."""
     joiner_dim: int = 512
@@ -52,14 +57,22 @@ class TransducerConfig:
     """Steps over which the weights move from the simple to the pruned loss (icefall)."""
     delay_penalty: float = 0.0
     """Nats per frame by which late labels are punished (Kang et al. 2022); 0 = off."""
-    ctc_loss_scale: float = 0.0
-    """Weight of the CTC loss; 0 = no CTC head (icefall: 0.2 where used)."""
     ctc_dropout: float = 0.1
     """Dropout before the CTC output layer (icefall)."""
 
+    def __post_init__(self) -> None:
+        scales = self.transducer_loss_scale, self.ctc_loss_scale
+        if min(scales) < 0 or max(scales) == 0:
+            raise ValueError(
+                f"transducer_loss_scale is {scales[0]:g} and ctc_loss_scale {scales[1]:g}: neither may be "
+                "negative, and one must be positive"
+            )
+
 
 class AsrModel(nn.Module):
-    """Encoder, stateless decoder, joiner and simple heads; state-dict names as the reference's.
+    """Encoder and heads: stateless decoder, joiner and simple heads; a linear layer for CTC.
+
+    State-dict names are the reference's.
 
     Args:
       encoder: anything with ``output_dim``; may be None where only the head is wanted (tests).
@@ -74,7 +87,7 @@ class AsrModel(nn.Module):
     ):
         super().__init__()
         if vocab_size < 2:
-            raise ValueError(f"vocab_size is {vocab_size}; a transducer needs blank and at least one unit.")
+            raise ValueError(f"vocab_size is {vocab_size}; there must be blank and at least one unit.")
         self.config = config
         self.vocab_size = vocab_size
         if encoder is not None:
@@ -82,12 +95,21 @@ class AsrModel(nn.Module):
             encoder_dim = encoder.output_dim
         if encoder_dim < 1:
             raise ValueError("AsrModel needs an encoder, or encoder_dim to build the head alone.")
-        self.decoder = StatelessDecoder(vocab_size, config.decoder_dim, config.context_size, self.blank_id)
-        self.joiner = Joiner(encoder_dim, config.decoder_dim, config.joiner_dim, vocab_size)
-        self.simple_am_proj = nn.Linear(encoder_dim, vocab_size)
-        self.simple_lm_proj = nn.Linear(config.decoder_dim, vocab_size)
-        if config.ctc_loss_scale > 0:
+        if "transducer" in self.heads:
+            self.decoder = StatelessDecoder(
+                vocab_size, config.decoder_dim, config.context_size, self.blank_id
+            )
+            self.joiner = Joiner(encoder_dim, config.decoder_dim, config.joiner_dim, vocab_size)
+            self.simple_am_proj = nn.Linear(encoder_dim, vocab_size)
+            self.simple_lm_proj = nn.Linear(config.decoder_dim, vocab_size)
+        if "ctc" in self.heads:
             self.ctc_output = nn.Linear(encoder_dim, vocab_size)
+
+    @property
+    def heads(self) -> list[str]:
+        """ "transducer", "ctc" or both."""
+        scales = {"transducer": self.config.transducer_loss_scale, "ctc": self.config.ctc_loss_scale}
+        return [head for head, scale in scales.items() if scale > 0]
 
     def loss_scales(self, step: int) -> tuple[float, float]:
         """(simple, pruned) weights at ``step``: the simple loss leads until the pruning can be trusted."""
@@ -115,31 +137,30 @@ class AsrModel(nn.Module):
           utterance_keys: (B,) int64 keys of the CTC dropout; without them there is none.
 
         Returns:
-          loss_sum (the weighted total), simple_loss, pruned_loss, ctc_loss (0 without the head), all scalar;
-          num_frames, num_dropped and num_ctc_dropped (int64 scalars): valid frames; utterances without any
-          path (no frames; more labels than frames unless "regular"; too short for CTC), which add 0.
+          loss_sum (the weighted total) and num_frames (int64, valid frames), scalar; of the transducer
+          simple_loss, pruned_loss and num_dropped, of CTC ctc_loss and num_ctc_dropped: utterances without
+          any path (no frames; more labels than frames unless "regular"; too short for CTC) add 0 and are
+          counted.
         """
         device = encoder_out.device
         with torch.autocast(device.type, enabled=False):
             encoder_out = encoder_out.float()
             lengths = encoder_lengths.to(device=device, dtype=torch.int64)
             labels, num_labels = self._pad_targets(targets, encoder_out)
-            simple, pruned, dropped = self._transducer_losses(encoder_out, lengths, labels, num_labels)
-            simple_scale, pruned_scale = self.loss_scales(step)
-            total = simple_scale * simple + pruned_scale * pruned
-            ctc, ctc_dropped = encoder_out.new_zeros(()), torch.zeros_like(dropped)
-            if self.config.ctc_loss_scale > 0:
-                ctc, ctc_dropped = self._ctc_loss(encoder_out, lengths, labels, num_labels, utterance_keys)
+            total = encoder_out.new_zeros(())
+            results: dict[str, Tensor] = {"num_frames": lengths.sum()}
+            if "transducer" in self.heads:
+                simple, pruned, dropped = self._transducer_losses(encoder_out, lengths, labels, num_labels)
+                simple_scale, pruned_scale = self.loss_scales(step)
+                transducer = simple_scale * simple + pruned_scale * pruned
+                total = total + self.config.transducer_loss_scale * transducer
+                results |= {"simple_loss": simple.detach(), "pruned_loss": pruned.detach()}
+                results["num_dropped"] = dropped
+            if "ctc" in self.heads:
+                ctc, dropped = self._ctc_loss(encoder_out, lengths, labels, num_labels, utterance_keys)
                 total = total + self.config.ctc_loss_scale * ctc
-        return {
-            "loss_sum": total,
-            "simple_loss": simple.detach(),
-            "pruned_loss": pruned.detach(),
-            "ctc_loss": ctc.detach(),
-            "num_frames": lengths.sum(),
-            "num_dropped": dropped,
-            "num_ctc_dropped": ctc_dropped,
-        }
+                results |= {"ctc_loss": ctc.detach(), "num_ctc_dropped": dropped}
+        return {"loss_sum": total, **results}
 
     def _pad_targets(self, targets: list[list[int]], encoder_out: Tensor) -> tuple[Tensor, Tensor]:
         """(B, S) int64 padded with blank and (B,) lengths, on the encoder's device."""
@@ -226,6 +247,6 @@ class AsrModel(nn.Module):
 
     def ctc_log_probs(self, encoder_out: Tensor) -> Tensor:
         """(B, T, E) -> (B, T, V) log-probabilities of the CTC head, float32."""
-        if not hasattr(self, "ctc_output"):
+        if "ctc" not in self.heads:
             raise RuntimeError("this model has no CTC head: it was built with ctc_loss_scale 0.")
         return torch.log_softmax(self.ctc_output(encoder_out).float(), dim=-1)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from spear_lib.asr.hypothesis import Hypothesis
 from spear_lib.asr.model import AsrModel
+from spear_lib.asr.word_scores import FORBIDDEN, WordScorer
 
 
 def check_batch(frames: Tensor, lengths: Tensor) -> tuple[list[int], list[int]]:
@@ -129,6 +130,7 @@ def modified_beam_search(
     blank_penalty: float = 0.0,
     temperature: float = 1.0,
     unk_id: int | None = None,
+    scorer: WordScorer | None = None,
 ) -> list[Hypothesis]:
     """Beam search with at most one unit per frame, merging hypotheses with the same units.
 
@@ -136,10 +138,12 @@ def modified_beam_search(
       model, encoder_out, lengths, blank_penalty, unk_id: as ``greedy_search_batch``.
       beam: hypotheses kept per utterance.
       temperature: divides the logits.
+      scorer: word n-gram (shallow fusion, Eq. 11): its weighted terms count beside the log-probability.
 
     Returns:
       One hypothesis per utterance, in the order of the batch: the best by log-probability divided by
-      (units + context size), as the reference normalises; ``nbest`` is the whole final beam.
+      (units + context size), as the reference normalises, or with a language model by its score alone;
+      ``nbest`` is the whole final beam.
     """
     if beam < 1 or temperature <= 0:
         raise ValueError(f"beam is {beam} and temperature {temperature}; both must be positive.")
@@ -147,6 +151,7 @@ def modified_beam_search(
     batch, device, num_frames = len(order), encoder_out.device, len(active)
     context = _start_context(model, batch * beam, device).reshape(batch, beam, model.decoder.context_size)
     decoded = _decode_context(model, context[:, 0])[:, None].expand(-1, beam, -1).contiguous()
+    lm = scorer.start((batch, beam), device) if scorer else None
     scores = torch.full((batch, beam), -torch.inf, device=device)  # -inf marks an unused place of the beam
     scores[:, 0] = 0.0
     hashes = torch.zeros((batch, beam), dtype=torch.int64, device=device)
@@ -162,30 +167,44 @@ def modified_beam_search(
             logits = logits / temperature
         total = torch.log_softmax(logits, dim=-1) + scores[:rows, :, None]
         vocab_size = total.shape[-1]
-        best = total.reshape(rows, -1).topk(
-            beam, dim=1
-        )  # falling: of equal hypotheses the first is the better
+        ranked = total
+        if lm is not None:
+            active_lm = lm.first(rows)
+            lm_scores = scorer.extended_scores(active_lm)
+            for unit in (model.blank_id, unk_id):  # what emits nothing costs nothing
+                if unit is not None:
+                    lm_scores[..., unit] = active_lm.scores
+            ranked = total + lm_scores
+        # Falling: of equal hypotheses the first is the better.
+        best = ranked.reshape(rows, -1).topk(beam, dim=1)
         parent = torch.div(best.indices, vocab_size, rounding_mode="floor")
         token = best.indices % vocab_size
         silent = _silent(token, model.blank_id, unk_id)
         old_hash = hashes[:rows].gather(1, parent)
         new_hash = torch.where(silent, old_hash, append_to_hash(old_hash, token))
-        alive = best.values > -torch.inf
+        values = total.reshape(rows, -1).gather(1, best.indices)
+        alive = best.values > FORBIDDEN / 2
         same = (new_hash[:, :, None] == new_hash[:, None, :]) & alive[:, :, None] & alive[:, None, :]
-        merged = torch.logsumexp(torch.where(same, best.values[:, None, :], -torch.inf), dim=2)
+        merged = torch.logsumexp(torch.where(same, values[:, None, :], -torch.inf), dim=2)
         duplicate = (same & earlier).any(dim=2)
         scores[:rows] = merged.masked_fill(duplicate | ~alive, -torch.inf)
         hashes[:rows] = new_hash
         parents[t, :rows] = parent
         tokens[t, :rows] = torch.where(silent, -1, token)
+        if lm is not None:
+            chosen = lm_scores.reshape(rows, -1).gather(1, best.indices)
+            lm.write(scorer.extended(active_lm.gather(parent), tokens[t, :rows], chosen))
         old_context = context[:rows].gather(1, parent[..., None].expand(-1, -1, context.shape[2]))
         shifted = torch.cat([old_context[..., 1:], token[..., None]], dim=2)
         context[:rows] = torch.where(silent[..., None], old_context, shifted)
         decoded[:rows] = _decode_context(model, context[:rows].flatten(0, 1)).unflatten(0, (rows, beam))
+    if lm is not None:
+        scores = scores + scorer.final_scores(lm)
+    context_size = model.decoder.context_size if lm is None else None
     emitted = trace_back(parents, tokens)
     results: list[Hypothesis | None] = [None] * batch
     for row, (utterance, beam_scores) in enumerate(zip(order, scores.tolist())):
-        results[utterance] = _best_of_beam(beam_scores, emitted[row], model.decoder.context_size)
+        results[utterance] = _best_of_beam(beam_scores, emitted[row], context_size)
     return results
 
 
@@ -202,12 +221,18 @@ def trace_back(parents: Tensor, tokens: Tensor) -> list[list[list[int]]]:
     return torch.stack(steps[::-1], dim=2).tolist()
 
 
-def _best_of_beam(scores: list[float], emitted: list[list[int]], context_size: int) -> Hypothesis:
+def _best_of_beam(scores: list[float], emitted: list[list[int]], context_size: int | None) -> Hypothesis:
+    """The best by score / (units + context_size); by its score alone where that is None."""
     nbest = []
     for score, units in zip(scores, emitted):
-        if score > float("-inf"):
+        if score > FORBIDDEN / 2:
             times = [time for time, unit in enumerate(units) if unit >= 0]
             nbest.append(Hypothesis([units[time] for time in times], times, score))
-    best = max(nbest, key=lambda item: item.score / (len(item.ids) + context_size))
-    best.nbest = sorted(nbest, key=lambda item: -item.score)
+    if not nbest:  # every spelling was a forbidden one
+        return Hypothesis([], [], float("-inf"))
+    nbest.sort(key=lambda item: -item.score)
+    best = nbest[0]
+    if context_size is not None:
+        best = max(nbest, key=lambda item: item.score / (len(item.ids) + context_size))
+    best.nbest = nbest
     return best

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from spear_lib.asr.model import AsrModel
-from spear_lib.asr.search import greedy_search_batch
+from spear_lib.asr.searcher import SearchConfig, Searcher
 from spear_lib.config import to_dict
 from spear_lib.data.augmentation import SpecAugmentConfig
 from spear_lib.evaluation.wer import align_words
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 class AsrTask(Task):
-    """Transducer (and CTC) losses on transcripts.
+    """Losses of the model's heads, transducer and CTC, on transcripts.
 
     In training the features are augmented (SpecAugment, on the device) and the weights of the losses follow
     the step; in validation nothing is augmented and the final weights hold, so that validation losses of
@@ -70,14 +70,11 @@ class AsrTask(Task):
         step = self.step if model.training else model.config.warm_step
         losses = model.losses(output.encoder_out, lengths, targets, step, batch.keys)
         num_frames = losses["num_frames"]
-        stats: Stats = {
-            "loss": (losses["loss_sum"].detach(), num_frames),
-            "simple_loss": (losses["simple_loss"], num_frames),
-            "pruned_loss": (losses["pruned_loss"], num_frames),
-            "dropped": (losses["num_dropped"], len(targets)),
-        }
-        if model.config.ctc_loss_scale > 0:
-            stats["ctc_loss"] = (losses["ctc_loss"], num_frames)
+        stats: Stats = {"loss": (losses["loss_sum"].detach(), num_frames)}
+        stats |= {name: (value, num_frames) for name, value in losses.items() if name.endswith("_loss")}
+        for name in ("dropped", "ctc_dropped"):
+            if f"num_{name}" in losses:
+                stats[name] = (losses[f"num_{name}"], len(targets))
         if self.valid_wer and not model.training:
             stats["wer"] = self._word_errors(output.encoder_out, output.lengths, batch.texts)
         return StepResult(losses["loss_sum"], num_frames, stats)
@@ -89,7 +86,7 @@ class AsrTask(Task):
 
     def _word_errors(self, encoder_out: Tensor, lengths: Tensor, texts: list[str]) -> tuple[float, float]:
         """(100 x errors, reference words), so that the loop's sum / count is the WER in percent."""
-        hypotheses = greedy_search_batch(self.model, encoder_out, lengths)
+        hypotheses = Searcher(self.model, self.units, SearchConfig("greedy"))(encoder_out, lengths)
         errors = words = 0
         for text, hypothesis in zip(texts, hypotheses):
             utterance = align_words("", text, self.units.decode(hypothesis.ids))
@@ -103,8 +100,9 @@ class AsrTask(Task):
                   f"{name}_loss" in values]  # fmt: skip
         if "wer" in values:
             parts.append(f"WER {values['wer']:.2f} % (greedy)")
-        if values.get("dropped", 0.0) > 0:
-            parts.append(f"dropped {100 * values['dropped']:.2g} % (transcript longer than the audio)")
+        dropped = max(values.get("dropped", 0.0), values.get("ctc_dropped", 0.0))
+        if dropped > 0:
+            parts.append(f"dropped {100 * dropped:.2g} % (transcript longer than the audio)")
         return ", ".join(parts)
 
     def facts(self) -> dict[str, object]:
@@ -112,13 +110,16 @@ class AsrTask(Task):
         encoder = sum(p.numel() for p in model.encoder.parameters())
         total = sum(p.numel() for p in model.parameters())
         frame_ms = 1000 / model.encoder.frame_rate
-        heads = f"transducer, prune range {config.prune_range}"
-        if config.ctc_loss_scale > 0:
-            heads += f", and CTC with weight {config.ctc_loss_scale}"
+        heads, transducer = [], {}
+        if "transducer" in model.heads:
+            heads.append(f"transducer, prune range {config.prune_range}")
+            transducer = {"transducer": f"losses by {select_backend(config.backend)}"}
+        if "ctc" in model.heads:
+            heads.append(f"CTC with weight {config.ctc_loss_scale:g}")
         return {
             "encoder": f"{encoder:,} parameters, one frame every {frame_ms:g} ms",
-            "head": f"{total - encoder:,} parameters: {heads}",
-            "transducer": f"losses by {select_backend(config.backend)}",
+            "head": f"{total - encoder:,} parameters: {' and '.join(heads)}",
+            **transducer,
             "text units": f"{self.units.vocab_size} ({self.units.id})",
         }
 

@@ -55,9 +55,18 @@ class LmState:
     end_contexts: Tensor
     """int64: context after it."""
 
-    def map(self, function) -> "LmState":
-        """Applies a function to each tensor."""
-        return LmState(*(function(tensor) for tensor in vars(self).values()))
+    def first(self, rows: int) -> "LmState":
+        """(B, K) -> the first ``rows`` utterances, sharing memory."""
+        return LmState(*(tensor[:rows] for tensor in vars(self).values()))
+
+    def gather(self, places: Tensor) -> "LmState":
+        """(B, K) -> the hypotheses at ``places`` (B, K) of each utterance's beam."""
+        return LmState(*(tensor.gather(1, places) for tensor in vars(self).values()))
+
+    def write(self, new: "LmState") -> None:
+        """Overwrites the first utterances with ``new``."""
+        for old, tensor in zip(vars(self).values(), vars(new).values()):
+            old[: len(tensor)] = tensor
 
 
 class WordScorer:

@@ -9,18 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
+from spear_lib.asr.searcher import SearchConfig, Searcher
 from spear_lib.bin.common import commit, first_screen, run
 from spear_lib.bin.finetune_asr import load_units
 from spear_lib.config import parse, to_dict
 from spear_lib.data.manifests import Manifest
-from spear_lib.evaluation.decoding import (
-    SearchConfig,
-    build_model,
-    load_weights,
-    recognise,
-    write_recognised,
-)
+from spear_lib.evaluation.decoding import build_model, load_weights, recognise, write_recognised
 from spear_lib.evaluation.references import references
+from spear_lib.evaluation.tuning import TuneConfig, choose_search
 from spear_lib.evaluation.wer import score, write_errors
 from spear_lib.files import write_json
 from spear_lib.training.distributed import choose_device
@@ -47,8 +43,12 @@ class DecodeOptions:
     """Padded audio per batch, s; changes speed and memory, not results."""
     device: str = "auto"
     """cpu, cuda or auto."""
+    num_best: int = 0
+    """Hypotheses with scores in recogs-<set>.jsonl beside the best one."""
     search: SearchConfig = field(default_factory=SearchConfig)
     """Search; choose its values on dev, not on the test sets."""
+    tune: TuneConfig = field(default_factory=TuneConfig)
+    """Choosing weights of the search on one of the sets (never a test set) before the others."""
 
 
 def named_sets(cuts: list[str]) -> dict[str, Path]:
@@ -84,33 +84,43 @@ def main() -> None:
     weights = load_weights(options.experiment_dir, options.average)
     device = choose_device(options.device)
     model = build_model(weights, units).to(device)
+    if options.tune.on and options.tune.on not in sets:
+        raise ValueError(f"tune.on is {options.tune.on!r}, which is none of the sets {', '.join(sets)}")
+    searcher = Searcher(model, units, options.search)
     output_dir = Path(options.output_dir or Path(options.experiment_dir) / "decode")
     output_dir.mkdir(parents=True, exist_ok=True)
-    config = options.search
-    method = "greedy" if config.method == "greedy" else f"beam {config.beam}"
     first_screen(
         "Recognising",
         {
             "model": options.experiment_dir,
             "weights": f"{weights.provenance['weights']} (hash {weights.provenance['weights_hash']})",
-            "search": method + (f", blank penalty {config.blank_penalty:g}" if config.blank_penalty else ""),
+            "search": f"{options.search} ({searcher.head})",
             "sets": ", ".join(f"{name} ({len(manifest)} cuts)" for name, manifest in sets.items()),
             "results": output_dir,
         },
     )
+    if options.tune.on:
+        name = options.tune.on
+        chosen, tried = choose_search(searcher, options.tune, sets[name], texts[name], options.batch_seconds)
+        write_json(output_dir / "tuning.json", {"on": name, "search": to_dict(chosen), "tried": tried})
+        searcher = Searcher(model, units, chosen, searcher.scorer.model if searcher.scorer else None)
     for name, manifest in sets.items():
         started = time.monotonic()
-        results = recognise(model, units, manifest, config, options.batch_seconds, device, f"{name}")
+        results = recognise(searcher, manifest, options.batch_seconds, options.num_best, name)
         seconds = time.monotonic() - started
         errors = score(texts[name], {id: result["text"] for id, result in results.items()}, name)
         audio_seconds = float(np.sum(manifest.durations))
         write_recognised(output_dir / f"recogs-{name}.jsonl", results, texts[name])
-        write_errors(errors, output_dir / f"errs-{name}.txt", f"{name}, {options.experiment_dir}, {method}")
+        write_errors(
+            errors, output_dir / f"errs-{name}.txt", f"{name}, {options.experiment_dir}, {searcher.config}"
+        )
         write_json(
             output_dir / f"wer-{name}.json",
             {
                 "set": name,
-                "method": method,
+                "method": str(searcher.config),
+                "head": searcher.head,
+                "search": to_dict(searcher.config),
                 **errors.summary(),
                 "audio_seconds": round(audio_seconds, 1),
                 "seconds": round(seconds, 1),

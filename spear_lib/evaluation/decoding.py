@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spear_lib.asr.hypothesis import Hypothesis
 from spear_lib.asr.model import AsrModel, TransducerConfig
-from spear_lib.asr.search import Hypothesis, greedy_search_batch, modified_beam_search
+from spear_lib.asr.searcher import SearchConfig, Searcher
 from spear_lib.asr.task import check_vocabulary
 from spear_lib.config import load as load_options
 from spear_lib.data.manifests import Manifest
@@ -27,24 +28,6 @@ from spear_lib.training.checkpoint_average import average_checkpoints
 from spear_lib.training.progress import progress
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class SearchConfig:
-    """How the best transcript is searched."""
-
-    method: str = "beam"
-    """beam: modified beam search; greedy: the best unit per frame."""
-    beam: int = 4
-    """Hypotheses kept per utterance in beam search (icefall)."""
-    blank_penalty: float = 0.0
-    """Nats taken from the blank before the search; above 0 fewer words are deleted (choose it on dev)."""
-
-    def __post_init__(self) -> None:
-        if self.method not in ("beam", "greedy"):
-            raise ValueError(f"search.method must be beam or greedy, it is {self.method!r}")
-        if self.beam < 1:
-            raise ValueError(f"search.beam must be at least 1, it is {self.beam}")
 
 
 @dataclass
@@ -119,43 +102,21 @@ def build_model(weights: Weights, units: Any) -> AsrModel:
 
 def search(model: AsrModel, encoder_out: Tensor, lengths: Tensor, config: SearchConfig) -> list[Hypothesis]:
     """encoder_out (B, T, E), lengths (B,) -> one hypothesis per utterance."""
-    if config.method == "greedy":
-        return greedy_search_batch(model, encoder_out, lengths, blank_penalty=config.blank_penalty)
-    return modified_beam_search(
-        model, encoder_out, lengths, beam=config.beam, blank_penalty=config.blank_penalty
-    )
+    return Searcher(model, None, config)(encoder_out, lengths)
 
 
 @torch.no_grad()
-def recognise(
-    model: AsrModel,
-    units: Any,
-    manifest: Manifest,
-    config: SearchConfig,
-    batch_seconds: float = 100.0,
-    device: torch.device | str = "cpu",
-    description: str = "recognising",
-) -> dict[str, dict[str, Any]]:
-    """Cut id -> {"text", "units", "times" (s, one per unit), "score"} in the order of the manifest."""
-    encoder = model.encoder
-    results: dict[int, dict[str, Any]] = {}
+def set_scores(
+    searcher: Searcher, manifest: Manifest, batch_seconds: float, description: str
+) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+    """What the search reads, for a whole set: positions in the manifest, scores (B, T, ...), lengths (B,)."""
+    model = searcher.model
+    device = next(model.parameters()).device
     batches = waveform_batches(manifest, batch_seconds)
     for rows, waveforms, lengths in progress(_cuts(batches), len(manifest), description, "cuts"):
-        if rows is None:
-            continue
-        output = encoder.extract(waveforms.to(device), lengths.to(device))
-        for row, hypothesis in zip(rows, search(model, output.encoder_out, output.lengths, config)):
-            results[row] = {
-                "text": " ".join(units.decode(hypothesis.ids).split()),
-                "units": [units.unit(unit) for unit in hypothesis.ids],
-                "times": [
-                    round(encoder.first_frame_center_ms / 1000 + frame / encoder.frame_rate, 3)
-                    for frame in hypothesis.timestamps
-                ],
-                "score": round(hypothesis.score, 4),
-            }
-    ids = manifest.ids
-    return {ids[row]: results[row] for row in sorted(results)}
+        if rows is not None:
+            output = model.encoder.extract(waveforms.to(device), lengths.to(device))
+            yield rows, searcher.scores(output.encoder_out), output.lengths
 
 
 def _cuts(batches: Iterator) -> Iterator:
@@ -164,6 +125,44 @@ def _cuts(batches: Iterator) -> Iterator:
         yield rows, waveforms, lengths
         for _ in rows[1:]:
             yield None, None, None
+
+
+def recognise(
+    searcher: Searcher,
+    manifest: Manifest,
+    batch_seconds: float = 100.0,
+    num_best: int = 0,
+    description: str = "recognising",
+) -> dict[str, dict[str, Any]]:
+    """Cut id -> {"text", "units", "times" (s, one per unit), "score"} in the order of the manifest.
+
+    With ``num_best`` above 0 there is also "nbest", a list of {"text", "score"} by falling score.
+    """
+    units, encoder = searcher.units, searcher.model.encoder
+    results: dict[int, dict[str, Any]] = {}
+    for rows, scores, lengths in set_scores(searcher, manifest, batch_seconds, description):
+        for row, hypothesis in zip(rows, searcher.search(scores, lengths)):
+            results[row] = {
+                "text": text_of(units, hypothesis),
+                "units": [units.unit(unit) for unit in hypothesis.ids],
+                "times": [
+                    round(encoder.first_frame_center_ms / 1000 + frame / encoder.frame_rate, 3)
+                    for frame in hypothesis.timestamps
+                ],
+                "score": round(hypothesis.score, 4),
+            }
+            if num_best:
+                results[row]["nbest"] = [
+                    {"text": text_of(units, entry), "score": round(entry.score, 4)}
+                    for entry in (hypothesis.nbest or [hypothesis])[:num_best]
+                ]
+    ids = manifest.ids
+    return {ids[row]: results[row] for row in sorted(results)}
+
+
+def text_of(units: Any, hypothesis: Hypothesis) -> str:
+    """The words of a hypothesis, joined by single spaces."""
+    return " ".join(units.decode(hypothesis.ids).split())
 
 
 def write_recognised(

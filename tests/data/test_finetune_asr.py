@@ -11,12 +11,13 @@ import yaml
 from asr_fixtures import TINY_ENCODER, make_cuts
 
 from spear_lib.asr.model import AsrModel, TransducerConfig
+from spear_lib.asr.searcher import SearchConfig, Searcher
 from spear_lib.asr.task import AsrTask, usable_lengths
 from spear_lib.asr.units import TextUnits, character_units
 from spear_lib.bin import decode, finetune_asr, train_units
 from spear_lib.data.asr_data import AsrData, AsrDataConfig
 from spear_lib.data.manifests import Manifest
-from spear_lib.evaluation.decoding import SearchConfig, build_model, load_weights, recognise
+from spear_lib.evaluation.decoding import build_model, load_weights, recognise
 from spear_lib.pretrained import load_encoder, save_encoder
 from spear_lib.training.finetuning import build_encoder, training_config
 from spear_lib.training.task import StepClock
@@ -206,7 +207,8 @@ def test_an_encoder_that_reads_waveforms_is_fine_tuned_and_decoded(corpus, tmp_p
     weights = load_weights(tmp_path / "run", 1)
     model = build_model(weights, TextUnits(corpus["units"]))
     assert model.encoder.encoder_type == "transformer"
-    found = recognise(model, TextUnits(corpus["units"]), Manifest(corpus["dev"]), SearchConfig("greedy"))
+    searcher = Searcher(model, TextUnits(corpus["units"]), SearchConfig("greedy"))
+    found = recognise(searcher, Manifest(corpus["dev"]))
     assert len(found) == 6
 
 
@@ -238,7 +240,8 @@ def test_recognition_does_not_depend_on_batch_mates(corpus, method):
     model.joiner.output_linear.bias.data[0] -= 0.4  # a random model that also writes something
     manifest = Manifest(corpus["dev"])
     alone, together = (
-        recognise(model, units, manifest, SearchConfig(method), seconds) for seconds in (0.1, 1000.0)
+        recognise(Searcher(model, units, SearchConfig(method)), manifest, seconds)
+        for seconds in (0.1, 1000.0)
     )
     assert list(alone) == list(manifest.ids)
     assert any(result["text"] for result in alone.values())

@@ -8,7 +8,11 @@ import torch
 from torch import nn
 
 from spear_lib.asr.model import AsrModel, TransducerConfig
+from spear_lib.asr.ngram import load_ngram_model
+from spear_lib.asr.ngram_training import train_ngram
 from spear_lib.asr.search import greedy_search_batch, modified_beam_search
+from spear_lib.asr.units import CharacterUnits
+from spear_lib.asr.word_scores import WordScoreConfig, WordScorer
 
 
 class TableModel(nn.Module):
@@ -163,3 +167,37 @@ def test_errors():
         modified_beam_search(model, encoder_out, lengths[:1])
     with pytest.raises(ValueError, match="beam is 0"):
         modified_beam_search(model, encoder_out, lengths, beam=0)
+
+
+@pytest.mark.parametrize("weights", [(1.0, 0.0, 2.0), (0.6, 1.2, -1.0)], ids=["open", "closed"])
+def test_shallow_fusion_is_the_sum_over_all_paths_with_equation_11(tmp_path, weights):
+    units = CharacterUnits(" AB")
+    train_ngram(
+        [sentence.split() for sentence in ("A B", "B A B", "AA", "A A", "BA B")], 3, tmp_path / "lm.arpa"
+    )
+    lm, config = load_ngram_model(tmp_path / "lm.arpa"), WordScoreConfig(*weights)
+    generator = torch.Generator().manual_seed(6)
+    by_last = torch.randn(4, 4, generator=generator)
+    frames = torch.randn(1, 5, 4, generator=generator)
+    scorer = WordScorer(lm, units, config)
+    found = modified_beam_search(TableModel(by_last), frames, torch.tensor([5]), beam=2000, scorer=scorer)[0]
+    totals: dict[tuple, list[float]] = {}
+    for path in itertools.product(range(4), repeat=5):
+        last, score = 0, 0.0
+        for t, unit in enumerate(path):
+            score += float((frames[0, t] + by_last[last]).log_softmax(0)[unit])
+            last = unit or last
+        totals.setdefault(tuple(u for u in path if u), []).append(score)
+    expected = {}
+    for ids, scores in totals.items():
+        words = "".join(units.unit(unit) for unit in ids).split(" ")
+        words = words[:-1] if words[-1] == "" else words  # a space at the end
+        unknown = sum(word not in lm.word_ids for word in words)
+        if "" in words or (unknown and config.unknown_penalty < 0):
+            continue
+        score = float(torch.tensor(scores, dtype=torch.float64).logsumexp(0)) + config.weight * lm.log_prob(
+            words
+        )
+        expected[ids] = score + config.word_score * len(words) - config.unknown_penalty * unknown
+    assert {tuple(h.ids): h.score for h in found.nbest} == pytest.approx(expected, abs=1e-3)
+    assert tuple(found.ids) == max(expected, key=expected.get)
