@@ -5,8 +5,10 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+import soundfile
 from lhotse.audio import set_audio_duration_mismatch_tolerance
-from lhotse.cut import Cut
+from lhotse.cut import Cut, MonoCut
+from lhotse.utils import compute_num_samples
 
 from spear_lib.data.problems import Problems
 
@@ -78,7 +80,9 @@ def load_audio(
         notes.append(RESAMPLED)
     path = source_of(cut)
     try:
-        samples = cut.load_audio()
+        samples = _read_plainly(cut)
+        if samples is None:
+            samples = cut.load_audio()
     except Exception as error:
         raise _audio_error(cut, path, error) from error
     if samples is None or samples.shape[-1] == 0:
@@ -94,6 +98,25 @@ def load_audio(
         for note in notes:
             problems.note(note)
     return np.ascontiguousarray(mono, dtype=np.float32)
+
+
+def _read_plainly(cut: Cut) -> np.ndarray | None:
+    """(1, N) of an untransformed cut of a mono file, read where it lies: lhotse's own way costs the loader a
+    seventh of its time. None: anything else, also a file that holds less than it should."""
+    recording = cut.recording
+    plain = isinstance(cut, MonoCut) and len(recording.sources) == 1 and not recording.transforms
+    if not plain or recording.sources[0].type != "file" or recording.channel_ids != [cut.channel]:
+        return None
+    begin, count = compute_num_samples(cut.start, cut.sampling_rate), cut.num_samples
+    try:
+        with soundfile.SoundFile(recording.sources[0].source) as file:
+            if file.channels != 1 or file.samplerate != cut.sampling_rate or begin + count > file.frames:
+                return None
+            file.seek(begin)
+            samples = file.read(count, dtype="float32")
+    except soundfile.LibsndfileError:
+        return None  # lhotse knows more formats, and the reason
+    return samples[None] if len(samples) == count else None
 
 
 def _audio_error(cut: Cut, path: str, error: Exception) -> AudioError:

@@ -118,8 +118,9 @@ def _span_mask(
     draws = torch.where(position < num_starts.unsqueeze(1), draws, torch.full_like(draws, 2.0))
     # The c smallest of M independent uniform numbers sit at a uniform sample without replacement. Stable, so
     # that equal numbers (24 bits) are ordered alike on every device.
-    rank = torch.argsort(torch.argsort(draws, dim=1, stable=True), dim=1, stable=True)
-    starts = (rank < counts.unsqueeze(1)).to(torch.int32)
+    order = torch.argsort(draws, dim=1, stable=True)
+    smallest = (position < counts.unsqueeze(1)).to(torch.int32)
+    starts = torch.zeros_like(smallest).scatter_(1, order, smallest)
     begun = torch.cumsum(starts, dim=1, dtype=torch.int32)
     ended = torch.nn.functional.pad(begun, (span, 0))[:, :width]
     valid = position < lengths.unsqueeze(1)
