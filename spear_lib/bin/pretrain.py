@@ -20,18 +20,18 @@ from spear_lib.bin.common import first_screen, run
 from spear_lib.config import parse
 from spear_lib.data.audio import SAMPLE_RATE
 from spear_lib.data.pretraining_data import PretrainingData, PretrainingDataConfig
+from spear_lib.evaluation.validation_probe import ValidationProbe, ValidationProbeConfig
 from spear_lib.pretrained.kinds import ENCODER_TYPES, build_encoder
 from spear_lib.pretraining import ObjectiveConfig, PretrainingModel, PretrainingTask, token_fields
+from spear_lib.pretraining.facts import run_facts
 from spear_lib.training.distributed import World, world
 from spear_lib.training.loop import train
 from spear_lib.training.metrics import log_file
 from spear_lib.training.options import TrainingConfig
 from spear_lib.training.plan import PlanConfig
 from spear_lib.training.plan_report import plan_lines
-from spear_lib.training.precision import Precision
 from spear_lib.transformer import TransformerConfig
 from spear_lib.zipformer import ZipformerConfig
-from spear_lib.zipformer.activations import swoosh_kernels
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +51,7 @@ class PretrainOptions:
     data: PretrainingDataConfig = field(default_factory=PretrainingDataConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    probe: ValidationProbeConfig = field(default_factory=ValidationProbeConfig)
     dry_run: bool = False
     """Train nothing: print what the run would take on the machines of ``plan`` (memory, steps, hours)."""
     plan: PlanConfig = field(default_factory=PlanConfig)
@@ -106,8 +107,15 @@ def pretrain(options: PretrainOptions, processes: World) -> None:
             f"the encoder no frame: set it to {shortest} or more"
         )
     task = PretrainingTask(model, fields, options.objective)
+    probe = ValidationProbe(
+        model.encoder,
+        {set_name(path): path for path in options.valid_cuts},
+        options.probe,
+        processes,
+        (max(options.data.min_duration, shortest), options.data.max_duration),
+    )
     if processes.is_main:
-        first_screen("Pre-training", facts(options, processes, task, train_data, valid_data))
+        first_screen("Pre-training", run_facts(options, processes, task, train_data, valid_data, probe))
     train(
         task,
         train_data,
@@ -117,6 +125,7 @@ def pretrain(options: PretrainOptions, processes: World) -> None:
         batch_seconds=options.data.batch_seconds,
         world=processes,
         options=options,
+        probe=probe,
     )
 
 
@@ -124,34 +133,6 @@ def set_name(path: str) -> str:
     """``data/cuts/librispeech_cuts_dev.jsonl.gz`` -> ``dev``; other names without their endings."""
     name = re.sub(r"\.jsonl(\.gz)?$", "", Path(path).name)
     return name.split("_cuts_", 1)[-1]
-
-
-def facts(
-    options: PretrainOptions,
-    processes: World,
-    task: PretrainingTask,
-    train_data: PretrainingData,
-    valid_data: dict[str, PretrainingData],
-) -> dict[str, object]:
-    """Lines of the first screen."""
-    training, seconds = options.training, options.data.batch_seconds * options.training.accumulate_batches
-    precision = Precision(training.precision, processes.device)
-    steps = max(1, train_data.num_batches(0) // training.accumulate_batches)
-    lines = {
-        "precision": f"{precision.name} ({precision.reason})",
-        "kernels": swoosh_kernels(processes.device),
-        "processes": processes.world_size,
-        **train_data.facts(),
-        "epoch": f"about {steps} steps",
-        "batch": f"{seconds:g} s of audio over all processes (reference: 400 s on each of 16 GPUs)",
-        "learning rate": f"{training.learning_rate:g} (ScaledAdam: relative to each tensor's size), falls "
-        f"after {training.lr_batches:g} steps and {training.lr_hours:g} h",
-        **task.facts(),
-        "writes to": options.experiment_dir,
-    }
-    for name, data in valid_data.items():
-        lines[f"validation {name}"] = f"{data.num_cuts} cuts, {data.total_seconds / 60:.1f} min"
-    return lines
 
 
 if __name__ == "__main__":

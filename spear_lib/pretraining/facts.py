@@ -1,0 +1,39 @@
+"""What the first screen of pre-training says."""
+
+from typing import Any
+
+from spear_lib.data.pretraining_data import PretrainingData
+from spear_lib.evaluation.validation_probe import ValidationProbe
+from spear_lib.pretraining.task import PretrainingTask
+from spear_lib.training.distributed import World
+from spear_lib.training.precision import Precision
+from spear_lib.zipformer.activations import swoosh_kernels
+
+
+def run_facts(
+    options: Any,
+    processes: World,
+    task: PretrainingTask,
+    train_data: PretrainingData,
+    valid_data: dict[str, PretrainingData],
+    probe: ValidationProbe,
+) -> dict[str, object]:
+    """Name -> what a reader must know about this run; ``options`` are PretrainOptions."""
+    training, seconds = options.training, options.data.batch_seconds * options.training.accumulate_batches
+    precision = Precision(training.precision, processes.device)
+    steps = max(1, train_data.num_batches(0) // training.accumulate_batches)
+    lines = {
+        "precision": f"{precision.name} ({precision.reason})",
+        "kernels": swoosh_kernels(processes.device),
+        "processes": processes.world_size,
+        **train_data.facts(),
+        "epoch": f"about {steps} steps",
+        "batch": f"{seconds:g} s of audio over all processes (reference: 400 s on each of 16 GPUs)",
+        "learning rate": f"{training.learning_rate:g} (ScaledAdam: relative to each tensor's size), falls "
+        f"after {training.lr_batches:g} steps and {training.lr_hours:g} h",
+        **task.facts(),
+        "writes to": options.experiment_dir,
+    }
+    for name, data in valid_data.items():
+        lines[f"validation {name}"] = f"{data.num_cuts} cuts, {data.total_seconds / 60:.1f} min"
+    return lines | probe.facts()
