@@ -1,6 +1,7 @@
 """One training batch, and how it travels from a data worker to the device.
 
-Legend: B utterances, N samples (16 kHz), T fbank frames (10 ms), F mel bins, Tt token frames, C codebooks.
+Legend: B utterances, N samples (16 kHz), T fbank frames (10 ms), F mel bins, Tt token frames, C codebooks,
+K classes.
 """
 
 from dataclasses import dataclass, field, fields, replace
@@ -37,6 +38,8 @@ class Batch:
     """(B, F) bool, True = set to 0."""
     texts: list[str] | None = None
     """Transcripts, B of them."""
+    labels: Tensor | None = None
+    """(B, K) float32 in 0..1: how much of each class a clip has."""
     speeds: list[float] | None = None
     """Speed factors applied, B of them."""
     mixed: list[str] = field(default_factory=list)

@@ -1,0 +1,131 @@
+"""Say what is heard in audio files: the most probable classes, and when."""
+
+import json
+import logging
+import shlex
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from spear_lib.bin.common import commit, first_screen, run
+from spear_lib.config import parse, positional
+from spear_lib.data.audio_files import find_audio, result_names
+from spear_lib.data.audio_windows import WindowConfig
+from spear_lib.files import atomic_file, write_text
+from spear_lib.tagging.events import EventConfig, find_events
+from spear_lib.tagging.inference import TaggedFile, Tagger, load_tagger, tag_file
+from spear_lib.training.distributed import choose_device
+from spear_lib.training.progress import format_seconds, progress
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TagOptions:
+    """What is tagged, by which model, and where the results go."""
+
+    audio: list[str] = positional("Audio files, and folders whose audio files are taken.")
+    """Audio files, and folders whose audio files are taken."""
+    experiment_dir: str
+    """Folder of finetune_tagging."""
+    average: int = 1
+    """Average the model over the last so many save intervals; 0: the last weights as they are."""
+    top: int = 10
+    """How many classes are shown."""
+    output_dir: str = ""
+    """Receives <file>.json (all of what is shown, and the events) and <file>.png (time by class); empty: only
+    the classes are printed."""
+    device: str = "auto"
+    """cpu, cuda or auto."""
+    windows: WindowConfig = field(default_factory=lambda: WindowConfig(10.0, 2.0, 100.0))
+    """How long recordings are cut; 10 s is the length of AudioSet's clips."""
+    events: EventConfig = field(default_factory=EventConfig)
+    """How frames become events."""
+
+    def __post_init__(self) -> None:
+        if self.top < 1:
+            raise ValueError(f"top is {self.top}: at least one class must be shown")
+
+
+def results(tagger: Tagger, file: TaggedFile, top: int, events: EventConfig) -> dict:
+    """Plain values of one file for JSON."""
+    labels, names = list(tagger.classes), list(tagger.classes.values())
+    order = np.argsort(-file.tags.clip, kind="stable")[:top].tolist()
+    return {
+        "audio": str(file.path),
+        "seconds": round(file.seconds, 3),
+        "sampling_rate": file.sampling_rate,
+        "channels": file.num_channels,
+        "windows": file.num_windows,
+        "classes": [
+            {"label": labels[i], "name": names[i], "probability": round(float(file.tags.clip[i]), 4)}
+            for i in order
+        ],
+        "events": [
+            {
+                "start": round(event.start, 3),
+                "end": round(event.end, 3),
+                "label": labels[event.index],
+                "name": names[event.index],
+                "probability": round(event.probability, 4),
+            }
+            for event in find_events(file.tags, events)
+        ],
+    }
+
+
+def main() -> None:
+    options = parse(
+        TagOptions,
+        prog="python -m spear_lib.bin.tag",
+        description="Say what is heard in audio files: any rate, any number of channels, any length.",
+    )
+    files = find_audio(options.audio)
+    names = result_names(files, options.audio) if options.output_dir else []
+    tagger = load_tagger(options.experiment_dir, options.average, choose_device(options.device))
+    facts = {
+        **tagger.provenance,
+        "code": commit(),
+        "command": shlex.join(["python", "-m", "spear_lib.bin.tag", *sys.argv[1:]]),
+    }
+    first_screen(
+        "Tagging",
+        {
+            "model": options.experiment_dir,
+            "weights": f"{tagger.provenance['weights']} (hash {tagger.provenance['weights_hash']})",
+            "classes": len(tagger.classes),
+            "files": len(files),
+            "results": options.output_dir or "standard output",
+        },
+    )
+    bad, seconds = [], 0.0
+    for number, path in enumerate(progress(files, description="tagging", unit="files")):
+        file = tag_file(tagger, path, options.windows)
+        if file.error is not None:
+            logger.warning("skipped: %s", file.error)
+            bad.append(str(path))
+            continue
+        seconds += file.seconds
+        if file.silent:
+            logger.warning("%s is silent: every sample is zero", path)
+        content = results(tagger, file, options.top, options.events)
+        print(f"{path} ({format_seconds(file.seconds)})")
+        for each in content["classes"]:
+            print(f"  {each['probability']:.3f}  {each['name']}", flush=True)
+        if options.output_dir:
+            from spear_lib.tagging.picture import time_by_class
+
+            place = Path(options.output_dir) / names[number]
+            write_text(f"{place}.json", json.dumps({**content, **facts}, indent=1, ensure_ascii=False) + "\n")
+            with atomic_file(f"{place}.png") as picture:
+                picture.write(time_by_class(file.tags, list(tagger.classes.values()), options.top, path.name))
+    logger.info("%d of %d files, %s of audio", len(files) - len(bad), len(files), format_seconds(seconds))
+    if bad:
+        named = ", ".join(bad[:5]) + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")
+        raise RuntimeError(f"{len(bad)} of {len(files)} files could not be tagged (see above): {named}")
+
+
+if __name__ == "__main__":
+    run(main)
