@@ -72,6 +72,26 @@ def test_gradient_is_that_of_the_sum_over_accumulated_batches(tmp_path):
         torch.testing.assert_close(seen[name], parameter.grad, msg=name)
 
 
+def test_accumulated_batches_are_one_larger_batch(tmp_path):
+    class NoDropout(ToyTask):
+        """Its draws belong to the utterance and the step's key, which differs between micro-batches."""
+
+        def begin_step(self, batch, clock):
+            super().begin_step(batch, clock)
+            self.keys = batch.keys
+
+    values = {}
+    for name, size, pieces in (("pieces", 4, 3), ("whole", 12, 1)):
+        task, data = NoDropout(), ToyData(size=24, batch_size=size)
+        config = toy_config(accumulate_batches=pieces, max_steps=6, log_interval=1)
+        train(task, data, {}, config, tmp_path / name, batch_seconds=BATCH_SECONDS * size / 4)
+        values[name] = (losses(tmp_path / name), [p.detach() for p in task.model.parameters()])
+        assert [clock.hours for clock in task.clocks][-1] == pytest.approx(5 * 3 * BATCH_SECONDS / 3600)
+    assert values["pieces"][0] == pytest.approx(values["whole"][0], rel=1e-5)
+    for one, other in zip(values["pieces"][1], values["whole"][1]):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
 def test_metrics_line_has_what_the_report_reads(tmp_path):
     run(tmp_path, log_interval=4)
     lines = read_metrics(tmp_path / "metrics.jsonl")

@@ -31,22 +31,23 @@ class ToyBatch:
 
 @dataclass
 class ToyData:
-    """``size`` utterances in global batches of 4, reshuffled each epoch; batch number ``bad`` holds a NaN."""
+    """``size`` utterances in global batches, reshuffled each epoch; batch number ``bad`` holds a NaN."""
 
     size: int = 20
     rank: int = 0
     world_size: int = 1
     bad: int = -1
+    batch_size: int = 4
     seen: list[tuple[int, int]] = field(default_factory=list)
 
     def num_batches(self, epoch: int) -> int:
-        return math.ceil(self.size / 4)
+        return math.ceil(self.size / self.batch_size)
 
     def epoch_batches(self, epoch: int, start_batch: int = 0) -> Iterator[ToyBatch]:
         order = keyed_random.generator("toy", epoch).permutation(self.size)
         for index in range(start_batch, self.num_batches(epoch)):
             self.seen.append((epoch, index))
-            rows = order[4 * index : 4 * index + 4][self.rank :: self.world_size]
+            rows = order[self.batch_size * index :][: self.batch_size][self.rank :: self.world_size]
             ids = [f"utterance-{row}" for row in rows]
             inputs = torch.stack([keyed_random.uniform(torch.tensor(int(row)), 5, 6) for row in rows]) - 0.5
             targets = inputs @ torch.arange(18.0).reshape(6, 3).sin()
