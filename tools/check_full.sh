@@ -19,4 +19,5 @@ run_check "slow tests" slow_tests
 run_check "tiny recipe" tiny_recipe
 run_check "mini recipe" mini_recipe
 run_check "mini recipe of sounds" mini_audioset
+run_check "mini recipe of both" mini_mixed
 finish_checks

@@ -81,6 +81,12 @@ mini_audioset() {
   run_recipe audioset mini 7
 }
 
+# Speech and sounds in one encoder; its tiny size is among the slow tests.
+mini_mixed() {
+  run_recipe mixed mini 8
+  "$python" egs/common/headline.py "$scratch/mixed-mini/exp"
+}
+
 # run_recipe RECIPE CONF STAGES: both scripts, then prepare.sh again, which must skip its STAGES finished stages.
 run_recipe() {
   local folder=$scratch/$1-$2

@@ -27,12 +27,12 @@ source local/parts.sh
 
 option stage 10 "First stage to run" int
 option stop_stage 14 "Last stage to run" int
-option mini false "The small corpora: sets the defaults of --conf and --compare-scratch" bool
+option mini false "The small corpora: sets the default of --conf" bool
 option conf "" "Size of everything: the stem of conf/*/*.yaml (default: mini with --mini true, else base)"
 option data_dir data "What prepare.sh filled" path
 option exp_dir exp "Where all of this goes" path
 option strategy asymmetrical "Which teachers a cut is trained on; prepare.sh made the tokens for it" "asymmetrical|joint|disjoint"
-option compare_scratch "" "Fine-tune from scratch as well, true or false (default: that of --mini)"
+option compare_scratch false "Fine-tune from scratch as well" bool
 option seed 0 "Every random choice follows from it" int
 option nproc 1 "Processes on this machine, one per GPU" int
 option num_nodes 1 "Machines; start the same command on each" int
@@ -44,7 +44,6 @@ find_python
 if [[ -z $conf ]]; then
   if [[ $mini == true ]]; then conf=mini; else conf=base; fi
 fi
-compare_scratch=${compare_scratch:-$mini}
 if [[ $mini == true ]]; then report_title="$report_title, synthesised mini corpora"; fi
 
 # Noise is optional: stage 2 leaves no cuts where the parts have none.
