@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import flop_registry
 
 from spear_lib.devices import plan_for_accelerator
 from spear_lib.training.task import StepClock, Task
@@ -47,16 +47,19 @@ def _positions(indices: list[Tensor | None]) -> list[Tensor | None]:
 
 
 class MemoryCounter(TorchDispatchMode):
-    """Counts the bytes of the storages that live while it is active.
+    """Counts the bytes of the storages that live while it is active, and the arithmetic.
 
     Attributes:
       live: bytes now.
       peak: most bytes since the start or the last ``restart``.
+      flops: floating-point operations of matrix products and convolutions so far. (torch's FlopCounterMode
+        holds on to what activation checkpointing computes again, and so spoils the count of bytes.)
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.live = self.peak = 0
+        self.flops = 0.0
         self._storages: dict[int, Any] = {}
 
     def restart(self) -> None:
@@ -86,7 +89,10 @@ class MemoryCounter(TorchDispatchMode):
             return _UNKNOWN if args[0].is_floating_point() else 1
         if function in _INDEXING:
             args = (args[0], _positions(args[1]), *args[2:])
-        result = function(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        result = function(*args, **kwargs)
+        if function._overloadpacket in flop_registry:
+            self.flops += flop_registry[function._overloadpacket](*args, **kwargs, out_val=result)
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
                 self.add(leaf)
@@ -168,24 +174,24 @@ def count_step(
         if not gradients_stay:
             optimizer.zero_grad(set_to_none=True)
         optimizer_bytes = counter.live - weights - _gradient_bytes(parameters)
-        before, peaks = counter.live, []
+        before, peaks, counter.flops = counter.live, [], 0.0
         task.begin_step(batch, clock)
-        with FlopCounterMode(display=False) as flops:
-            counter.restart()
-            with torch.autocast("cpu", dtype=autocast_dtype, enabled=autocast_dtype is not None):
-                loss = task.compute(batch).loss_sum
-            kept = counter.live - before
-            peaks.append(counter.peak)
-            counter.restart()
-            loss.backward()
-            del loss
-            peaks.append(counter.peak)
+        counter.restart()
+        with torch.autocast("cpu", dtype=autocast_dtype, enabled=autocast_dtype is not None):
+            loss = task.compute(batch).loss_sum
+        kept = counter.live - before
+        peaks.append(counter.peak)
+        counter.restart()
+        loss.backward()
+        del loss
+        peaks.append(counter.peak)
+        flops = counter.flops
         task.after_backward()
         counter.restart()
         optimizer.step()
         peaks.append(counter.peak)
         gradients = _gradient_bytes(parameters)
-    return StepMemory(weights, optimizer_bytes, gradients, kept, *peaks, float(flops.get_total_flops()))
+    return StepMemory(weights, optimizer_bytes, gradients, kept, *peaks, flops)
 
 
 def _gradient_bytes(parameters: list[nn.Parameter]) -> int:

@@ -106,7 +106,7 @@ def plan_lines(options: Any) -> dict[str, object]:
             mark = "this run" if memory is chosen else "for comparison"
             name = f"memory, checkpoint_activations {str(used).lower()}"
             lines[name] = f"{_peak(memory, plan)} ({mark})"
-    lines |= _time(options, chosen, shape)
+    lines |= time_lines(options, chosen, shape, corpus)
     lines["paper"] = PAPER
     return lines
 
@@ -138,7 +138,7 @@ def _lengths(options: Any, corpus: Corpus | None) -> dict[str, str]:
     return lines
 
 
-def _steps(options: Any, corpus: Corpus | None = None) -> int:
+def _steps(options: Any, corpus: Corpus | None) -> int:
     training = options.training
     limits = [training.max_steps] if training.max_steps else []
     if training.max_epochs and corpus:
@@ -190,15 +190,15 @@ def _logits(encoder: EncoderConfig, options: Any, fields: list[TokenField], shap
     )
 
 
-def _time(options: Any, memory: StepMemory, shape: Shape) -> dict[str, str]:
-    """Arithmetic and hours."""
+def time_lines(options: Any, memory: StepMemory, shape: Shape, corpus: Corpus | None) -> dict[str, str]:
+    """Arithmetic, speed and hours of a run whose step on ``shape`` was counted."""
     plan = options.plan
     per_second = memory.flops / (shape.utterances * shape.seconds)
     lines = {
         "arithmetic": f"{per_second / 1e9:.1f} GFLOP per second of audio, forward and backward, in the worst "
         "batch (shorter cuts need a little less)"
     }
-    steps = _steps(options, read_corpus(options.data))
+    steps = _steps(options, corpus)
     if plan.audio_seconds_per_second:
         rate = plan.audio_seconds_per_second
         why = "measured, as given"
