@@ -9,7 +9,7 @@ Legend: B windows, N samples (16 kHz), T encoder frames, E encoder channels.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,54 +19,50 @@ import torch
 from lhotse.cut import Cut
 from torch import Tensor
 
-from spear_lib.asr.search import Hypothesis
+from spear_lib.asr.hypothesis import Hypothesis
+from spear_lib.asr.searcher import Searcher
 from spear_lib.asr.words import Unit, Word, join, mean_confidence, unit_confidences, words_of
 from spear_lib.data.audio import SAMPLE_RATE, SILENT, AudioError, AudioProblems, load_audio
 from spear_lib.data.audio_files import open_audio
 from spear_lib.data.audio_windows import WindowConfig, plan_windows
 from spear_lib.data.batch import pad_waveforms
-
-MIN_SAMPLES = 1600
-"""Shorter recordings are filled up with silence to 0.1 s, so that the encoder has frames to look at."""
+from spear_lib.evaluation.audio_batches import MIN_SAMPLES
 
 
 class Recogniser:
     """Waveforms in, words out.
 
     Args:
-      model: in evaluation mode; anything with the ``encoder``, ``decoder`` and ``joiner`` of ``AsrModel``.
-      units: its text units.
-      search: (encoder_out (B, T, E), lengths (B,)) -> one hypothesis per utterance.
+      searcher: a model in evaluation mode, its text units and the search.
       device: where the model is.
     """
 
-    def __init__(
-        self,
-        model: Any,
-        units: Any,
-        search: Callable[[Tensor, Tensor], list[Hypothesis]],
-        device: torch.device | str = "cpu",
-    ):
-        self.model, self.units, self.search, self.device = model, units, search, device
+    def __init__(self, searcher: Searcher, device: torch.device | str = "cpu"):
+        self.searcher, self.device = searcher, device
 
     @torch.no_grad()
     def words(self, waveforms: list[np.ndarray]) -> list[list[Word]]:
         """Words of each of B waveforms (N_b,), 16 kHz mono in [-1, 1]; times from its first sample."""
         padded = [np.pad(samples, (0, max(0, MIN_SAMPLES - len(samples)))) for samples in waveforms]
         inputs, lengths = pad_waveforms(padded)
-        output = self.model.encoder.extract(inputs.to(self.device), lengths.to(self.device))
-        found = self.search(output.encoder_out, output.lengths)
-        return [self._words(*pair) for pair in zip(output.encoder_out, found)]
+        output = self.searcher.model.encoder.extract(inputs.to(self.device), lengths.to(self.device))
+        scores = self.searcher.scores(output.encoder_out)
+        return [self._words(*pair) for pair in zip(scores, self.searcher.search(scores, output.lengths))]
 
-    def _words(self, encoder_out: Tensor, hypothesis: Hypothesis) -> list[Word]:
-        encoder, ids = self.model.encoder, hypothesis.ids
+    def _words(self, scores: Tensor, hypothesis: Hypothesis) -> list[Word]:
+        """``scores`` (T, ...): what the search read."""
+        encoder, units = self.searcher.model.encoder, self.searcher.units
         first, step = encoder.first_frame_center_ms / 1000, 1 / encoder.frame_rate
-        sure = unit_confidences(self.model, encoder_out, ids, hypothesis.timestamps)
-        units = []
-        for id, frame, confidence in zip(ids, hypothesis.timestamps, sure):
+        ids, frames = hypothesis.ids, hypothesis.timestamps
+        if self.searcher.head == "ctc":
+            sure = scores[frames, ids].exp().tolist()
+        else:
+            sure = unit_confidences(self.searcher.model, scores, ids, frames)
+        recognised = []
+        for id, frame, confidence in zip(ids, frames, sure):
             start = first + (frame - 0.5) * step
-            units.append(Unit(self.units.unit(id), start, start + step, confidence))
-        return words_of(self.units, ids, units)
+            recognised.append(Unit(units.unit(id), start, start + step, confidence))
+        return words_of(units, ids, recognised)
 
 
 @dataclass

@@ -4,17 +4,17 @@ import logging
 import shlex
 import sys
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
+from spear_lib.asr.searcher import SearchConfig, Searcher
 from spear_lib.asr.transcription import Recogniser, Transcript, transcribe
 from spear_lib.bin.common import commit, first_screen, run
 from spear_lib.bin.finetune_asr import load_units
 from spear_lib.config import parse, positional
 from spear_lib.data.audio_files import find_audio, result_names
 from spear_lib.data.audio_windows import WindowConfig
-from spear_lib.evaluation.decoding import SearchConfig, build_model, load_weights, search
+from spear_lib.evaluation.decoding import build_model, load_weights
 from spear_lib.files import write_json, write_text
 from spear_lib.training.distributed import choose_device
 from spear_lib.training.progress import format_seconds, progress
@@ -87,14 +87,14 @@ def main() -> None:
     units = units_of(options.experiment_dir, options.units)
     weights = load_weights(options.experiment_dir, options.average)
     device = choose_device(options.device)
-    model = build_model(weights, units).to(device)
+    searcher = Searcher(build_model(weights, units).to(device), units, options.search)
     windows = options.windows
     first_screen(
         "Transcribing",
         {
             "model": options.experiment_dir,
             "weights": f"{weights.provenance['weights']} (hash {weights.provenance['weights_hash']})",
-            "search": options.search.method,
+            "search": f"{options.search} ({searcher.head})",
             "files": len(files),
             "windows": f"{windows.window_seconds:g} s, overlapping by {windows.overlap_seconds:g} s",
             "results": options.output_dir or "standard output",
@@ -105,8 +105,7 @@ def main() -> None:
         "code": commit(),
         "command": shlex.join(["python", "-m", "spear_lib.bin.transcribe", *sys.argv[1:]]),
     }
-    recogniser = Recogniser(model, units, partial(search, model, config=options.search), device)
-    transcripts = transcribe(recogniser, files, windows)
+    transcripts = transcribe(Recogniser(searcher, device), files, windows)
     bad, seconds = [], 0.0
     for number, transcript in enumerate(progress(transcripts, len(files), "transcribing", "files")):
         seconds += transcript.seconds

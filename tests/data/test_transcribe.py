@@ -118,6 +118,14 @@ def test_long_audio_in_windows_has_the_text_of_the_whole(utterances, transcribed
         assert starts == sorted(starts) and starts[-1] > len(samples) / RATE - 1.5
 
 
+def test_the_ctc_head_writes_the_same_words(utterances, transcribed, references, tmp_path):
+    lines = transcribed(*utterances, "--search.head", "ctc", "--output_dir", tmp_path)
+    right = sum(line.split("\t")[1] == references[Path(line.split("\t")[0]).stem] for line in lines)
+    assert right >= 11
+    word = json.loads((tmp_path / f"{utterances[0].stem}.json").read_text())["words"][0]
+    assert -0.05 <= word["start"] < 0.3 and 0.5 < word["confidence"] <= 1.0
+
+
 def test_batches_do_not_change_the_text(utterances, transcribed):
     together = transcribed(*utterances[:5])
     assert transcribed(*utterances[:5], "--windows.batch_seconds", 0.5) == together
