@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from spear_lib.config import to_dict
-from spear_lib.data.domains import AUDIO, SPEECH
+from spear_lib.data.domains import AUDIO, DOMAINS, SPEECH
 from spear_lib.pretraining.alignment import PADDING, align_targets, frames_per_student_frame
 from spear_lib.pretraining.fields import TokenField
 from spear_lib.pretraining.heads import MaskedPredictionHead
@@ -21,6 +21,7 @@ from spear_lib.pretraining.objective import (
     frame_weights,
     masked_prediction_stats,
 )
+from spear_lib.pretraining.validation_stats import codebook_stats, unigram_entropies
 from spear_lib.training.task import Stats, StepClock, StepResult, Task
 
 
@@ -126,21 +127,24 @@ class PretrainingTask(Task):
         weights = frame_weights(hid, self.objective.alpha, chosen.shape[1])
         weighted, loss, correct = self.model.heads[field.name](hidden, chosen, weights)
 
+        validating = not self.model.training
         stats = masked_prediction_stats(loss, correct, chosen, hid)
-        if len(self.fields) > 1:
+        if validating:
+            stats |= codebook_stats(loss, correct, chosen, hid, field.codebook_size)
+        if validating or len(self.fields) > 1:
             from_audio = audio.unsqueeze(1).expand_as(scored)[scored]
             for domain, rows in ((SPEECH, ~from_audio), (AUDIO, from_audio)):
                 only = chosen.masked_fill(~rows.unsqueeze(1), PADDING)
                 rows = rows.unsqueeze(1)
                 by_domain = masked_prediction_stats(loss * rows, correct & rows, only, hid)
+                if validating:
+                    by_domain |= codebook_stats(loss, correct, only, hid, field.codebook_size)
                 stats |= {f"{domain}/{name}": pair for name, pair in by_domain.items()}
         # Teacher and student frames of the same audio may differ by framing at the end, not by more. A cut
         # without any target is a token-mixed one, which is scored on the mixed field alone.
         expected = torch.arange(num_frames, device=lengths.device) < lengths.unsqueeze(1)
         expected = expected & scored.any(1, keepdim=True)
         stats["frames_without_target"] = ((expected & ~scored).sum(), expected.sum())
-        if not self.model.training:
-            stats |= _codebook_stats(correct, chosen, hid, field.codebook_size)
         return weighted, stats
 
     def _prefix(self, field: TokenField) -> str:
@@ -148,15 +152,28 @@ class PretrainingTask(Task):
         return "" if len(self.fields) == 1 else f"{field.name}/"
 
     def summarise(self, totals: Stats) -> dict[str, float]:
-        """Sum / count; token histograms become the unigram entropy, codebook counts one accuracy each."""
+        """Sum / count; codebook counts one value each; token histograms their unigram entropies, with the
+        chance level beside them.
+
+        The domains of a single token field are told apart where both were seen.
+        """
         values: dict[str, float] = {}
+        one_domain = len(self.fields) == 1 and not all(_seen(totals, domain) for domain in DOMAINS)
         for name, (total, count) in sorted(totals.items()):
+            if one_domain and name.startswith(tuple(f"{domain}/" for domain in DOMAINS)):
+                continue
             if name.endswith("unigram_entropy"):
-                values[name] = unigram_entropy(torch.as_tensor(total))
-            elif isinstance(total, Tensor) and total.dim() == 1:
-                for index, (right, seen) in enumerate(zip(total.tolist(), count.tolist())):
+                histogram = torch.as_tensor(total)
+                if not histogram.any():
+                    continue
+                entropies = unigram_entropies(histogram)
+                values[name] = float(entropies.mean())
+                values[name.removesuffix("unigram_entropy") + "chance"] = math.log(histogram.shape[1])
+                total, count, name = entropies, torch.ones_like(entropies), f"{name}_codebook"
+            if isinstance(total, Tensor) and total.dim() == 1:
+                for index, (of_codebook, seen) in enumerate(zip(total.tolist(), count.tolist())):
                     if seen > 0:
-                        values[f"{name}_{index:02d}"] = right / seen
+                        values[f"{name}_{index:02d}"] = of_codebook / seen
             elif float(count) > 0:
                 values[name] = float(total) / float(count)
         return values
@@ -167,17 +184,11 @@ class PretrainingTask(Task):
             parts.append(f"loss {values['loss']:.3f} per frame")
         for field in self.fields:
             prefix = self._prefix(field)
-            chosen = {name: values.get(prefix + name) for name in ("masked_loss", "unmasked_loss")}
-            text = ", ".join(f"{name} {value:.3f}" for name, value in chosen.items() if value is not None)
-            if not text:
-                continue  # no cut of this domain was seen
-            entropy = values.get(prefix + "unigram_entropy")
-            beside = f"chance {math.log(field.codebook_size):.3f}"
-            beside += f", unigram {entropy:.3f}" if entropy is not None else ""
-            accuracy = values.get(prefix + "masked_accuracy")
-            right = f", masked accuracy {100 * accuracy:.1f} %" if accuracy is not None else ""
-            parts.append(f"{prefix}{text} ({beside}){right}")
-        return "; ".join(parts)
+            parts.append(_describe(values, prefix, field.codebook_size))
+            by_domain = [f"{prefix}{domain}/" for domain in DOMAINS]
+            if all(f"{name}unigram_entropy" in values for name in by_domain):
+                parts += [_describe(values, name, field.codebook_size) for name in by_domain]
+        return "; ".join(part for part in parts if part)
 
     def facts(self) -> dict[str, object]:
         encoder = self.model.encoder
@@ -204,28 +215,20 @@ class PretrainingTask(Task):
         }
 
 
-def _codebook_stats(correct: Tensor, targets: Tensor, masked: Tensor, codebook_size: int) -> Stats:
-    """Validation only: accuracy of each codebook on masked frames, and how often each token occurs.
-
-    correct and targets (F, N), masked (F,).
-    """
-    valid = targets >= 0
-    masked = masked.unsqueeze(-1)
-    offsets = torch.arange(targets.shape[1], device=targets.device) * codebook_size
-    histogram = torch.bincount(
-        (targets + offsets)[valid], minlength=targets.shape[1] * codebook_size
-    ).reshape(targets.shape[1], codebook_size)
-    return {
-        "masked_accuracy_codebook": ((correct & masked).sum(0), (valid & masked).sum(0)),
-        "unigram_entropy": (histogram, 1.0),
-    }
+def _seen(totals: Stats, domain: str) -> bool:
+    """Whether frames of this domain were scored."""
+    pairs = (totals.get(f"{domain}/{name}_loss") for name in ("masked", "unmasked"))
+    return any(pair is not None and float(pair[1]) > 0 for pair in pairs)
 
 
-def unigram_entropy(histogram: Tensor) -> float:
-    """Mean over codebooks of the entropy in nats of their token counts, (N, K) -> number.
-
-    It is the loss of the best predictor that does not look at the audio, so a masked loss above it has learnt
-    nothing but frequencies.
-    """
-    shares = histogram.double() / histogram.sum(-1, keepdim=True).clamp(min=1).double()
-    return float(-torch.xlogy(shares, shares).sum(-1).mean())
+def _describe(values: dict[str, float], prefix: str, codebook_size: int) -> str:
+    """The losses whose names begin with ``prefix``; empty where no cut of this field or domain was seen."""
+    chosen = {name: values.get(prefix + name) for name in ("masked_loss", "unmasked_loss")}
+    text = ", ".join(f"{name} {value:.3f}" for name, value in chosen.items() if value is not None)
+    if not text:
+        return ""
+    entropy, accuracy = values.get(prefix + "unigram_entropy"), values.get(prefix + "masked_accuracy")
+    beside = f"chance {math.log(codebook_size):.3f}"
+    beside += f", unigram {entropy:.3f}" if entropy is not None else ""
+    right = f", masked accuracy {100 * accuracy:.1f} %" if accuracy is not None else ""
+    return f"{prefix}{text} ({beside}){right}"

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from spear_lib.pretraining.heads import MaskedPredictionHead
 from spear_lib.pretraining.objective import ObjectiveConfig, frame_weights, masked_prediction_stats
-from spear_lib.pretraining.task import unigram_entropy
+from spear_lib.pretraining.validation_stats import codebook_stats, unigram_entropies
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "joint_codebook_loss.safetensors"
 
@@ -65,7 +65,27 @@ def test_alpha_one_gives_unmasked_frames_no_gradient():
 
 def test_unigram_entropy():
     histogram = torch.tensor([[10, 10, 10, 10], [7, 0, 0, 0]])
-    assert unigram_entropy(histogram) == pytest.approx(math.log(4) / 2)
+    assert unigram_entropies(histogram).tolist() == pytest.approx([math.log(4), 0.0])
+
+
+def test_every_codebook_is_validated_by_itself():
+    loss, correct, targets, masked = example()
+    stats = codebook_stats(loss, correct, targets, masked, 9)
+    for codebook in range(3):
+        for name, wanted in (("masked", True), ("unmasked", False)):
+            rows = [
+                row
+                for row in range(len(masked))
+                if bool(masked[row]) == wanted and int(targets[row, codebook]) >= 0
+            ]
+            nats, count = stats[f"{name}_loss_codebook"]
+            right, _ = stats[f"{name}_accuracy_codebook"]
+            assert int(count[codebook]) == len(rows)
+            assert float(nats[codebook]) == pytest.approx(sum(float(loss[row, codebook]) for row in rows))
+            assert int(right[codebook]) == sum(bool(correct[row, codebook]) for row in rows)
+        seen = [int(value) for value in targets[:, codebook] if value >= 0]
+        histogram = stats["unigram_entropy"][0][codebook]
+        assert histogram.tolist() == [seen.count(token) for token in range(9)]
 
 
 @pytest.mark.parametrize(

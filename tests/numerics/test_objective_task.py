@@ -1,5 +1,6 @@
 """The pre-training task: what is scored, and that nothing depends on batch mates or padding."""
 
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -60,7 +61,7 @@ def test_sum_over_a_batch_is_the_sum_over_its_utterances():
         alone = [task.compute(make_batch([size])) for size in sizes]
     assert float(together.loss_sum) == pytest.approx(sum(float(r.loss_sum) for r in alone), rel=1e-5)
     for name, (_, count) in together.stats.items():
-        if name not in ("unigram_entropy", "masked_accuracy_codebook"):
+        if not name.endswith(("unigram_entropy", "_codebook")):
             assert float(count) == sum(float(r.stats[name][1]) for r in alone), name
 
 
@@ -75,6 +76,37 @@ def test_every_valid_frame_is_scored_once_and_no_padding():
     assert int(stats["masked_loss"][1]) + int(stats["unmasked_loss"][1]) == 3 * frames
     assert 0.2 < float(stats["masked_loss"][1]) / (3 * frames) < 0.7
     assert float(stats["frames_without_target"][0]) == 0
+
+
+def test_validation_of_both_domains_tells_them_apart():
+    task = make_task()
+    task.model.eval()
+    sizes = [16000, 9000, 5000]
+    batch = make_batch(sizes)
+    batch.audio = torch.tensor([False, True, False])
+    names = {f"{which}_{what}" for which in ("masked", "unmasked") for what in ("loss", "accuracy")}
+    names |= {f"{name}_codebook_{index:02d}" for name in names for index in range(3)}
+    names |= {"unigram_entropy", "chance", *(f"unigram_entropy_codebook_{index:02d}" for index in range(3))}
+    with torch.no_grad():
+        values = task.summarise(task.compute(batch).stats)
+        for domain, row in (("audio", slice(1, 2)), ("speech", slice(0, 3, 2))):
+            alone = task.summarise(task.compute(make_batch(sizes[row])).stats)
+            assert names <= set(alone) and not any("/" in name for name in alone)
+            for name in names:
+                assert values[f"{domain}/{name}"] == pytest.approx(alone[name], abs=1e-5), (domain, name)
+    for name in ("masked_loss", "unmasked_accuracy", "unigram_entropy"):  # the mean of the codebooks
+        per_codebook = [values[f"{name}_codebook_{index:02d}"] for index in range(3)]
+        assert values[name] == pytest.approx(sum(per_codebook) / 3, abs=1e-5)
+    assert values["chance"] == pytest.approx(math.log(7))
+    line = task.describe(values)
+    assert line.count("(chance 1.946, unigram ") == 3 and "; speech/masked_loss " in line
+
+
+def test_training_counts_no_codebooks():
+    task = make_task()
+    task.begin_step(make_batch([8000]), StepClock(1, 100.0, 0.0, 7))
+    stats = task.compute(make_batch([8000])).stats
+    assert not any("codebook" in name or "/" in name or "unigram" in name for name in stats)
 
 
 def test_without_masks_nothing_counts_as_masked():
