@@ -1,8 +1,10 @@
-"""Code for CPUs or for accelerators: which is chosen, also when a run on another device is planned (ours)."""
+"""Code for CPUs or for accelerators: which is chosen, also when a run on another device is planned, or when a
+graph is recorded for another program (ours)."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor
 
 _planning = False
@@ -11,9 +13,16 @@ _planning = False
 def on_host(x: Tensor) -> bool:
     """Whether ``x`` lies in a CPU's memory, so that code made for CPUs is used and reading a value is free.
 
-    While a GPU run is planned (``plan_for_accelerator``) the code is that of GPUs, on tensors without memory.
+    While a GPU run is planned (``plan_for_accelerator``) the code is that of GPUs, on tensors without memory;
+    so it is while a graph is recorded, whose values may be others when it runs.
     """
-    return x.device.type == "cpu" and not _planning
+    return x.device.type == "cpu" and not _planning and not recording()
+
+
+def recording() -> bool:
+    """Whether the operations are recorded as a graph (ONNX export): then no value and no size of the example
+    may decide what is done, and no memory may be shared."""
+    return torch.jit.is_tracing()
 
 
 @contextmanager

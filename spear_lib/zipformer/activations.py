@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from spear_lib.devices import on_host
+from spear_lib.devices import on_host, recording
 from spear_lib.zipformer.modules import at_least_float32
 from spear_lib.zipformer.regularisers import BalancerLimits, apply_limits
 
@@ -28,7 +28,7 @@ _ROWS = 1 << 18  # of a pointwise network, computed at once: what keeps a device
 
 def _recomputes(x: Tensor) -> bool:
     """Whether activations are computed again in the backward pass rather than kept."""
-    return not on_host(x)
+    return not on_host(x) and not recording()
 
 
 @cache

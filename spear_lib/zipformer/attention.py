@@ -7,10 +7,11 @@ minus target frame.
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from spear_lib.devices import on_host
+from spear_lib.devices import on_host, recording
 from spear_lib.zipformer.modules import scaled_linear
 from spear_lib.zipformer.regularisers import Balancer, Whiten, score_penalty
 from spear_lib.zipformer.schedule import Schedule, StepContext
@@ -144,6 +145,20 @@ class _AttentionWeightsFunction(torch.autograd.Function):
         return grad_query, grad_key, grad_position_query, grad_position_key, None, None, None
 
 
+def _recorded_weights(
+    query: Tensor, key: Tensor, position_query: Tensor, position_key: Tensor, mask: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """What ``_AttentionWeightsFunction`` computes, without buffers and views of memory, for a graph."""
+    batch, heads, num_frames, _ = query.shape
+    by_offset = torch.matmul(position_query, position_key.transpose(1, 2))  # (B, H, T, 2 T - 1)
+    # With one more column a row is 2 T long: read in rows of 2 T - 1, each begins one offset earlier.
+    rows = F.pad(by_offset, (0, 1)).flatten(2)[..., num_frames - 1 : num_frames * (2 * num_frames) - 1]
+    relative = rows.reshape(batch, heads, num_frames, 2 * num_frames - 1)[..., :num_frames]
+    scores = torch.matmul(query, key.transpose(2, 3)) + relative
+    weights = torch.softmax(scores if mask is None else scores + mask, dim=-1)
+    return weights, weights[:, 0]
+
+
 class RelPositionMultiheadAttentionWeights(nn.Module):
     """Attention weights of one layer (Zipformer)."""
 
@@ -203,6 +218,8 @@ class RelPositionMultiheadAttentionWeights(nn.Module):
         key = key.reshape(batch, num_frames, heads, -1).transpose(1, 2)
         position_query = position_query.reshape(batch, num_frames, heads, -1).transpose(1, 2)
         mask = mask.to(query.dtype) if mask is not None else None
+        if recording():
+            return _recorded_weights(query, key, position_query, position_key, mask)
         return _AttentionWeightsFunction.apply(
             query, key, position_query, position_key, mask, use_position, penalty
         )

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from spear_lib.devices import recording
 from spear_lib.zipformer.regularisers import Limiter
 from spear_lib.zipformer.schedule import Schedule, StepContext, as_schedule
 
@@ -115,7 +116,7 @@ class Downsample(nn.Module):
             index = last.clamp(min=0).view(batch, 1, 1).expand(batch, 1, dim)
             x = torch.where(valid, x, x.gather(1, index))
         missing = -num_frames % self.factor
-        if missing:
+        if recording() or missing:
             x = torch.cat([x, x[:, -1:].expand(batch, missing, dim)], dim=1)
         weights = self.bias.softmax(dim=0).to(x.dtype)
         return torch.einsum("btfd,f->btd", x.reshape(batch, -1, self.factor, dim), weights)
