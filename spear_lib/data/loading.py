@@ -1,10 +1,10 @@
 """Batches made ahead of time by worker processes, in order, whatever the number of workers (ours, on torch's
 DataLoader).
 
-The work of a batch travels to a worker as plain numbers and comes back as plain arrays, so a worker needs no
-state, and 0, 1 or many workers give identical batches. Errors of the data come back as messages and are
-raised in the main process in one line; a worker that dies (out of memory, killed) is reported by the
-DataLoader's watch and never waited for.
+The work of a batch travels to a worker as plain numbers and comes back as arrays in shared memory, so a
+worker needs no state, and 0, 1 or many workers give identical batches. Errors of the data come back as
+messages and are raised in the main process in one line; a worker that dies (out of memory, killed) is
+reported by the DataLoader's watch and never waited for.
 """
 
 import atexit
@@ -17,9 +17,10 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from spear_lib.data.batch import Batch
+from spear_lib.data.parcels import Parcel, Sender, unpack
 from spear_lib.data.sampling import Pick
 
 logger = logging.getLogger(__name__)
@@ -45,15 +46,16 @@ class _Made(Dataset):
     """Batch number i of a sequence of works; a KeyError or the like is a bug and travels with its whole
     traceback."""
 
-    def __init__(self, make: Callable[[Work], Batch], works: Sequence[Work]) -> None:
-        self.make, self.works = make, works
+    def __init__(self, make: Callable[[Work], Batch], works: Sequence[Work], sender: Sender) -> None:
+        self.make, self.works, self.sender = make, works, sender
 
     def __len__(self) -> int:
         return len(self.works)
 
-    def __getitem__(self, index: int) -> dict[str, Any] | _Failure:
+    def __getitem__(self, index: int) -> dict[str, Any] | Parcel | _Failure:
         try:
-            return self.make(self.works[index]).to_numpy()
+            made = self.make(self.works[index]).to_numpy()
+            return self.sender.pack(made) if get_worker_info() is not None else made
         except (ValueError, RuntimeError, OSError, EOFError) as error:
             return _Failure(error)
 
@@ -119,7 +121,8 @@ def load_ahead(
     Raises:
       ValueError, RuntimeError: what ``make`` raised; or a worker died or got stuck.
     """
-    made = _Made(make, works)
+    # A worker has at most ``prefetch`` batches on their way, and we map each before asking for the next.
+    made = _Made(make, works, Sender(keep=prefetch + 2))
     if num_workers == 0 or len(works) == 0:
         results: Any = (made[index] for index in range(len(works)))
         yield from (_checked(result) for result in results)
@@ -146,8 +149,8 @@ def load_ahead(
 
 def _next(results: Iterator[Any]) -> dict[str, Any] | _Failure:
     try:
-        return next(results)
-    except RuntimeError as error:
+        return unpack(next(results))
+    except (RuntimeError, OSError) as error:
         raise RuntimeError(
             f"a data worker ended or got stuck ({str(error).splitlines()[0]}); it may have been killed "
             "for memory: lower num_workers or batch_seconds, or set num_workers to 0 to see the error"
