@@ -7,6 +7,7 @@ interrupted.
 """
 
 import dataclasses
+import hashlib
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -171,6 +172,13 @@ class CutData:
     def num_batches(self, epoch: int) -> int:
         """Batches (steps) of an epoch."""
         return self.sampler.num_batches(epoch)
+
+    def batching(self, epoch: int) -> str:
+        """Equal where the cuts of an epoch, in their order, are divided into the same batches: more processes
+        may need larger ones, because each takes part in all."""
+        plan = self.sampler.plan(epoch)
+        digest = hashlib.blake2b(np.stack([plan.starts, plan.ends]).tobytes(), digest_size=8)
+        return f"{len(plan)} batches, {digest.hexdigest()}"
 
     def largest_batch(self, epoch: int) -> Batch:
         """This rank's share of the batch of an epoch that needs the most memory, made in this process."""

@@ -8,7 +8,7 @@ A checkpoint is one file read with ``weights_only=True``. Its fields:
     model_average           {"state": running mean of the model or None, "step": int} (spec optim §3)
     optimizer, scheduler, precision
     sampler                 {"epoch", "batch"}: global batches of the epoch already used
-    data                    fingerprint and number of batches of the data (``resuming.data_state``)
+    data                    fingerprint and batching of the data (``resuming.data_state``)
     audio_clock             nominal audio seen, which the schedules go by (``resuming.AudioClock``)
     step, hours, seconds    optimiser steps, nominal hours of audio, seconds of training
     totals                  sums of the metrics that were not logged yet

@@ -65,8 +65,8 @@ def train(
       task: model and objective.
       train_data: has ``epoch_batches(epoch, start_batch) -> iterator of batches``, this rank's share of each
         global batch. A batch has ``.to(device)``, ``.keys`` (B,) and ``.audio_seconds``. May have
-        ``num_batches(epoch)`` (time left), ``fingerprint`` (refused when resuming exactly on other data) and
-        ``largest_batch(epoch)`` (the memory scan).
+        ``num_batches(epoch)`` (time left), ``fingerprint`` and ``batching(epoch)`` (resuming exactly on other
+        ones is refused) and ``largest_batch(epoch)`` (the memory scan).
       valid_data: set name -> data of the same kind; epoch 0 of it is used every time.
       batch_seconds: audio of one global batch in seconds (all ranks), the unit of the schedules.
       options: the options dataclass of the command; saved, and compared when resuming.

@@ -87,12 +87,12 @@ def data_state(data: Any, epoch: int, world_size: int) -> dict[str, Any]:
     """What must be equal for the batches after a resumption to be the same (plain values).
 
     Args:
-      data: may have ``fingerprint`` and ``num_batches(epoch)``.
+      data: may have ``fingerprint`` and ``batching(epoch)``.
       epoch: the current one.
     """
     return {
         "fingerprint": getattr(data, "fingerprint", None),
-        "num_batches": data.num_batches(epoch) if hasattr(data, "num_batches") else None,
+        "batching": data.batching(epoch) if hasattr(data, "batching") else None,
         "world_size": world_size,
     }
 
@@ -101,7 +101,7 @@ def check_same_data(saved: dict[str, Any], now: dict[str, Any], epoch: int, path
     """Refuses to resume exactly on other data.
 
     Raises:
-      ValueError: the manifests hold other cuts, or an epoch has other batches.
+      ValueError: the manifests hold other cuts, or they are divided into other batches.
     """
     if not saved:
         return
@@ -112,12 +112,13 @@ def check_same_data(saved: dict[str, Any], now: dict[str, Any], epoch: int, path
             f"the old manifests back to go on exactly, or give --training.resume {RESEED} to go on from "
             "these weights with the new ones in a new order"
         )
-    if saved["num_batches"] != now["num_batches"]:
+    if saved["batching"] != now["batching"]:
         raise ValueError(
-            f"epoch {epoch} has {now['num_batches']} batches on {now['world_size']} processes and had "
-            f"{saved['num_batches']} on {saved['world_size']} when {path} was made: every process needs a "
-            "cut of each batch, and batch_seconds is too small for so many. Use the old number of processes "
-            f"to go on exactly, or give --training.resume {RESEED} to go on from these weights in a new order"
+            f"epoch {epoch} is divided into other batches on {now['world_size']} processes "
+            f"({now['batching']}) than on {saved['world_size']} ({saved['batching']}) when {path} was made: "
+            "every process needs a cut of each batch, and batch_seconds is too small for that. Use the old "
+            f"number of processes to go on exactly, or give --training.resume {RESEED} to go on from these "
+            "weights in a new order"
         )
 
 

@@ -64,3 +64,19 @@ def test_largest_batch_is_a_real_one(tmp_path):
     (same,) = [batch for batch in data.epoch_batches(1) if batch.index == largest.index]
     assert same.ids == largest.ids and (same.waveforms == largest.waveforms).all()
     assert largest.padded_seconds >= 0.9 * max(batch.padded_seconds for batch in data.epoch_batches(1))
+
+
+def test_batching_tells_when_the_number_of_processes_matters(tmp_path):
+    cuts = with_tokens(make_cuts(tmp_path / "wav", 12), tmp_path / "tokens")
+    save_cuts(cuts, tmp_path / "cuts.jsonl.gz")
+
+    def batching(seconds, world_size):
+        config = PretrainingDataConfig(
+            train_cuts=[str(tmp_path / "cuts.jsonl.gz")], token_fields=[FIELD], batch_seconds=seconds
+        )
+        data = PretrainingData(config, world_size=world_size)
+        assert data.batching(0).startswith(f"{data.num_batches(0)} batches, ")
+        return data.batching(0)
+
+    assert batching(30.0, 1) == batching(30.0, 3)  # room for three cuts everywhere
+    assert batching(3.0, 1) != batching(3.0, 3)

@@ -72,19 +72,35 @@ def test_killed_and_rerun_equals_unbroken(corpus, unbroken):
     assert reported(experiment_dir) == reported(unbroken[0])
 
 
-def test_sigterm_saves_and_exits_with_75(corpus, unbroken):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_signal_saves_and_exits_with_75(corpus, unbroken, number):
     folder, config = corpus
-    experiment_dir = folder / "interrupted"
+    experiment_dir = folder / f"interrupted-{number.name}"
     arguments = command(config, experiment_dir, "--training.save_interval", "1000")
     with subprocess.Popen(arguments, env=environment(), stderr=subprocess.PIPE, text=True) as process:
         for line in process.stderr:
             if " step 2/8" in line:
-                process.send_signal(signal.SIGTERM)
+                process.send_signal(number)
                 break
         rest = process.stderr.read()
-    assert process.returncode == 75 and "SIGTERM: saved step" in rest
+    assert process.returncode == 75 and f"{number.name}: saved step" in rest
     run(command(config, experiment_dir))
     assert reported(experiment_dir) == reported(unbroken[0])
+
+
+def test_changed_manifest_is_refused_and_reseed_goes_on(corpus):
+    folder, config = corpus
+    experiment_dir = folder / "changed"
+    cuts = make_corpus(folder, 14, "growing")
+    options = ("--data.train_cuts", f"[{cuts}]")
+    run(command(config, experiment_dir, *options, "--training.max_steps", "3"))
+    make_corpus(folder, 18, "growing")  # the same path, more cuts
+    log = run(command(config, experiment_dir, *options), expected_status=1)
+    assert "error: " in log and "was made on other data" in log and "--training.resume reseed" in log
+    log = run(command(config, experiment_dir, *options, "--training.resume", "reseed"))
+    assert "resume reseed: weights, optimiser and schedules go on" in log
+    lines = reported(experiment_dir)
+    assert lines["train", 4]["epoch"] == lines["train", 3]["epoch"] + 1 and ("train", 8) in lines
 
 
 def test_resume_with_other_options_is_refused(corpus, unbroken):

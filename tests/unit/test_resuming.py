@@ -78,16 +78,21 @@ def test_reseed_does_not_let_the_model_change(tmp_path):
     assert check_same_options(before, {**before, "probe": {"every": 3}}, "exact", tmp_path) == []
 
 
-def test_another_number_of_batches_is_refused(tmp_path):
-    class Longer(NamedData):
-        """The same cuts on so many processes that batches must be larger."""
+def test_other_batches_of_the_same_cuts_are_refused(tmp_path):
+    class Divided(NamedData):
+        """The same cuts, of which more processes make larger batches."""
 
-        def num_batches(self, epoch):
-            return super().num_batches(epoch) - 1
+        division = "5 batches, abc"
 
-    run(tmp_path, max_steps=7)
-    with pytest.raises(ValueError, match="epoch 1 has 4 batches on 1 processes and had 5 on 1 .*reseed"):
-        run(tmp_path, Longer())
+        def batching(self, epoch):
+            return self.division
+
+    larger = Divided()
+    larger.division = "4 batches, def"
+    run(tmp_path, Divided(), max_steps=7)
+    with pytest.raises(ValueError, match="on 1 processes .4 batches, def. than on 1 .5 batches, abc.*reseed"):
+        run(tmp_path, larger)
+    run(tmp_path, Divided())
 
 
 def test_unknown_policy_is_explained():
