@@ -25,7 +25,7 @@ class Experiment:
     name: str
     """Short name used in tables and legends."""
     kind: str
-    """"pretraining" (token prediction) or "finetuning" (speech recognition)."""
+    """"pretraining" (token prediction), "finetuning" (speech recognition) or "tagging"."""
     records: list[dict[str, Any]]
     """Lines of metrics.jsonl in the order of their steps."""
     config: dict[str, Any]
@@ -73,6 +73,8 @@ class ReportData:
     """Training runs in the order they were named."""
     results: list[dict[str, Any]] = field(default_factory=list)
     """wer-<set>.json contents with "arm" and "set"."""
+    tagging: list[dict[str, Any]] = field(default_factory=list)
+    """tagging-<set>.json contents with "arm" and "set"."""
     probes: list[dict[str, Any]] = field(default_factory=list)
     """probes.json contents with "arm"."""
     stages: list[dict[str, Any]] = field(default_factory=list)
@@ -145,7 +147,8 @@ def collect(data_dir: Path, experiment_dirs: list[Path], exp_dir: Path) -> Repor
 
     Args:
       data_dir: what prepare.sh filled (manifests, quantizers, tokens, .done).
-      experiment_dirs: training runs; word error rates (wer-*.json) and probes.json may lie anywhere below.
+      experiment_dirs: training runs; results (wer-*.json, tagging-*.json, probes.json) may lie anywhere
+        below.
       exp_dir: folder of run.sh, whose .done holds the markers of stages 10 to 14.
 
     Raises:
@@ -163,8 +166,11 @@ def collect(data_dir: Path, experiment_dirs: list[Path], exp_dir: Path) -> Repor
     names = short_names(experiment_dirs)
     for folder, name in zip(experiment_dirs, names):
         _collect_experiment(data, folder, name)
-    if not data.results:
-        data.missing.append("word error rates (wer-*.json): run.sh stage 13 decodes the test sets")
+    if not (data.results or data.tagging):
+        data.missing.append(
+            "word error rates (wer-*.json) or average precisions (tagging-*.json): run.sh stage 13 evaluates "
+            "the test sets"
+        )
     if not data.probes:
         data.missing.append("frozen-feature probes (probes.json): python -m spear_lib.bin.probe")
     _collect_stages(data, [data_dir / ".done", exp_dir / ".done"])
@@ -172,8 +178,10 @@ def collect(data_dir: Path, experiment_dirs: list[Path], exp_dir: Path) -> Repor
     return data
 
 
-def _predicts_tokens(record: dict[str, Any]) -> bool:
-    return any(name.split("/")[-1] == "masked_loss" for name in record)
+def _kind(records: list[dict[str, Any]]) -> str:
+    """What a run trained, by the metrics that it wrote."""
+    names = {name.split("/")[-1] for record in records for name in record}
+    return "pretraining" if "masked_loss" in names else "tagging" if "map" in names else "finetuning"
 
 
 def short_names(folders: list[Path]) -> list[str]:
@@ -236,17 +244,20 @@ def _collect_experiment(data: ReportData, folder: Path, name: str) -> None:
         records = read_metrics(metrics)
         config_path = folder / "config.yaml"
         config = yaml.safe_load(config_path.read_text(encoding="utf-8")) if config_path.exists() else {}
-        kind = "pretraining" if any(_predicts_tokens(record) for record in records) else "finetuning"
-        data.experiments.append(Experiment(name=name, kind=kind, records=records, config=config or {}))
-    for path in sorted(folder.glob("**/wer-*.json")):
-        result = read_json(path)
-        result["arm"] = name
-        result.setdefault("set", path.stem.removeprefix("wer-"))
-        data.results.append(result)
+        data.experiments.append(
+            Experiment(name=name, kind=_kind(records), records=records, config=config or {})
+        )
+    for kind, results in (("wer", data.results), ("tagging", data.tagging)):
+        for path in sorted(folder.glob(f"**/{kind}-*.json")):
+            result = read_json(path)
+            result["arm"] = name
+            result.setdefault("set", path.stem.removeprefix(f"{kind}-"))
+            results.append(result)
     for path in sorted(folder.glob("**/probes.json")):
         data.probes.append({**read_json(path), "arm": name})
-    if not (metrics.exists() or any(folder.glob("**/wer-*.json")) or any(folder.glob("**/probes.json"))):
-        data.missing.append(f"{folder}: neither metrics.jsonl nor wer-*.json nor probes.json inside")
+    files = ("wer-*.json", "tagging-*.json", "probes.json")
+    if not (metrics.exists() or any(any(folder.glob(f"**/{name}")) for name in files)):
+        data.missing.append(f"{folder}: neither metrics.jsonl nor {', '.join(files)} inside")
 
 
 def _collect_stages(data: ReportData, folders: list[Path]) -> None:

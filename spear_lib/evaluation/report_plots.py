@@ -10,6 +10,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 
 LN_256 = math.log(256.0)
 """Cross-entropy of guessing among 256 codes, in nats: what a model that knows nothing scores."""
@@ -195,4 +196,79 @@ def probes(results: dict[str, dict[str, dict]]) -> bytes:
         axis.set(title=task, ylabel=f"{metric} (%)")
         axis.set_ylim(0, max([item["mean"] + item["std"] for item in features.values()] + [1.0]) * 1.15)
         axis.grid(False, axis="x")
+    return _png(figure)
+
+
+def mean_average_precisions(results: Sequence[dict]) -> bytes:
+    """Bars per (set, arm), a line at the chance level of each.
+
+    Args:
+      results: {"set", "arm", "map", "chance_map"} each, in percent.
+    """
+    height = 0.9 + 0.42 * len(results)
+    figure, (axis,) = _figure(height=height)
+    figure.set_size_inches(7.6, height)
+    arms = list(dict.fromkeys(item["arm"] for item in results))
+    for row, item in enumerate(results):
+        axis.barh(row, item["map"], color=COLOURS[arms.index(item["arm"]) % len(COLOURS)], height=0.62)
+        axis.plot([item["chance_map"]] * 2, [row - 0.31, row + 0.31], color="black", linewidth=1.6)
+        axis.annotate(
+            f"{item['map']:.1f}",
+            (max(item["map"], item["chance_map"]), row),
+            xytext=(5, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=9,
+        )
+    axis.set_yticks(range(len(results)), [f"{item['set']}, {item['arm']}" for item in results])
+    axis.invert_yaxis()
+    axis.set_xlim(0, min(109.0, max(item["map"] for item in results) * 1.12 + 1))
+    axis.set(xlabel="mean average precision (%; line: chance)")
+    axis.grid(False, axis="y")
+    return _png(figure)
+
+
+_NAMED_CLASSES = 60  # more of them do not fit one below the other
+
+
+def class_precisions(arms: dict[str, Sequence[dict]]) -> bytes:
+    """Average precision of each class: a row per class with a point per arm, or, for more classes than can be
+    named, points over the number of clips.
+
+    Args:
+      arms: arm -> {"label", "name", "support", "average_precision" (0..1)} of each class, most support first.
+    """
+    first = next(iter(arms.values()))
+    named = len(first) <= _NAMED_CLASSES
+    height = 1.2 + 0.2 * len(first) if named else 3.6
+    figure, (axis,) = _figure(height=height)
+    figure.set_size_inches(7.6, height)
+    rows = {each["label"]: row for row, each in enumerate(first)}
+    for position, (arm, classes) in enumerate(arms.items()):
+        places = [rows[each["label"]] if named else each["support"] for each in classes]
+        values = [100.0 * each["average_precision"] for each in classes]
+        points = (values, places) if named else (places, values)
+        axis.plot(
+            *points,
+            "o",
+            color=COLOURS[position % len(COLOURS)],
+            label=arm,
+            markersize=5 if named else 3,
+            alpha=0.8,
+        )
+    if named:
+        for row in rows.values():
+            values = [100.0 * classes[row]["average_precision"] for classes in arms.values()]
+            axis.plot([min(values), max(values)], [row, row], color="#bbbbbb", linewidth=1, zorder=0)
+        axis.set_yticks(
+            range(len(first)), [f"{each['name']} ({each['support']})" for each in first], fontsize=8
+        )
+        axis.set_ylim(len(first) - 0.4, -0.6)
+        axis.set(xlabel="average precision (%)", ylabel="class (clips that have it)", xlim=(0, 102))
+    else:
+        axis.set_xscale("log")
+        axis.xaxis.set_major_formatter(LogFormatter())
+        axis.xaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False))  # labels where they fit
+        axis.set(xlabel="clips that have the class", ylabel="average precision (%)", ylim=(0, 102))
+    _legend(figure, [axis])
     return _png(figure)

@@ -6,8 +6,10 @@ one sentence for a reader who sees such a report for the first time.
 
 import base64
 import html
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 
 @dataclass
@@ -63,6 +65,22 @@ class Section:
     """Heading."""
     blocks: list[Block] = field(default_factory=list)
     """Paragraphs (plain text), tables and pictures in order."""
+
+
+def number(value: Any, digits: int = 3) -> str:
+    """A number as a reader wants it: thousands separated, few digits, a dash for nothing."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    if isinstance(value, int) or float(value).is_integer():
+        return f"{int(value):,}"
+    return f"{value:,.{digits}f}" if abs(value) < 1e4 else f"{value:,.0f}"
+
+
+def ordered(names: Iterable[str]) -> list[str]:
+    """Each name once, in the order of appearance."""
+    return list(dict.fromkeys(names))
 
 
 _STYLE = """

@@ -6,17 +6,17 @@ from typing import Any
 
 from spear_lib.evaluation import report_plots
 from spear_lib.evaluation.report_data import Experiment, ReportData
-from spear_lib.evaluation.report_render import Code, Fold, Picture, Section, Table
+from spear_lib.evaluation.report_finetuning import finetuning, tagging_results, word_error_results
+from spear_lib.evaluation.report_render import Code, Fold, Picture, Section, Table, number, ordered
 from spear_lib.training.progress import format_seconds
-
-NUM_WORST = 5  # worst utterances shown per test set and arm
 
 
 def build_sections(data: ReportData) -> list[Section]:
     """The report in reading order; a part without anything to show is named in the last section instead."""
     sections = [_summary(data), _corpus(data), _quantizers(data), _tokens(data)]
     sections += [_pretraining(data, run) for run in data.experiments if run.kind == "pretraining"]
-    sections += [_finetuning(data), _results(data), _probes(data), _stages(data), _reproduction(data)]
+    sections += [*finetuning(data), word_error_results(data), tagging_results(data), _probes(data)]
+    sections += [_stages(data), _reproduction(data)]
     return [section for section in sections if section is not None]
 
 
@@ -26,23 +26,17 @@ def last_record(records: list[dict], kind: str) -> dict[str, Any]:
     return matching[-1] if matching else {}
 
 
-def number(value: Any, digits: int = 3) -> str:
-    """A number as a reader wants it: thousands separated, few digits, a dash for nothing."""
-    if value is None:
-        return "–"
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return str(value)
-    if isinstance(value, int) or float(value).is_integer():
-        return f"{int(value):,}"
-    return f"{value:,.{digits}f}" if abs(value) < 1e4 else f"{value:,.0f}"
-
-
 def _summary(data: ReportData) -> Section:
     section = Section("In short")
+    audio, labels, model = "Audio without labels", "labelled", "a model of the task"
+    if data.results and not data.tagging:
+        audio, labels, model = "Speech without transcripts", "transcribed", "a speech recogniser"
+    elif data.tagging and not data.results:
+        audio, model = "Sounds without labels", "a tagger of sounds"
     section.blocks.append(
-        "Speech without transcripts teaches an encoder to predict the tokens of masked audio; then a few "
-        "transcribed minutes turn the encoder into a speech recogniser. The same recogniser trained without "
-        "the first step (from scratch) is the comparison."
+        f"{audio} teach an encoder to predict the tokens of masked audio; then a few {labels} minutes turn "
+        f"the encoder into {model}. The same model trained without the first step (from scratch) is the "
+        "comparison."
     )
     rows = []
     for run in data.experiments:
@@ -57,13 +51,18 @@ def _summary(data: ReportData) -> Section:
                         f"chance {chance:.3f}, token frequencies alone {entropy}",
                     ]
                 )
-    for name in _ordered(result["set"] for result in data.results):
+    for name in ordered(result["set"] for result in data.results):
         row = [result for result in data.results if result["set"] == name]
         values = "; ".join(f"{result['arm']} {result['wer']:.2f} %" for result in row)
         words = row[0]["num_words"]
         rows.append(
             [f"Word error rate, {name}", values, f"{words:,} words, {row[0]['num_utterances']:,} utterances"]
         )
+    for name in ordered(result["set"] for result in data.tagging):
+        row = [result for result in data.tagging if result["set"] == name]
+        values = "; ".join(f"{result['arm']} {result['map']:.2f} %" for result in row)
+        facts = f"chance {row[0]['chance_map']:.2f} %; {row[0]['num_clips']:,} clips"
+        rows.append([f"Mean average precision, {name}", values, facts])
     if rows:
         section.blocks.append(Table(["what", "result", "compare with"], rows, numeric=False))
     if data.missing:
@@ -82,14 +81,10 @@ def codebook_size(data: ReportData) -> int:
     return int(data.tokens[0]["info"].get("codebook_size", 256)) if data.tokens else 256
 
 
-def _ordered(names: Any) -> list[str]:
-    return list(dict.fromkeys(names))
-
-
 def _corpus(data: ReportData) -> Section | None:
     if not data.corpus:
         return None
-    columns = _ordered(key for row in data.corpus for key in row if key != "set")
+    columns = ordered(key for row in data.corpus for key in row if key != "set")
     rows = [
         [row["set"], *(_corpus_cell(column, row.get(column)) for column in columns)] for row in data.corpus
     ]
@@ -240,92 +235,6 @@ def _schedule(run: Experiment, slug: str) -> list[Picture]:
     return [Picture(f"schedule-{slug}", report_plots.lines(panels), caption)]
 
 
-def _finetuning(data: ReportData) -> Section | None:
-    runs = [run for run in data.experiments if run.kind == "finetuning"]
-    if not runs:
-        return None
-    section = Section("Fine-tuning")
-    section.blocks.append(
-        "The recogniser learns from the transcribed part. A training loss that falls while the validation "
-        "loss rises means that it learns the training voices by heart."
-    )
-    panels = []
-    train = {run.name: run.curve("train", "loss") for run in runs}
-    panels.append(("training", "loss (nats per frame)", {k: v for k, v in train.items() if v[0]}))
-    valid = {run.name: run.curve(run.valid_kinds[0], "loss") for run in runs if run.valid_kinds}
-    panels.append(("validation", "loss (nats per frame)", {k: v for k, v in valid.items() if v[0]}))
-    rates = {run.name: run.curve(run.valid_kinds[0], "wer") for run in runs if run.valid_kinds}
-    panels.append(
-        ("validation, greedy search", "word error rate (%)", {k: v for k, v in rates.items() if v[0]})
-    )
-    panels = [panel for panel in panels if panel[2]]
-    if panels:
-        png = report_plots.lines(panels)
-        section.blocks.append(Picture("finetune-curves", png, "Fine-tuning; lower is better."))
-    rows = []
-    for run in runs:
-        kind = run.valid_kinds[0] if run.valid_kinds else "valid"
-        rows.append(
-            [
-                run.name,
-                number(run.records[-1].get("step") if run.records else None),
-                number(run.last("train", "loss")),
-                number(run.last(kind, "loss")),
-                number(run.last(kind, "wer"), 2),
-            ]
-        )
-    header = ["arm", "steps", "training loss", "validation loss", "validation WER (%)"]
-    section.blocks.append(Table(header, rows))
-    return section
-
-
-def _results(data: ReportData) -> Section | None:
-    if not data.results:
-        return None
-    section = Section("Word error rates")
-    section.blocks.append(
-        "Substituted, inserted and deleted words divided by the words of the transcript, summed over the "
-        "set. The interval says how far chance in the choice of utterances reaches (95 %, bootstrap)."
-    )
-    sets = _ordered(result["set"] for result in data.results)
-    ordered = [result for name in sets for result in data.results if result["set"] == name]
-    rows = [
-        [
-            result["set"],
-            result["arm"],
-            str(result.get("method", "–")),
-            f"{result['wer']:.2f}",
-            "{:.2f} to {:.2f}".format(*result["interval_95"]),
-            number(result["substitutions"]),
-            number(result["insertions"]),
-            number(result["deletions"]),
-            number(result["num_words"]),
-        ]
-        for result in ordered
-    ]
-    header = ["test set", "arm", "search", "WER (%)", "95 % interval", "sub", "ins", "del", "words"]
-    section.blocks.append(Table(header, rows))
-    caption = "What the errors are made of."
-    section.blocks.append(Picture("wer", report_plots.word_error_rates(ordered), caption))
-    for result in ordered:
-        worst = result.get("worst", [])[:NUM_WORST]
-        if worst:
-            table = Table(
-                ["utterance", "errors", "transcript and recognised text"],
-                [
-                    [
-                        item["id"],
-                        f"{item['errors']}/{item['num_words']}",
-                        f"{item['reference']}  →  {item['hypothesis']}",
-                    ]
-                    for item in worst
-                ],
-                numeric=False,
-            )
-            section.blocks.append(Fold(f"Worst utterances: {result['set']}, {result['arm']}", [table]))
-    return section
-
-
 def _probes(data: ReportData) -> Section | None:
     if not data.probes:
         return None
@@ -381,7 +290,7 @@ def _stages(data: ReportData) -> Section | None:
 
 def _reproduction(data: ReportData) -> Section:
     section = Section("To do it again", ["The exact commands and versions."])
-    commands = _ordered(str(marker["command"]) for marker in data.stages if marker.get("command"))
+    commands = ordered(str(marker["command"]) for marker in data.stages if marker.get("command"))
     if commands:
         section.blocks.append(Code("\n".join(commands)))
     details = []

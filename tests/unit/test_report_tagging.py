@@ -1,0 +1,67 @@
+"""The report of a recipe of sounds: tagging results of both arms, many classes and few."""
+
+import numpy as np
+import pytest
+from report_fixtures import make_data, write, write_lines
+
+from spear_lib.evaluation import report_data
+from spear_lib.evaluation.report import write_report
+from spear_lib.tagging.metrics import score
+
+
+def make_run(folder, quality: float, num_classes: int) -> None:
+    """What stages 12 and 13 leave."""
+    records = []
+    for step in range(20, 201, 20):
+        records.append({"step": step, "epoch": 0, "kind": "train", "loss": 0.5 / step, "learning_rate": 0.04})
+        if step % 100 == 0:
+            valid = {"loss": 0.4 / step, "map": quality * step / 4}
+            records.append({"step": step, "epoch": 0, "kind": "valid/dev", **valid})
+    write_lines(folder / "metrics.jsonl", records)
+    random = np.random.default_rng(0)
+    names = {f"/m/{index}": f"Sound, number {index}" for index in range(num_classes)}
+    for name in ("dev", "eval"):
+        targets = random.random((200, num_classes)) < 0.05
+        result = score(targets, random.random(targets.shape) + quality * targets, names)
+        classes = [
+            {
+                "label": each.label,
+                "name": each.name,
+                "support": each.support,
+                "average_precision": each.average_precision,
+                "roc_area": each.roc_area,
+            }
+            for each in result.classes
+        ]
+        content = {"set": name, **result.summary(), "classes": classes}
+        write(folder / "evaluation" / f"tagging-{name}.json", content)
+
+
+@pytest.mark.parametrize("num_classes", [8, 90])
+def test_a_tagging_report_is_complete(tmp_path, num_classes):
+    make_data(tmp_path / "data")
+    arms = [tmp_path / "exp" / f"finetune_{arm}" for arm in ("pretrained", "scratch")]
+    for folder, quality in zip(arms, (0.9, 0.4)):
+        make_run(folder, quality, num_classes)
+    content = write_report(tmp_path / "data", arms, tmp_path / "exp", tmp_path / "report", "Sounds", "code")
+    assert [run["kind"] for run in content["experiments"]] == ["tagging", "tagging"]
+    found = {(each["arm"], each["set"]): each["map"] for each in content["tagging"]}
+    assert found["pretrained", "eval"] > found["scratch", "eval"]
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert "Sounds without labels" in text and "Speech" not in text.split("## Corpus")[0]
+    assert f"Mean average precision, eval | pretrained {found['pretrained', 'eval']:.2f} %" in text
+    for heading in ("## Fine-tuning: tagging", "## Tagging", "Every class of eval", "mean ROC area"):
+        assert heading in text
+    assert "## Word error rates" not in text and "word error rates (wer" not in text
+    assert "Every class of dev" not in text  # what was chosen on is not what counts
+    pictures = {path.stem for path in (tmp_path / "report" / "pictures").glob("*.png")}
+    assert {"tagging-curves", "map", "classes-eval"} <= pictures
+    table = text[text.index("Every class of eval") :]
+    supports = [int(line.split("|")[2]) for line in table.splitlines() if line.startswith("| Sound, number")]
+    assert len(supports) == num_classes and supports == sorted(supports, reverse=True)
+
+
+def test_without_any_result_the_report_names_what_is_missing(tmp_path):
+    (tmp_path / "data").mkdir()
+    missing = report_data.collect(tmp_path / "data", [], tmp_path).missing
+    assert any("tagging-*.json): run.sh stage 13" in each for each in missing)
