@@ -19,8 +19,10 @@
   quantizer_set=train
   # The set whose labels or transcripts fine-tuning may read.
   labelled_set=labelled
-  # What stages 7 and 12 to 14 are for: asr, or none where a recipe ends with the encoder.
+  # What stages 12 to 14 are for: asr, tagging, or none where a recipe ends with the encoder.
   finetune=asr
+  # The classes of finetune=tagging: index, mid, display_name.
+  class_list=local/class_labels_indices.csv
 }
 
 common_dir=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -101,13 +103,19 @@ end_before() {
 }
 
 # launch MODULE ARGS...: python -m MODULE, through torchrun when --nproc or --num-nodes asks for several processes.
+# SPEAR_ON_ALL_NODES, words as "srun --nodes=4 ...", starts torchrun on every machine (tools/slurm).
 launch() {
-  if ((nproc > 1 || num_nodes > 1)); then
-    "$python" -m torch.distributed.run --nproc-per-node "$nproc" --nnodes "$num_nodes" \
-      --rdzv-backend c10d --rdzv-endpoint "$rendezvous" -m "$@"
-  else
+  if ((nproc <= 1 && num_nodes <= 1)); then
     "$python" -m "$@"
+    return
   fi
+  local note=$exp_dir/.done/interrupted
+  local -a on_all_nodes=()
+  read -ra on_all_nodes <<<"${SPEAR_ON_ALL_NODES:-}"
+  rm -f "$note"
+  "${on_all_nodes[@]}" "$python" "$common_dir/torchrun.py" "$note" \
+    "$python" -m torch.distributed.run --nproc-per-node "$nproc" --nnodes "$num_nodes" \
+    --rdzv-backend c10d --rdzv-endpoint "$rendezvous" -m "$@"
 }
 
 # run_stage NUMBER DESCRIPTION FUNCTION [--after STAGES] [--options NAMES] [--config FILE] [--leaves PATH]

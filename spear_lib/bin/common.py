@@ -14,6 +14,8 @@ from pathlib import Path
 
 import torch
 
+from spear_lib.training.health import STATUS_INTERRUPTED
+
 logger = logging.getLogger(__name__)
 
 
@@ -21,7 +23,9 @@ def run(main: Callable[[], None]) -> None:
     """Run a command: conditions a user can mend end it with one clear line and status 1.
 
     SPEAR_DEBUG=1 shows the traceback as well. Wall time and peak memory are appended to the file named by
-    SPEAR_STAGE_METRICS, from which the stage runner of egs/common makes the table of the report.
+    SPEAR_STAGE_METRICS, from which the stage runner of egs/common makes the table of the report. A command
+    that saved its state on a signal (status 75) makes the file SPEAR_INTERRUPTED_NOTE, because torchrun ends
+    with 1 whatever the status of its processes.
     """
     setup_logging()
     started = time.monotonic()
@@ -35,6 +39,11 @@ def run(main: Callable[[], None]) -> None:
         message = str(error.strerror if worded else error)
         print(f"error: {' '.join(message.split())}", file=sys.stderr)
         raise SystemExit(1) from error
+    except SystemExit as stop:
+        note = os.environ.get("SPEAR_INTERRUPTED_NOTE")
+        if stop.code == STATUS_INTERRUPTED and note:
+            Path(note).touch()
+        raise
     finally:
         _append_metrics(time.monotonic() - started)
 

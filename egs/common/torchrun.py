@@ -1,0 +1,57 @@
+"""torchrun for the recipes: training is told to stop by the signals that torchrun does not survive (ours).
+
+    python torchrun.py NOTE python -m torch.distributed.run ... -m spear_lib.bin.pretrain ...
+
+SIGUSR1 and SIGTERM go to the processes that torchrun started, as SIGUSR1: they save their state and end with
+status 75. torchrun itself would die of the first, and give them 30 seconds after the second. Afterwards it
+ends with status 1 whatever theirs was; the file NOTE, which they leave (spear_lib.bin.common), tells 75 from
+a failure. Called by stages.sh only.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+INTERRUPTED = 75
+
+
+def children(parent: int) -> list[int]:
+    """Processes that ``parent`` started."""
+    table = subprocess.run(
+        ["ps", "-A", "-o", "pid=", "-o", "ppid="], capture_output=True, text=True, check=True
+    )
+    pairs = (line.split() for line in table.stdout.splitlines())
+    return [int(pid) for pid, its_parent in pairs if int(its_parent) == parent]
+
+
+def main() -> int:
+    """The status of the training."""
+    note, *command = sys.argv[1:]
+    # Signals for the group of this process must not reach torchrun as well.
+    launcher = subprocess.Popen(
+        command, env={**os.environ, "SPEAR_INTERRUPTED_NOTE": note}, start_new_session=True
+    )
+
+    def stop(number: int, _frame: Any) -> None:
+        if number == signal.SIGINT:
+            launcher.send_signal(number)
+            return
+        for child in children(launcher.pid):
+            try:
+                os.kill(child, signal.SIGUSR1)
+            except ProcessLookupError:  # it has just ended
+                continue
+
+    for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+    status = launcher.wait()
+    if status != 0 and Path(note).exists():
+        return INTERRUPTED
+    return status if status >= 0 else 128 - status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

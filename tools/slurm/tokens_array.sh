@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# Stage 5, the tokens, as an array of jobs with one GPU each. From the root of the repository:
+#
+#   sbatch --array=1-100 tools/slurm/tokens_array.sh egs/librispeech --corpus-dir /corpora/LibriSpeech \
+#       --teacher wavlm --teacher-path /models/wavlm-large
+#
+# The words after the recipe are options of its prepare.sh: the same as those of the stages before. When all tasks
+# have ended, once: ./prepare.sh with these options, --stage 5 and --num-splits 100, which checks that all parts are
+# there. Change the lines below to what your cluster calls things.
+#SBATCH --job-name=spear-tokens
+#SBATCH --array=1-100
+#SBATCH --nodes=1
+#SBATCH --ntasks=1
+#SBATCH --gpus-per-node=1
+#SBATCH --cpus-per-task=8
+#SBATCH --time=4:00:00
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=%x-%A-%a.log
+#SBATCH --signal=B:USR1@120
+
+set -euo pipefail
+cd "$SLURM_SUBMIT_DIR"
+# shellcheck source=tools/slurm/job.sh
+source tools/slurm/job.sh
+
+recipe=${1:?give the recipe: sbatch --array=1-100 tools/slurm/tokens_array.sh egs/librispeech [options of prepare.sh]}
+shift
+# The parts are 1 to --num-splits, so the array must begin at 1 (a part that failed may be submitted alone, with
+# SPEAR_NUM_SPLITS=100 in the environment).
+splits=${SPEAR_NUM_SPLITS:-$SLURM_ARRAY_TASK_MAX}
+run_job end "$recipe/prepare.sh" --stage 5 --stop-stage 5 --num-splits "$splits" --split "$SLURM_ARRAY_TASK_ID" "$@"
