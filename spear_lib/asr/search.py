@@ -11,6 +11,7 @@ from torch import Tensor
 from spear_lib.asr.hypothesis import Hypothesis
 from spear_lib.asr.model import AsrModel
 from spear_lib.asr.word_scores import FORBIDDEN, WordScorer
+from spear_lib.devices import on_host
 
 
 def check_batch(frames: Tensor, lengths: Tensor) -> tuple[list[int], list[int]]:
@@ -47,6 +48,21 @@ def _prepare(model: AsrModel, encoder_out: Tensor, lengths: Tensor) -> tuple[Ten
 def _decode_context(model: AsrModel, context: Tensor) -> Tensor:
     """(N, C) last units -> (N, J) projected decoder output."""
     return model.joiner.decoder_proj(model.decoder(context, pad=False)[:, 0])
+
+
+def _decoded_again(
+    model: AsrModel, context: Tensor, decoded: Tensor, parent: Tensor, changed: Tensor
+) -> Tensor:
+    """Decoder output (B, K, J) for the contexts (B, K, C) after a frame.
+
+    Most hypotheses emit nothing: on a CPU only the contexts that changed are computed.
+    """
+    if not on_host(context):
+        return _decode_context(model, context.flatten(0, 1)).unflatten(0, context.shape[:2])
+    kept = decoded.gather(1, parent[..., None].expand_as(decoded))
+    if bool(changed.any()):
+        kept[changed] = _decode_context(model, context[changed])
+    return kept
 
 
 def _start_context(model: AsrModel, rows: int, device: torch.device) -> Tensor:
@@ -197,7 +213,9 @@ def modified_beam_search(
         old_context = context[:rows].gather(1, parent[..., None].expand(-1, -1, context.shape[2]))
         shifted = torch.cat([old_context[..., 1:], token[..., None]], dim=2)
         context[:rows] = torch.where(silent[..., None], old_context, shifted)
-        decoded[:rows] = _decode_context(model, context[:rows].flatten(0, 1)).unflatten(0, (rows, beam))
+        decoded[:rows] = _decoded_again(
+            model, context[:rows], decoded[:rows], parent, ~silent & (scores[:rows] > -torch.inf)
+        )
     if lm is not None:
         scores = scores + scorer.final_scores(lm)
     context_size = model.decoder.context_size if lm is None else None
