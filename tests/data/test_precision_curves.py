@@ -24,24 +24,24 @@ def curve(monkeypatch, config, folder, precision, device="cpu"):
     return np.array(losses), valid
 
 
-def assert_same_shape(one, other):
-    """Losses of two runs: together all the way, and down by the same amount."""
+def assert_same_shape(one, other, within):
+    """Losses of two runs: together all the way, within a share of each value, and down by the same amount."""
     (losses, valid), (others, other_valid) = one, other
     assert len(losses) == len(others) == STEPS and losses[-5:].mean() < 0.8 * losses[:5].mean()
-    assert np.corrcoef(losses, others)[0, 1] > 0.99
-    assert np.all(np.abs(others / losses - 1) < 0.1) and abs((others / losses).mean() - 1) < 0.02
-    assert other_valid == pytest.approx(valid, rel=0.05)
+    assert np.corrcoef(losses, others)[0, 1] > 0.999
+    assert np.all(np.abs(others / losses - 1) < within) and abs((others / losses).mean() - 1) < within / 3
+    assert other_valid == pytest.approx(valid, rel=within)
 
 
 def test_bf16_on_cpu_follows_fp32(config, tmp_path, monkeypatch):
     exact = curve(monkeypatch, config, tmp_path / "fp32", "fp32")
     rounded = curve(monkeypatch, config, tmp_path / "bf16", "bf16")
     assert not np.array_equal(exact[0], rounded[0])
-    assert_same_shape(exact, rounded)
+    assert_same_shape(exact, rounded, 0.03)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision_on_a_gpu_follows_fp32(config, tmp_path, monkeypatch, precision):
     exact = curve(monkeypatch, config, tmp_path / "fp32", "fp32", "cuda")
-    assert_same_shape(exact, curve(monkeypatch, config, tmp_path / precision, precision, "cuda"))
+    assert_same_shape(exact, curve(monkeypatch, config, tmp_path / precision, precision, "cuda"), 0.1)

@@ -119,6 +119,23 @@ def test_without_masks_nothing_counts_as_masked():
     assert task.summarise(result.stats)["unmasked_loss"] > 0
 
 
+@pytest.mark.parametrize("alpha, trains", [(0.5, True), (1.0, True), (0.0, False)])
+def test_all_frames_masked(alpha, trains):
+    """Nothing of the input is left: the loss is that of guessing from nothing, its gradient finite."""
+    task = make_task(alpha=alpha)
+    batch = make_batch([8000, 5000])
+    batch.time_mask = torch.ones_like(batch.time_mask)
+    task.begin_step(batch, StepClock(1, 100.0, 0.0, 7))
+    result = task.compute(batch)
+    result.loss_sum.backward()
+    values = task.summarise(result.stats)
+    assert values["masked_loss"] > 0 and "unmasked_loss" not in values
+    gradients = [p.grad for p in task.model.parameters() if p.grad is not None]
+    assert all(torch.isfinite(gradient).all() for gradient in gradients)
+    assert (float(result.loss_sum.detach()) > 0) == trains
+    assert any(gradient.any() for gradient in gradients) == trains
+
+
 def test_masked_frames_are_those_of_the_student_mask_and_their_targets_those_in_time():
     class Stub(nn.Module):
         """Tells frame numbers, so that the head sees which frame it is asked about."""
