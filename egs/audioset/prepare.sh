@@ -57,7 +57,7 @@ if [[ -z $conf ]]; then
   if [[ $mini == true ]]; then conf=mini; else conf=base; fi
 fi
 corpus_facts "$conf"
-if [[ $finetune == none ]]; then end_before 7 "text units are for speech recognition (finetune=none in local/corpus.sh)"; fi
+if [[ $finetune != asr ]]; then end_before 7 "text units are for speech recognition (finetune=$finetune in local/corpus.sh)"; fi
 
 manifests=$data_dir/manifests
 embeddings=$data_dir/embeddings/$teacher

@@ -3,14 +3,15 @@
 #
 #   10 pre-train   the encoder predicts the teacher's tokens from masked input
 #   11 average     the encoder of the averaged model, as a folder for load_encoder
-#   12 fine-tune   speech recognition on the labelled set, with the encoder and (for comparison) from scratch
-#   13 evaluate    word error rates of dev and the test sets; probes of the frozen features
+#   12 fine-tune   on the labelled set, with the encoder and (for comparison) from scratch: speech recognition, or
+#                  audio tagging in a recipe of sounds
+#   13 evaluate    word error rates (mean average precisions) of dev and the test sets; probes of the frozen features
 #   14 report      report.md, report.html, report.json
 #
 # Examples:
 #   ./run.sh --mini true
 #   ./run.sh --nproc 8                                     (8 GPUs of this machine)
-#   ./run.sh --stage 12 --encoder /models/spear-base.pt    (fine-tune another encoder)
+#   ./run.sh --stage 12 --encoder /models/spear-base.pt    (fine-tune another encoder, of speech or of sounds)
 
 # shellcheck disable=SC2154 # "option NAME" below sets the variable NAME
 set -euo pipefail
@@ -31,6 +32,8 @@ option data_dir data "What prepare.sh filled" path
 option exp_dir exp "Where all of this goes" path
 option teacher "$default_teacher" "Whose tokens are predicted"
 option encoder "" "Fine-tune this encoder (folder or checkpoint) instead of the one of stage 11" path
+option labelled_set "$labelled_set" "The set that fine-tuning reads"
+option finetune_conf "" "How it is fine-tuned: the stem of conf/finetune/*.yaml (default: that of --conf)"
 option compare_scratch "" "Fine-tune from scratch as well, true or false (default: that of --mini)"
 option seed 0 "Every random choice follows from it" int
 option nproc 1 "Processes on this machine, one per GPU" int
@@ -43,14 +46,26 @@ find_python
 if [[ -z $conf ]]; then
   if [[ $mini == true ]]; then conf=mini; else conf=base; fi
 fi
+finetune_conf=${finetune_conf:-$conf}
 compare_scratch=${compare_scratch:-$mini}
 corpus_facts "$conf"
-if [[ $finetune == none ]]; then
-  end_before 12 "fine-tuning for these labels is not there yet (finetune=none in local/corpus.sh); the encoder is $exp_dir/pretrain/encoder"
-fi
+# What stages 12 and 13 call, the labels they read, the configuration and the folder of the evaluation.
+labels=() evaluation_labels=() labels_stage="" finetune_command="" evaluation_command="" evaluation=""
+case $finetune in
+  asr)
+    labels=(--units "$data_dir/units")
+    evaluation_labels=("${labels[@]}")
+    labels_stage=7 finetune_command=finetune_asr evaluation_command=decode evaluation=decode
+    ;;
+  tagging)
+    labels=(--classes "$class_list")
+    finetune_command=finetune_tagging evaluation_command=evaluate_tagging evaluation=evaluation
+    ;;
+  none) end_before 12 "it has no labels to fine-tune on (finetune=none in local/corpus.sh); the encoder is $exp_dir/pretrain/encoder" ;;
+  *) die "finetune=$finetune in local/corpus.sh: use asr, tagging or none" ;;
+esac
 if [[ $mini == true ]]; then report_title="$report_title, synthesised mini corpus"; fi
 
-units=$data_dir/units
 noise_cuts=$(noise_manifest)
 # Noise is optional: stage 2 leaves no cuts where it was given none.
 noise=()
@@ -58,13 +73,15 @@ if [[ -f $noise_cuts ]]; then noise=(--data.noise_cuts "[$noise_cuts]"); fi
 # Beside the encoder that is probed.
 probe_dir=$exp_dir/pretrain/probe
 if [[ -n $encoder ]]; then probe_dir=$exp_dir/finetune_pretrained/probe; fi
-evaluation_made=()
-if [[ $probe == true ]]; then evaluation_made+=(--leaves "$probe_dir/probes.json"); fi
+evaluation_made=(--config "conf/$evaluation/$conf.yaml")
+if [[ $probe == true ]]; then
+  evaluation_made+=(--config "conf/probe/$conf.yaml" --leaves "$probe_dir/probes.json")
+fi
 encoder_of_stage_12=${encoder:-$exp_dir/pretrain/encoder}
 arms="pretrained"
-scratch_conf=conf/finetune/scratch/$conf.yaml
+scratch_conf=conf/finetune/scratch/$finetune_conf.yaml
 arms_made=(--leaves "$exp_dir/finetune_pretrained")
-finetune_confs=(--config "conf/finetune/$conf.yaml")
+finetune_confs=(--config "conf/finetune/$finetune_conf.yaml")
 if [[ $compare_scratch == true ]]; then
   arms="pretrained scratch"
   arms_made+=(--leaves "$exp_dir/finetune_scratch")
@@ -89,14 +106,15 @@ stage_12() {
   local arm
   local -a start
   for arm in $arms; do
-    start=(--config "conf/finetune/$conf.yaml" --encoder "$encoder_of_stage_12")
+    start=(--config "conf/finetune/$finetune_conf.yaml" --encoder "$encoder_of_stage_12")
     if [[ $arm == scratch ]]; then
       # Random weights want another learning rate and no freezing, or the comparison would be unfair.
       if [[ -f $scratch_conf ]]; then start+=(--config "$scratch_conf"); fi
       start+=(--scratch true)
     fi
-    launch spear_lib.bin.finetune_asr "${start[@]}" --experiment_dir "$exp_dir/finetune_$arm" --units "$units" --data.train_cuts "[$(set_manifest "$labelled_set")]" "${noise[@]}" \
-      --dev_cuts "[$(set_manifest dev)]" --training.seed "$seed"
+    launch "spear_lib.bin.$finetune_command" "${start[@]}" --experiment_dir "$exp_dir/finetune_$arm" "${labels[@]}" \
+      --data.train_cuts "[$(set_manifest "$labelled_set")]" "${noise[@]}" --dev_cuts "[$(set_manifest dev)]" \
+      --training.seed "$seed"
   done
 }
 
@@ -104,8 +122,8 @@ stage_13() {
   local arm name cuts=""
   for name in dev $test_sets; do cuts+=${cuts:+,}$(set_manifest "$name"); done
   for arm in $arms; do
-    "$python" -m spear_lib.bin.decode --config "conf/decode/$conf.yaml" --experiment_dir "$exp_dir/finetune_$arm" \
-      --units "$units" --cuts "[$cuts]"
+    "$python" -m "spear_lib.bin.$evaluation_command" --config "conf/$evaluation/$conf.yaml" \
+      --experiment_dir "$exp_dir/finetune_$arm" "${evaluation_labels[@]}" --cuts "[$cuts]"
   done
   if [[ $probe != true ]]; then return 0; fi
   "$python" -m spear_lib.bin.probe --config "conf/probe/$conf.yaml" --encoder "$encoder_of_stage_12" \
@@ -121,7 +139,7 @@ stage_14() {
     --output_dir "$exp_dir/report" --exp_dir "$exp_dir" --title "$report_title"
 }
 
-for arm in $arms; do evaluation_made+=(--leaves "$exp_dir/finetune_$arm/decode"); done
+for arm in $arms; do evaluation_made+=(--leaves "$exp_dir/finetune_$arm/$evaluation"); done
 
 # An encoder that was named replaces stages 10 and 11.
 encoder_stage=11
@@ -130,8 +148,7 @@ if [[ -n $encoder ]]; then encoder_stage=""; fi
 run_stage 10 "pre-training" stage_10 --after "6 2" --options "teacher seed" --config "conf/pretrain/$conf.yaml" \
   --leaves "$exp_dir/pretrain"
 run_stage 11 "averaging" stage_11 --after 10 --leaves "$exp_dir/pretrain/encoder"
-run_stage 12 "fine-tuning" stage_12 --after "$encoder_stage 7 1 2" --options "encoder compare_scratch seed" \
-  "${finetune_confs[@]}" "${arms_made[@]}"
-run_stage 13 "evaluation" stage_13 --after 12 --options "test_sets probe seed" \
-  --config "conf/decode/$conf.yaml" --config "conf/probe/$conf.yaml" "${evaluation_made[@]}"
+run_stage 12 "fine-tuning" stage_12 --after "$encoder_stage $labels_stage 1 2" \
+  --options "encoder labelled_set compare_scratch seed" "${finetune_confs[@]}" "${arms_made[@]}"
+run_stage 13 "evaluation" stage_13 --after 12 --options "test_sets probe seed" "${evaluation_made[@]}"
 run_stage 14 "report" stage_14 --after 13 --leaves "$exp_dir/report/report.html"

@@ -1,4 +1,4 @@
-"""egs/audioset: stages 0 to 6 and 10 to 11 on the synthesised AudioSet, and what is refused."""
+"""egs/audioset: stages 0 to 6 and 10 to 14 on the synthesised AudioSet, and what is refused."""
 
 import csv
 import filecmp
@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from audio_teacher_fixtures import save_dasheng_checkpoint
 from teacher_fixtures import tiny_checkpoint
 from toy_recipe import REPOSITORY
@@ -27,6 +28,7 @@ from spear_lib.teachers import create_teacher
 
 RECIPE = REPOSITORY / "egs" / "audioset"
 SETS = ("train", "balanced", "dev", "eval")
+CLASSES = read_class_list(RECIPE / "local" / "class_labels_indices.csv")
 
 
 def load_local(name: str):
@@ -136,23 +138,79 @@ def test_the_encoder_reads_sounds(folder):
     assert torch.isfinite(output.encoder_out).all() and int(output.lengths[0]) > 90
 
 
-def test_the_recipe_ends_with_the_encoder_and_says_so(folder, tmp_path):
-    prepared, trained = ((folder / f"{script}.log").read_text() for script in ("prepare.sh", "run.sh"))
-    assert "the recipe ends with stage 6: text units are for speech recognition" in prepared
-    assert "the data is ready in" in prepared
-    assert "the recipe ends with stage 11: fine-tuning for these labels is not there yet" in trained
-    assert "exp/pretrain/encoder" in trained
-    for script, options, number in (
-        ("run.sh", ("--stage", "12"), 12),
-        ("run.sh", ("--stop-stage", "13"), 12),
-        ("prepare.sh", ("--stage", "7"), 7),
-    ):
-        result = run_script(script, folder, *options)
-        assert result.returncode == 1
-        assert f"error: there is no stage {number} in this recipe: " in result.stderr
-        assert "finetune=none in local/corpus.sh" in result.stderr
+def test_both_arms_are_trained_and_evaluated(folder):
+    for arm in ("pretrained", "scratch"):
+        place = folder / "exp" / f"finetune_{arm}"
+        config = yaml.safe_load((place / "config.yaml").read_text())
+        assert config["scratch"] == (arm == "scratch")
+        assert config["data"]["train_cuts"][0].endswith("audioset_cuts_balanced.jsonl.gz")
+        assert config["data"]["noise_cuts"], "noise must really be mixed in"
+        for name in ("dev", "eval"):
+            result = json.loads((place / "evaluation" / f"tagging-{name}.json").read_text())
+            cuts = Manifest(folder / "data" / "manifests" / f"audioset_cuts_{name}.jsonl.gz")
+            assert result["num_clips"] == len(cuts) and result["num_classes"] == 527
+            assert 0 < result["map"] <= 100
+            with (place / "evaluation" / f"classes-{name}.csv").open(newline="") as file:
+                rows = list(csv.DictReader(file))
+            assert sum(int(row["support"]) for row in rows) == sum(len(labels_of(cut)) for cut in cuts)
+            # Names with commas, for example "Telephone dialing, DTMF", are one column.
+            assert {row["label"]: row["name"] for row in rows}.items() <= CLASSES.items()
+    report = (folder / "exp" / "report" / "report.html").read_text()
+    for heading in ("Fine-tuning: tagging", "Mean average precision, eval", "Every class of eval"):
+        assert heading in report
+
+
+def test_the_model_of_the_recipe_tags_a_file(folder):
+    clips = sorted((folder / "data" / "corpus" / "AudioSet" / "audio" / "eval").glob("*.flac"))
+    command = [sys.executable, "-m", "spear_lib.bin.tag", str(clips[0]), "--output_dir", str(folder / "tags")]
+    command += ["--experiment_dir", str(folder / "exp" / "finetune_pretrained"), "--top", "4"]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    content = json.loads((folder / "tags" / f"{clips[0].stem}.json").read_text())
+    assert [each["name"] in result.stdout for each in content["classes"]] == [True] * 4
+    assert (folder / "tags" / f"{clips[0].stem}.png").is_file()
+
+
+def test_the_labelled_set_and_its_configuration_are_options(folder):
+    """AS-2M: --labelled-set train --finetune-conf base-as2m."""
+    result = run_script("run.sh", folder, "--stage", "12", "--labelled-set", "train")
+    assert result.returncode == 1
+    assert "--labelled-set: was balanced, now train" in result.stderr
+    result = run_script("run.sh", folder, "--stage", "12", "--finetune-conf", "base-as2m")
+    assert result.returncode == 1
+    assert "samples_per_epoch was 9, now 200000" in result.stderr
+
+
+def test_prepare_ends_before_the_text_units(folder):
+    log = (folder / "prepare.sh.log").read_text()
+    assert "the recipe ends with stage 6: text units are for speech recognition" in log
+    assert "the data is ready in" in log
+    result = run_script("prepare.sh", folder, "--stage", "7")
+    assert result.returncode == 1
+    assert "error: there is no stage 7 in this recipe: " in result.stderr
+    assert "finetune=tagging in local/corpus.sh" in result.stderr
     again = run_script("prepare.sh", folder)
     assert again.returncode == 0 and again.stdout.count("skipped") == 7
+
+
+@pytest.mark.parametrize(
+    ("fact", "message"),
+    [
+        ("none", "there is no stage 12 in this recipe: it has no labels to fine-tune on (finetune=none"),
+        ("tags", "finetune=tags in local/corpus.sh: use asr, tagging or none"),
+    ],
+)
+def test_a_recipe_without_fine_tuning_says_so(tmp_path, fact, message):
+    recipe = tmp_path / "egs" / "audioset"
+    shutil.copytree(REPOSITORY / "egs" / "common", tmp_path / "egs" / "common")
+    shutil.copytree(RECIPE, recipe, ignore=shutil.ignore_patterns("data", "exp"))
+    facts = recipe / "local" / "corpus.sh"
+    facts.write_text(facts.read_text().replace("finetune=tagging", f"finetune={fact}"))
+    environment = {**os.environ, "PYTHON": sys.executable}
+    command = [str(recipe / "run.sh"), "--conf", "tiny", "--stage", "12"]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 1 and message in result.stderr
 
 
 def test_manifests_have_the_same_bytes_each_time(folder, spoilt):

@@ -8,8 +8,10 @@ import yaml
 from toy_recipe import REPOSITORY
 
 from spear_lib.bin.decode import DecodeOptions
+from spear_lib.bin.evaluate_tagging import EvaluateTaggingOptions
 from spear_lib.bin.extract_embeddings import Options as EmbeddingOptions
 from spear_lib.bin.finetune_asr import FinetuneOptions
+from spear_lib.bin.finetune_tagging import FinetuneTaggingOptions
 from spear_lib.bin.pretrain import PretrainOptions
 from spear_lib.bin.probe import ProbeOptions
 from spear_lib.bin.train_quantizer import Options as QuantizerOptions
@@ -23,8 +25,6 @@ GIVEN = {
         (QuantizerOptions, {"embeddings": "a", "output_dir": "b"}),
     ],
     "pretrain": [(PretrainOptions, {"experiment_dir": "a"})],
-    "finetune": [(FinetuneOptions, {"experiment_dir": "a", "units": "b", "dev_cuts": ["c"]})],
-    "decode": [(DecodeOptions, {"experiment_dir": "a", "units": "b", "cuts": ["c"]})],
     "probe": [
         (
             ProbeOptions,
@@ -32,8 +32,18 @@ GIVEN = {
         )
     ],
 }
-# A recipe that ends with the encoder (finetune=none in its local/corpus.sh) needs no more.
-WITHOUT_FINE_TUNING = {"quantizer", "pretrain"}
+# And for fine-tuning, by the fact finetune in local/corpus.sh.
+FINE_TUNING = {
+    "asr": {
+        "finetune": [(FinetuneOptions, {"experiment_dir": "a", "units": "b", "dev_cuts": ["c"]})],
+        "decode": [(DecodeOptions, {"experiment_dir": "a", "units": "b", "cuts": ["c"]})],
+    },
+    "tagging": {
+        "finetune": [(FinetuneTaggingOptions, {"experiment_dir": "a", "classes": "b", "dev_cuts": ["c"]})],
+        "evaluation": [(EvaluateTaggingOptions, {"experiment_dir": "a", "cuts": ["c"]})],
+    },
+}
+KINDS = sorted({*GIVEN, *(kind for kinds in FINE_TUNING.values() for kind in kinds)})
 # One file for each size and domain.
 BY_DOMAIN = {("mixed", "quantizer"): ("speech", "audio")}
 FILES = sorted(REPOSITORY.glob("egs/*/conf/**/*.yaml"))
@@ -44,6 +54,17 @@ def role(path: Path) -> str:
     return path.parts[path.parts.index("conf") + 1]
 
 
+def commands(recipe: Path) -> dict:
+    """Role -> options of the commands that read it and what the scripts of ``recipe`` (a folder) give."""
+    facts = (recipe / "local" / "corpus.sh").read_text(encoding="utf-8")
+    stated = re.search(r"^finetune=(\w+)", facts, re.MULTILINE)
+    scripts = "".join((recipe / f"{each}.sh").read_text(encoding="utf-8") for each in ("prepare", "run"))
+    own = {kind: given for kind, given in GIVEN.items() if f"conf/{kind}/" in scripts}
+    if "conf/finetune/" not in scripts:
+        return own
+    return {**own, **FINE_TUNING.get(stated.group(1) if stated else "asr", {})}
+
+
 def name(path: Path) -> str:
     return str(path.relative_to(REPOSITORY / "egs"))
 
@@ -51,26 +72,25 @@ def name(path: Path) -> str:
 @pytest.mark.parametrize("path", FILES, ids=name)
 def test_a_configuration_loads(path):
     values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    for options, given in GIVEN[role(path)]:
+    for options, given in commands(REPOSITORY / "egs" / name(path).split("/")[0])[role(path)]:
         loaded = load(options, {**given, **values})
         assert isinstance(loaded, options)
 
 
-@pytest.mark.parametrize("kind", sorted(GIVEN))
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("recipe", sorted(REPOSITORY.glob("egs/*/conf")), ids=lambda path: path.parent.name)
 def test_every_size_has_every_file(recipe, kind):
     sizes = {path.stem for path in (recipe / "pretrain").glob("*.yaml")}
     assert sizes, recipe
     facts = (recipe.parent / "local" / "corpus.sh").read_text(encoding="utf-8")
-    scripts = "".join(
-        (recipe.parent / f"{name}.sh").read_text(encoding="utf-8") for name in ("prepare", "run")
-    )
-    without = "finetune=none" in facts and kind not in WITHOUT_FINE_TUNING
-    if without or f"conf/{kind}/" not in scripts:
-        assert not (recipe / kind).exists(), "there is no stage that reads it"
+    if kind not in commands(recipe.parent) or (kind == "probe" and "probe=false" in facts):
+        assert kind == "probe" or not (recipe / kind).exists(), "there is no stage that reads it"
         return
     for folder in BY_DOMAIN.get((recipe.parent.name, kind), ("",)):
-        assert {path.stem for path in (recipe / kind / folder).glob("*.yaml")} == sizes
+        found = {path.stem for path in (recipe / kind / folder).glob("*.yaml")}
+        # Fine-tuning may have more: --finetune-conf base-as2m.
+        assert sizes <= found if kind == "finetune" else sizes == found
+        assert all(stem.split("-")[0] in sizes for stem in found)
 
 
 @pytest.mark.parametrize("size", ["base", "large"])
@@ -142,3 +162,13 @@ def test_every_value_of_the_published_sizes_names_its_source(path):
 def test_a_mistyped_key_names_the_nearest():
     with pytest.raises(ValueError, match="max_steps"):
         load(PretrainOptions, {"experiment_dir": "a", "training": {"max_step": 3}})
+
+
+@pytest.mark.parametrize(("size", "weighted"), [("base", False), ("large-as2m", True)])
+def test_published_tagging(size, weighted):
+    path = REPOSITORY / "egs" / "audioset" / "conf" / "finetune" / f"{size}.yaml"
+    ((options, given),) = FINE_TUNING["tagging"]["finetune"]
+    data = load(options, {**given, **yaml.safe_load(path.read_text(encoding="utf-8"))}).data
+    assert (data.mixup.probability, data.mixup.alpha) == (0.5, 10.0)
+    assert data.mixing.noise_probability == 0.5
+    assert (data.weighted_sampling, data.samples_per_epoch) == ((True, 200_000) if weighted else (False, 0))

@@ -9,14 +9,14 @@ report_title="SPEAR on AudioSet"
 manifest_options=(--max-missing-fraction 0.3 --max-bad-fraction 0.01 --decode true)
 # Sets with tokens; pre-training validates on the second.
 token_sets="train dev"
-# What fine-tuning may read the labels of: balanced_train.
+# What fine-tuning may read the labels of: balanced_train (AS-20k); --labelled-set train is AS-2M.
 labelled_set=balanced
 # The quantiser hears every class about as often (reference: it is trained on the balanced part).
 quantizer_set=balanced
 # Sets to evaluate on beside dev.
 test_sets="eval"
-# No fine-tuning yet: sounds want tagging, not speech recognition.
-finetune=none
+# Stages 12 to 14 learn to tag sounds with these classes.
+finetune=tagging
 # The probes of stage 13 ask for words and speakers.
 probe=false
 # Whose embeddings are quantised unless --teacher says otherwise.
