@@ -7,6 +7,7 @@ from typing import Any
 from spear_lib.evaluation import report_plots
 from spear_lib.evaluation.report_data import Experiment, ReportData
 from spear_lib.evaluation.report_finetuning import finetuning, tagging_results, word_error_results
+from spear_lib.evaluation.report_probes import probes, probes_in_training
 from spear_lib.evaluation.report_render import Code, Fold, Picture, Section, Table, number, ordered
 from spear_lib.training.progress import format_seconds
 
@@ -15,7 +16,7 @@ def build_sections(data: ReportData) -> list[Section]:
     """The report in reading order; a part without anything to show is named in the last section instead."""
     sections = [_summary(data), _corpus(data), _quantizers(data), _tokens(data)]
     sections += [_pretraining(data, run) for run in data.experiments if run.kind == "pretraining"]
-    sections += [*finetuning(data), word_error_results(data), tagging_results(data), _probes(data)]
+    sections += [*finetuning(data), word_error_results(data), tagging_results(data), probes(data)]
     sections += [_stages(data), _reproduction(data)]
     return [section for section in sections if section is not None]
 
@@ -203,8 +204,14 @@ def _pretraining(data: ReportData, run: Experiment) -> Section:
     if panels:
         png = report_plots.lines(panels)
         section.blocks.append(Picture(f"pretrain-accuracy-{slug}", png, "Token accuracy; higher is better."))
+    section.blocks += probes_in_training(run, slug)
     section.blocks += _schedule(run, slug)
-    values = {kind: last_record(run.records, kind) for kind in ["train", *run.valid_kinds]}
+    values = {
+        kind: {
+            name: value for name, value in last_record(run.records, kind).items() if "_codebook_" not in name
+        }
+        for kind in ["train", *run.valid_kinds]
+    }
     section.blocks.append(Fold("Last values", [facts_table(values)]))
     return section
 
@@ -233,36 +240,6 @@ def _schedule(run: Experiment, slug: str) -> list[Picture]:
         return []
     caption = "Learning rate of the schedule, and seconds of audio trained on per second of time."
     return [Picture(f"schedule-{slug}", report_plots.lines(panels), caption)]
-
-
-def _probes(data: ReportData) -> Section | None:
-    if not data.probes:
-        return None
-    section = Section("Probes of the frozen features")
-    section.blocks.append(
-        "A linear classifier on top of features that are not trained further: what it can read is already "
-        "there. Log-mel features and the same encoder with random weights are the comparison."
-    )
-    for index, item in enumerate(data.probes):
-        tasks = item.get("tasks", {})
-        if not tasks:
-            continue
-        rows = [
-            [
-                task,
-                name,
-                f"{value['mean']:.1f} ± {value['std']:.1f}",
-                value["metric"],
-                str(value.get("layer", "–")),
-            ]
-            for task, features in tasks.items()
-            for name, value in features.items()
-        ]
-        header = ["probe", "features", "result (%)", "measure", "layer (chosen on dev)"]
-        section.blocks.append(Picture(f"probes-{index}", report_plots.probes(tasks), "Higher is better."))
-        section.blocks.append(Table(header, rows, numeric=False))
-        section.blocks += [f"{task}: {text}" for task, text in item.get("description", {}).items()]
-    return section
 
 
 def _stages(data: ReportData) -> Section | None:

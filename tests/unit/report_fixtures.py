@@ -97,7 +97,10 @@ def make_pretraining(folder: Path) -> None:
             {"step": step, "epoch": step // 200, "kind": "train", **values, **rates, "seconds": step / 2}
         )
         if step % 200 == 0:
-            records.append({"step": step, "epoch": 0, "kind": "valid/dev", **values, "unigram_entropy": 4.71})
+            codebooks = {"unigram_entropy": 4.71, "masked_loss_codebook_00": masked}
+            records.append({"step": step, "epoch": 0, "kind": "valid/dev", **values, **codebooks})
+            probe = {"speaker_accuracy": 40 + step / 20, "log_mel/speaker_accuracy": 51.0, "seconds": 1.0}
+            records.append({"step": step, "epoch": 0, "kind": "probe/dev", **probe})
     write_lines(folder / "metrics.jsonl", records)
     (folder / "config.yaml").write_text(yaml.safe_dump({"data": {"token_fields": ["spectral_cb8"]}}))
 
