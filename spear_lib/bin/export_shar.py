@@ -51,7 +51,11 @@ def main() -> None:
     )
     cuts = progress(manifest, len(manifest), "export", "cuts")
     count = export_shar(cuts, options.output_dir, fields, options.audio, options.shard_cuts)
-    logger.info("%d cuts in %s; read them with CutSet.from_shar(in_dir=...)", count, options.output_dir)
+    logger.info(
+        "%d cuts in %s: a folder to train on (data.train_cuts), or CutSet.from_shar",
+        count,
+        options.output_dir,
+    )
 
 
 if __name__ == "__main__":

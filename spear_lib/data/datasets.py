@@ -32,8 +32,8 @@ class LoadingConfig:
     """Which cuts are read, and how they become batches."""
 
     train_cuts: list[str] = field(default_factory=list)
-    """Manifests of the cuts to train on (.jsonl.gz), with tokens, transcripts or labels as the task needs;
-    one for each corpus where they get weights."""
+    """Manifests of the cuts to train on (.jsonl.gz, or folders of lhotse Shar), with tokens, transcripts or
+    labels as the task needs; one for each corpus where they get weights."""
     train_weights: list[float] | str = BY_HOURS
     """Share of each corpus in an epoch's audio: "hours" (the natural one: every cut once), "cuts" (in
     proportion to their number), or a number for each of train_cuts, whatever their sum; an epoch lasts as

@@ -5,7 +5,7 @@ A manifest of millions of cuts does not fit in the memory of every process, and 
 index does not and does: the offset of every line, and per cut what planning needs (id, duration, which audio
 it is). The index of a large manifest is a folder of flat arrays in ``.index`` beside it, memory-mapped by all
 processes; that of a small one is made in memory. A .gz cannot be read from the middle, so the index of a
-large one holds its lines too.
+large one holds its lines too. A lhotse Shar folder counts as one manifest (``shar_index``).
 
 Legend: n cuts.
 """
@@ -26,6 +26,7 @@ from typing import IO, Any
 import numpy as np
 
 from spear_lib.data.domains import is_audio
+from spear_lib.data.shar_index import is_shar, shar_identity, shar_lines, shar_size
 from spear_lib.locks import exclusive
 
 logger = logging.getLogger(__name__)
@@ -157,18 +158,18 @@ class _FileBytes(_Bytes):
 
 
 def open_index(path: str | Path) -> ManifestIndex:
-    """The index of a manifest; made first where there is none or the manifest was replaced.
+    """The index of a manifest or of a Shar folder; made first where there is none or they were replaced.
 
     Raises:
       ValueError: the file is missing, truncated or no manifest of cuts.
     """
     path = Path(path)
-    if not path.is_file():
+    if not path.exists():
         raise ValueError(
             f"manifest {path} does not exist: run the stage that makes it first "
             "(prepare.sh stage 1 makes data/manifests, stage 6 data/cuts)"
         )
-    if path.stat().st_size <= MEMORY_LIMIT:
+    if (shar_size(path) if is_shar(path) else path.stat().st_size) <= MEMORY_LIMIT:
         sinks = {name: BytesIO() for name in (*_ARRAYS, "ids", "lines")}
         _build(path, sinks.__getitem__, copy_lines=True)
         content = {name: sink.getvalue() for name, sink in sinks.items()}
@@ -184,8 +185,13 @@ def open_index(path: str | Path) -> ManifestIndex:
     for name, dtype in _ARRAYS.items():
         file = folder / name
         arrays[name] = np.memmap(file, dtype, mode="r") if file.stat().st_size else np.empty(0, dtype)
-    lines = folder / "lines" if path.suffix == ".gz" else path
+    lines = folder / "lines" if _keeps_lines(path) else path
     return ManifestIndex(path, arrays, _FileBytes(folder / "ids"), _FileBytes(lines))
+
+
+def _keeps_lines(path: Path) -> bool:
+    """Whether the index holds the lines too: a .gz cannot be read from the middle, those of Shar are made."""
+    return path.suffix == ".gz" or is_shar(path)
 
 
 def _folder(path: Path) -> Path:
@@ -196,7 +202,9 @@ def _folder(path: Path) -> Path:
     return Path(tempfile.gettempdir()) / f"spear_lib-{os.getuid()}" / f"{hash64(str(path)):016x}" / path.name
 
 
-def _identity(path: Path) -> dict[str, int]:
+def _identity(path: Path) -> dict[str, Any]:
+    if is_shar(path):
+        return {"format": FORMAT, "files": shar_identity(path)}
     status = path.stat()
     return {"format": FORMAT, "size": status.st_size, "mtime_ns": status.st_mtime_ns, "inode": status.st_ino}
 
@@ -218,7 +226,7 @@ def _build_folder(path: Path, folder: Path, identity: dict[str, int]) -> None:
     try:
         for name in (*_ARRAYS, "ids", "lines"):
             opened[name] = open(aside / name, "wb+")  # noqa: SIM115 - closed below
-        _build(path, opened.__getitem__, copy_lines=path.suffix == ".gz")
+        _build(path, opened.__getitem__, copy_lines=_keeps_lines(path))
         for file in opened.values():
             file.close()
         (aside / "identity.json").write_text(json.dumps(identity))
@@ -281,6 +289,9 @@ def _build(path: Path, sink: Callable[[str], IO[bytes]], copy_lines: bool) -> No
 
 def _read_lines(path: Path) -> Iterator[tuple[bytes, int]]:
     """Lines that are not blank, and where they begin in the (decompressed) file."""
+    if is_shar(path):
+        yield from ((line, 0) for line in shar_lines(path))
+        return
     offset = 0
     try:
         with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:

@@ -125,6 +125,11 @@ def _quantizer_key(field: str) -> str:
     return f"{field}_quantizer_id"
 
 
+def facts_key(field: str) -> str:
+    """Custom field that holds facts of a cut's tokens ``field`` where they travel without their store."""
+    return f"{field}_facts"
+
+
 def quantizer_id(cut: Cut, field: str) -> str | None:
     """Id of the quantiser that made the cut's tokens ``field``; None where the cut does not say."""
     return (cut.custom or {}).get(_quantizer_key(field))
@@ -240,9 +245,9 @@ def validate(
 
 
 def token_facts(cut: Cut, field: str) -> dict[str, Any]:
-    """What the manifest itself says of a cut's tokens: quantizer_id, frame_rate, num_codebooks; and, where
-    the store is still at its place, everything of its store.json (teacher, centre of frame 0, codebook size,
-    ...)."""
+    """What the manifest itself says of a cut's tokens: quantizer_id, frame_rate, num_codebooks (in Shar also
+    the teacher, the centre of frame 0 and the codebook size); and, where the store is still at its place,
+    everything of its store.json."""
     manifest = (cut.custom or {}).get(field)
     if not isinstance(manifest, TemporalArray):
         raise ValueError(f"cut {cut.id} has no tokens {field!r}; run stage 6 (check_tokens)")
@@ -251,6 +256,7 @@ def token_facts(cut: Cut, field: str) -> dict[str, Any]:
         "quantizer_id": cut.custom.get(_quantizer_key(field)),
         "frame_rate": 1.0 / manifest.frame_shift,
         "num_codebooks": manifest.shape[1],
+        **cut.custom.get(facts_key(field), {}),
     }
     store = Path(manifest.array.storage_path).parent.parent
     if manifest.array.storage_type == STORAGE_TYPE and (store / STORE_FILE).is_file():

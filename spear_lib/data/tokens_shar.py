@@ -21,9 +21,11 @@ from lhotse.shar.utils import to_shar_placeholder
 from lhotse.shar.writers import AudioTarWriter, JsonlShardWriter, TarWriter
 from lhotse.utils import fastcopy
 
-from spear_lib.data.tokens import load_tokens
+from spear_lib.data.tokens import facts_key, load_tokens, token_facts
 
 AUDIO_FORMATS = ("", "flac", "wav")
+TRAVELLING_FACTS = ("teacher_id", "first_frame_center_ms", "codebook_size")
+"""What a token field says of itself beside its quantiser, frame rate and shape."""
 
 
 def export_shar(
@@ -71,6 +73,9 @@ def export_shar(
                 if not isinstance(value, Array | TemporalArray)
             }
             for name, values in tokens.items():
+                # Away from its store a field must say itself what aligning and scoring it takes.
+                facts = token_facts(cut, name)
+                custom[facts_key(name)] = {key: facts[key] for key in TRAVELLING_FACTS if key in facts}
                 custom[name] = _write_tokens(tars[name], cut, values, cut.custom[name].frame_shift)
             lines.write(fastcopy(cut, custom=custom, features=None))
             count += 1
