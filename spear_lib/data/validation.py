@@ -1,7 +1,8 @@
 """Checks cuts before anything is computed from them: bad ones are left out, too many stop the run (ours)."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice, repeat
 
 from lhotse.cut import Cut
 
@@ -10,6 +11,7 @@ from spear_lib.data.problems import Problems
 from spear_lib.training.progress import progress
 
 NO_TRANSCRIPT, DUPLICATE, LENGTH = "without transcript", "duplicate id", "of unfit length"
+_BLOCK = 1024  # cuts that are read ahead
 
 
 def validate_cuts(
@@ -39,11 +41,49 @@ def validate_cuts(
     """
     cuts = list(cuts)
     problems = Problems(max_bad_fraction, "cuts") if problems is None else problems
-    kept: list[Cut] = []
+    usable = usable_cuts(
+        cuts,
+        problems,
+        need_text=need_text,
+        check_audio=check_audio,
+        min_seconds=min_seconds,
+        max_seconds=max_seconds,
+        num_jobs=num_jobs,
+        description=description,
+        total=len(cuts),
+    )
+    kept = list(usable)
+    if not kept:
+        raise ValueError(
+            f"no usable cuts are left: {problems.describe()}. Is the corpus folder the right one?"
+        )
+    return kept, problems
+
+
+def usable_cuts(
+    cuts: Iterable[Cut],
+    problems: Problems,
+    *,
+    need_text: bool = True,
+    check_audio: bool = True,
+    min_seconds: float = 0.1,
+    max_seconds: float = float("inf"),
+    num_jobs: int = 1,
+    description: str = "checking audio",
+    total: int | None = None,
+) -> Iterator[Cut]:
+    """As ``validate_cuts``, for corpora that are larger than memory: the cuts that can be used, one by one.
+
+    Args:
+      total: how many there are, where that is known.
+
+    Raises:
+      ValueError: too many are bad; at the end at the latest.
+    """
     seen: set[str] = set()
     with ThreadPoolExecutor(max(1, num_jobs)) as pool:
-        audio_errors = pool.map(_audio_problem, cuts) if check_audio else (None for _ in cuts)
-        for cut, audio_error in progress(zip(cuts, audio_errors), len(cuts), description, "cuts"):
+        checked = _with_audio_problems(cuts, pool if check_audio else None)
+        for cut, audio_error in progress(checked, total, description, "cuts"):
             kind = _problem(cut, seen, need_text, min_seconds, max_seconds) or audio_error
             seen.add(cut.id)
             if kind is not None:
@@ -52,13 +92,17 @@ def validate_cuts(
             problems.good()
             if cut.sampling_rate != SAMPLE_RATE:
                 problems.note(f"resampled from {cut.sampling_rate} Hz")
-            kept.append(cut)
+            yield cut
     problems.check()
-    if not kept:
-        raise ValueError(
-            f"no usable cuts are left: {problems.describe()}. Is the corpus folder the right one?"
-        )
-    return kept, problems
+
+
+def _with_audio_problems(
+    cuts: Iterable[Cut], pool: ThreadPoolExecutor | None
+) -> Iterator[tuple[Cut, str | None]]:
+    """Each cut and what is wrong with its audio, some read ahead; without a pool audio is not looked at."""
+    source = iter(cuts)
+    while block := list(islice(source, _BLOCK)):
+        yield from zip(block, pool.map(_audio_problem, block) if pool else repeat(None))
 
 
 def _problem(cut: Cut, seen: set[str], need_text: bool, min_seconds: float, max_seconds: float) -> str | None:

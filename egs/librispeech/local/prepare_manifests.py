@@ -3,6 +3,9 @@
 
 Sets: train (all train-* parts), labelled (what fine-tuning may read the transcripts of: a few speakers of
 train-clean-100, or all of it), dev (dev-clean and dev-other), and every test-* part by its own name.
+
+--other NAME=FOLDER adds another corpus to train (manifest_options in local/corpus.sh): libriheavy,
+gigaspeech, voxpopuli, voxpopuli_asr or yodas_granary, in cuts of at most --max-seconds.
 """
 
 import argparse
@@ -10,6 +13,7 @@ import json
 import logging
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 
 from lhotse.cut import Cut, MonoCut
@@ -19,7 +23,8 @@ from spear_lib.bin.common import run
 from spear_lib.data.audio import CORRUPT, EMPTY
 from spear_lib.data.manifests import save_cuts
 from spear_lib.data.problems import Problems
-from spear_lib.data.validation import NO_TRANSCRIPT, validate_cuts
+from spear_lib.data.speech_corpora import SPEECH_CORPORA, limit_length, read_speech_corpus
+from spear_lib.data.validation import NO_TRANSCRIPT, usable_cuts, validate_cuts
 from spear_lib.files import atomic_file
 
 logger = logging.getLogger("prepare_manifests")
@@ -48,7 +53,57 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--max-bad-fraction", type=float, default=0.01, help="of a set's utterances that may be skipped"
     )
+    parser.add_argument(
+        "--other",
+        action="append",
+        default=[],
+        metavar="NAME=FOLDER",
+        help=f"one more corpus for train, may be repeated: {', '.join(SPEECH_CORPORA)}",
+    )
+    parser.add_argument(
+        "--max-seconds", type=float, default=30.0, help="longer cuts of other corpora are divided"
+    )
+    parser.add_argument(
+        "--check-other-audio",
+        choices=("true", "false"),
+        default="false",
+        help="read every sample of the other corpora now (stage 5 does, and counts what it cannot read)",
+    )
     return parser.parse_args(argv)
+
+
+def other_cuts(arguments: argparse.Namespace, results: dict[str, dict]) -> Iterator[Cut]:
+    """The cuts of all --other corpora, one by one; their statistics go to ``results``."""
+    for choice in arguments.other:
+        name, _, folder = choice.partition("=")
+        if not folder:
+            raise ValueError(
+                f"--other {choice}: give NAME=FOLDER, for example libriheavy=/corpora/libriheavy"
+            )
+        problems = Problems(arguments.max_bad_fraction, f"cuts of {name}")
+        cuts = limit_length(read_speech_corpus(name, folder, problems), arguments.max_seconds)
+        usable = usable_cuts(
+            cuts,
+            problems,
+            need_text=False,
+            check_audio=arguments.check_other_audio == "true",
+            max_seconds=arguments.max_seconds + 0.01,
+            num_jobs=arguments.num_jobs,
+            description=f"cuts of {name}",
+        )
+        number, seconds = 0, 0.0
+        for cut in usable:
+            number, seconds = number + 1, seconds + cut.duration
+            yield cut
+        if not number:
+            raise ValueError(f"--other {choice}: no usable cut is left: {problems.describe()}")
+        problems.log()
+        results[name] = {
+            "cuts": number,
+            "hours": round(seconds / 3600, 4),
+            "skipped": problems.num_bad,
+            "problems": problems.to_dict(),
+        }
 
 
 def scan_part(part: Path, problems: Problems, num_jobs: int) -> Iterator[Cut]:
@@ -169,15 +224,18 @@ def statistics(cuts: list[Cut], parts: list[str], problems: Problems | None) -> 
 
 
 def prepare_set(name: str, parts: list[Path], arguments: argparse.Namespace) -> tuple[list[Cut], dict]:
-    """Writes the manifest of one set; returns its cuts and the statistics."""
+    """Writes the manifest of one set; returns its cuts of LibriSpeech and the statistics."""
     problems = Problems(arguments.max_bad_fraction, f"utterances of {name}")
     cuts = [cut for part in parts for cut in scan_part(part, problems, arguments.num_jobs)]
     kept, problems = validate_cuts(
         cuts, problems=problems, num_jobs=arguments.num_jobs, description=f"checking audio of {name}"
     )
     problems.log()
-    save_cuts(kept, arguments.output / f"{CORPUS}_cuts_{name}.jsonl.gz")
-    return kept, statistics(kept, [part.name for part in parts], problems)
+    result = statistics(kept, [part.name for part in parts], problems)
+    others: dict[str, dict] = {}
+    more = other_cuts(arguments, others) if name == "train" else ()
+    save_cuts(chain(kept, more), arguments.output / f"{CORPUS}_cuts_{name}.jsonl.gz")
+    return kept, {**result, "others": others} if others else result
 
 
 def main() -> None:
@@ -205,6 +263,8 @@ def main() -> None:
     for name, result in results.items():
         numbers = result["cuts"], result["hours"], result["speakers"]
         logger.info("%-10s %7d cuts %9.2f h %5d speakers", name, *numbers)
+        for other, counts in result.get("others", {}).items():
+            logger.info("%-10s %7d cuts %9.2f h, added to train", other, counts["cuts"], counts["hours"])
 
 
 if __name__ == "__main__":
