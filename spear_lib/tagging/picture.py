@@ -7,6 +7,7 @@ import numpy as np
 from spear_lib.tagging.inference import Tags
 
 _COLUMNS = 1600  # more frames than that are drawn as the highest of their neighbours
+_FAINTEST = 0.1  # the brightest colour is the highest probability of the picture, but no less than this
 
 
 def time_by_class(tags: Tags, names: list[str], top: int, title: str) -> bytes:
@@ -40,7 +41,7 @@ def time_by_class(tags: Tags, names: list[str], top: int, title: str) -> bytes:
         interpolation="nearest",
         cmap="magma",
         vmin=0.0,
-        vmax=1.0,
+        vmax=min(1.0, max(float(frames.max(initial=0.0)), _FAINTEST)),
         extent=(begin / scale, end / scale, len(order) - 0.5, -0.5),
     )
     axis.set_yticks(range(len(order)), [f"{names[i]}  {tags.clip[i]:.2f}" for i in order], fontsize=9)
