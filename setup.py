@@ -36,11 +36,16 @@ setup(
         # The compiled search of the quantiser on CPUs, and UMAP in the token analysis; both have a fallback.
         "fast": ["numba>=0.59"],
         "analysis": ["umap-learn>=0.5.5"],
+        # Export to ONNX, and transcribing with exported files.
+        "onnx": ["onnx>=1.16", "onnxruntime>=1.17"],
         # The synthetic corpus of --mini true; GPL, and never imported by spear_lib.
         "demo": ["espeakng-loader>=0.2.4"],
         "dev": [
             "espeakng-loader>=0.2.4",
             "multi_quantization>=0.1.1",
+            "onnx>=1.16",
+            "onnxruntime>=1.17",
+            "sherpa-onnx>=1.12",
             "pytest>=8",
             "pytest-timeout>=2.3",
             "ruff>=0.15",

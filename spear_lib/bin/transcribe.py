@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from spear_lib.asr.searcher import SearchConfig, Searcher
 from spear_lib.asr.transcription import Recogniser, Transcript, transcribe
 from spear_lib.bin.common import commit, first_screen, run
@@ -16,6 +18,7 @@ from spear_lib.data.audio_files import find_audio, result_names
 from spear_lib.data.audio_windows import WindowConfig
 from spear_lib.evaluation.decoding import build_model, load_weights
 from spear_lib.files import write_json, write_text
+from spear_lib.pretrained.onnx_runtime import OnnxTransducer, is_onnx_folder
 from spear_lib.training.distributed import choose_device
 from spear_lib.training.progress import format_seconds, progress
 
@@ -29,7 +32,7 @@ class TranscribeOptions:
     audio: list[str] = positional("Audio files, and folders whose audio files are taken.")
     """Audio files, and folders whose audio files are taken."""
     experiment_dir: str
-    """Folder of finetune_asr."""
+    """Folder of finetune_asr, or of export_onnx."""
     units: str = ""
     """The text units of its training: bpe.model, its folder, or "characters"; empty: those that the
     experiment's config.yaml names."""
@@ -70,6 +73,20 @@ def units_of(experiment_dir: str, name: str) -> Any:
     return load_units(str(place))
 
 
+def open_searcher(
+    options: TranscribeOptions, device: torch.device
+) -> tuple[Searcher, dict[str, Any], torch.device]:
+    """The model with its search, where its weights come from, and the device it computes on."""
+    if is_onnx_folder(options.experiment_dir):
+        exported = OnnxTransducer(options.experiment_dir)
+        searcher = Searcher(exported, exported.units, options.search)
+        return searcher, exported.encoder.provenance, torch.device("cpu")
+    units = units_of(options.experiment_dir, options.units)
+    weights = load_weights(options.experiment_dir, options.average)
+    searcher = Searcher(build_model(weights, units).to(device), units, options.search)
+    return searcher, weights.provenance, device
+
+
 def write_results(folder: Path, name: str, transcript: Transcript, facts: dict[str, Any]) -> None:
     """``folder``/<name>.txt and .json."""
     write_text(folder / f"{name}.txt", transcript.text + "\n")
@@ -84,16 +101,13 @@ def main() -> None:
     )
     files = find_audio(options.audio)
     names = result_names(files, options.audio) if options.output_dir else []
-    units = units_of(options.experiment_dir, options.units)
-    weights = load_weights(options.experiment_dir, options.average)
-    device = choose_device(options.device)
-    searcher = Searcher(build_model(weights, units).to(device), units, options.search)
+    searcher, provenance, device = open_searcher(options, choose_device(options.device))
     windows = options.windows
     first_screen(
         "Transcribing",
         {
             "model": options.experiment_dir,
-            "weights": f"{weights.provenance['weights']} (hash {weights.provenance['weights_hash']})",
+            "weights": f"{provenance.get('weights')} (hash {provenance.get('weights_hash')})",
             "search": f"{options.search} ({searcher.head})",
             "files": len(files),
             "windows": f"{windows.window_seconds:g} s, overlapping by {windows.overlap_seconds:g} s",
@@ -101,7 +115,7 @@ def main() -> None:
         },
     )
     facts = {
-        **weights.provenance,
+        **provenance,
         "code": commit(),
         "command": shlex.join(["python", "-m", "spear_lib.bin.transcribe", *sys.argv[1:]]),
     }

@@ -1,0 +1,163 @@
+"""A transducer of ONNX files, run by onnxruntime behind the interface of ``AsrModel`` (ours).
+
+Every search of the library works on it: only features and the search itself are PyTorch.
+Legend: N rows, T fbank frames, U encoder frames, J joiner channels, C labels of context, V units.
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from spear_lib.asr.words import WORD_START
+from spear_lib.data.features import FbankExtractor
+from spear_lib.zipformer.encoder import EncoderOutput
+
+ENCODER, DECODER, JOINER, TOKENS = "encoder.onnx", "decoder.onnx", "joiner.onnx", "tokens.txt"
+_PROVENANCE = ("weights", "weights_hash", "step")  # metadata that say where the weights come from
+INSTALL = "pip install 'spear_lib[onnx]', or pip install onnx onnxruntime"
+
+
+class OnnxPart:
+    """One ONNX file on the CPU: tensors in by name, tensors out.
+
+    Raises:
+      RuntimeError: onnxruntime is missing, or cannot read the file.
+      ValueError: no such file.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = path = Path(path)
+        if not path.is_file():
+            raise ValueError(f"{path} does not exist: export the model first (spear_lib.bin.export_onnx)")
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise RuntimeError(f"ONNX files need onnxruntime ({error}): {INSTALL}") from error
+        settings = onnxruntime.SessionOptions()
+        settings.intra_op_num_threads = torch.get_num_threads()
+        settings.log_severity_level = 4  # what goes wrong is raised
+        try:
+            self._session = onnxruntime.InferenceSession(
+                str(path), settings, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # onnxruntime's own classes, one for each kind of damage
+            reason = " ".join(str(error).split())[:300]
+            raise RuntimeError(f"{path} cannot be read ({reason}): export or copy it again") from error
+        self.metadata: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
+
+    def __call__(self, **inputs: Tensor) -> list[Tensor]:
+        arrays = {name: value.detach().cpu().numpy() for name, value in inputs.items()}
+        try:
+            outputs = self._session.run(None, arrays)
+        except Exception as error:  # onnxruntime's own classes
+            shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
+            reason = " ".join(str(error).split())[:300]
+            raise RuntimeError(f"{self.path} cannot be run on {shapes}: {reason}") from error
+        return [torch.from_numpy(output) for output in outputs]
+
+
+class _Encoder:
+    def __init__(self, path: Path):
+        self._part = OnnxPart(path)
+        facts = self._part.metadata
+        self.provenance = {name: facts[name] for name in _PROVENANCE if name in facts}
+        self.frame_rate = int(facts["frame_rate"])
+        self.first_frame_center_ms = float(facts["first_frame_center_ms"])
+        self._features = FbankExtractor(int(facts["feature_dim"]))
+
+    def extract(self, waveforms: Tensor, lengths: Tensor) -> EncoderOutput:
+        """Waveforms (N, samples), 16 kHz -> encoder_out (N, U, J), lengths (N,); no hidden states."""
+        fbank, num_frames = self._features(waveforms, lengths)
+        return EncoderOutput(*self._part(x=fbank, x_lens=num_frames), hidden_states=())
+
+
+class _Decoder:
+    def __init__(self, path: Path):
+        self._part = OnnxPart(path)
+        self.context_size = int(self._part.metadata["context_size"])
+        self.vocab_size = int(self._part.metadata["vocab_size"])
+
+    def __call__(self, labels: Tensor, pad: bool = False) -> Tensor:
+        """labels (N, C) -> (N, 1, J)."""
+        return self._part(y=labels)[0][:, None]
+
+
+class _Joiner:
+    def __init__(self, path: Path):
+        self._part = OnnxPart(path)
+
+    @staticmethod
+    def encoder_proj(encoder_out: Tensor) -> Tensor:
+        """The projection is in encoder.onnx already."""
+        return encoder_out
+
+    decoder_proj = encoder_proj
+
+    def __call__(self, encoder_out: Tensor, decoder_out: Tensor, project_input: bool = False) -> Tensor:
+        """(..., J) and (..., J) of broadcastable shapes -> (..., V)."""
+        encoder_out, decoder_out = torch.broadcast_tensors(encoder_out, decoder_out)
+        rows = {"encoder_out": encoder_out.flatten(0, -2), "decoder_out": decoder_out.flatten(0, -2)}
+        return self._part(**rows)[0].unflatten(0, encoder_out.shape[:-1])
+
+
+class OnnxTransducer:
+    """A folder of ``export_transducer`` for the searches of the library.
+
+    Args:
+      folder: with encoder.onnx, decoder.onnx, joiner.onnx and tokens.txt.
+      int8: use encoder.int8.onnx and joiner.int8.onnx.
+    """
+
+    blank_id = 0
+    heads = ("transducer",)
+
+    def __init__(self, folder: str | os.PathLike, int8: bool = False):
+        folder = Path(folder)
+        names = {name: name.replace(".onnx", ".int8.onnx") if int8 else name for name in (ENCODER, JOINER)}
+        self.encoder = _Encoder(folder / names[ENCODER])
+        self.decoder = _Decoder(folder / DECODER)
+        self.joiner = _Joiner(folder / names[JOINER])
+        self.units = TokenTable(folder / TOKENS)
+        if self.units.vocab_size != self.decoder.vocab_size:
+            raise ValueError(
+                f"{folder / TOKENS} holds {self.units.vocab_size} units, the model writes "
+                f"{self.decoder.vocab_size}: these files are not of one export"
+            )
+
+    def parameters(self) -> Iterator[Tensor]:
+        """One empty tensor on the CPU: where the model computes."""
+        yield torch.zeros(0)
+
+
+class TokenTable:
+    """The units of tokens.txt: enough to write text, not to encode it."""
+
+    blank_id = 0
+
+    def __init__(self, path: str | os.PathLike):
+        lines = Path(path).read_text(encoding="utf-8").split("\n") if Path(path).is_file() else None
+        if lines is None:
+            raise ValueError(f"{path} does not exist: export the model first (spear_lib.bin.export_onnx)")
+        pairs = [line.rsplit(" ", 1) for line in lines if line]
+        if [pair[-1] for pair in pairs] != [str(number) for number in range(len(pairs))]:
+            raise ValueError(f"{path} must hold lines '<unit> <id>' with the ids 0, 1, 2, ... in order")
+        self._units = [pair[0] for pair in pairs]
+        self.vocab_size = len(self._units)
+
+    def unit(self, unit_id: int) -> str:
+        """How one unit is written."""
+        return self._units[unit_id]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of unit ids; units in angle brackets (blank and the like) write nothing."""
+        written = [self._units[id] for id in ids]
+        text = "".join(unit for unit in written if not (unit.startswith("<") and unit.endswith(">")))
+        return " ".join(text.replace(WORD_START, " ").split())
+
+
+def is_onnx_folder(folder: str | os.PathLike) -> bool:
+    """Whether ``folder`` holds an exported model."""
+    return (Path(folder) / ENCODER).is_file()
