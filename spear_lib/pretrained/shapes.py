@@ -11,7 +11,7 @@ from torch import Tensor
 
 from spear_lib.zipformer import ZipformerConfig
 
-# Channels that the training-time feature mask keeps, by model width (paper Table 7); shapes do not show it.
+# Channels that the training-time feature mask keeps, by model width (paper Table 8); shapes do not show it.
 _UNMASKED = {512: 256, 1024: 512, 1280: 768}
 _POS_HEAD_DIM = 4
 

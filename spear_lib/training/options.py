@@ -10,7 +10,7 @@ class TrainingConfig:
     """Optimiser, schedules, lengths and intervals."""
 
     max_steps: int = 400_000
-    """Stop after this many optimiser steps (paper Table 8; 0: no limit). The only limit that is
+    """Stop after this many optimiser steps (paper Table 9; 0: no limit). The only limit that is
     deterministic."""
     max_epochs: int = 0
     """Stop after this many passes over the training data (ours; 0: no limit)."""
@@ -26,7 +26,7 @@ class TrainingConfig:
     """Seed of initialisation and of every keyed draw of the model (ours)."""
 
     learning_rate: float = 0.045
-    """Peak learning rate of ScaledAdam, relative to the size of each tensor (paper Table 8)."""
+    """Peak learning rate of ScaledAdam, relative to the size of each tensor (paper Table 9)."""
     lr_batches: float = 7500.0
     """Decay constant in optimiser steps (reference; spec optim §2)."""
     lr_hours: float = 25_000.0

@@ -20,7 +20,7 @@ _TUPLES = (*_PER_STACK, "frontend_channels", "chunk_size", "left_context_frames"
 
 @dataclass(frozen=True)
 class ZipformerConfig:
-    """Settings of one encoder; the defaults are SPEAR Base (paper Table 7).
+    """Settings of one encoder; the defaults are SPEAR Base (paper Table 8).
 
     Fields that describe stacks take one value per stack, or a single value that holds for all stacks.
     """
@@ -31,17 +31,17 @@ class ZipformerConfig:
     """Channels of the three front-end convolutions; the ConvNeXt hidden width is three times the last
     (published models: 8, 32, 128; narrower ones for small models are ours)."""
     downsampling_factor: tuple[int, ...] = (1, 2, 4, 8, 4, 2, 1)
-    """Down-sampling of each stack relative to 50 Hz (paper Table 7)."""
+    """Down-sampling of each stack relative to 50 Hz (paper Table 8)."""
     num_encoder_layers: tuple[int, ...] = (1, 2, 3, 3, 1, 1, 1)
-    """Layers in each stack (paper Table 7)."""
+    """Layers in each stack (paper Table 8)."""
     encoder_dim: tuple[int, ...] = (512,)
-    """Model width of each stack (paper Table 7)."""
+    """Model width of each stack (paper Table 8)."""
     feedforward_dim: tuple[int, ...] = (1536,)
-    """Width of the second feed-forward module; the first has 3/4 and the third 5/4 of it (paper Table 7)."""
+    """Width of the second feed-forward module; the first has 3/4 and the third 5/4 of it (paper Table 8)."""
     encoder_unmasked_dim: tuple[int, ...] = (256,)
-    """Channels that the training-time feature mask never drops (paper Table 7)."""
+    """Channels that the training-time feature mask never drops (paper Table 8)."""
     num_heads: tuple[int, ...] = (8,)
-    """Attention heads (paper Table 7)."""
+    """Attention heads (paper Table 8)."""
     query_head_dim: tuple[int, ...] = (32,)
     """Width of one query/key head (Zipformer)."""
     pos_head_dim: tuple[int, ...] = (4,)
@@ -135,12 +135,12 @@ class ZipformerConfig:
 
     @classmethod
     def base(cls, **changes) -> "ZipformerConfig":
-        """SPEAR Base, 93,289,489 parameters (paper Table 7); ``changes`` replace single fields."""
+        """SPEAR Base, 93,289,489 parameters (paper Table 8); ``changes`` replace single fields."""
         return replace(cls(), **changes)
 
     @classmethod
     def large(cls, **changes) -> "ZipformerConfig":
-        """SPEAR Large, 326,951,472 parameters (paper Table 7)."""
+        """SPEAR Large, 326,951,472 parameters (paper Table 8)."""
         large = cls(
             num_encoder_layers=(1, 2, 2, 3, 1, 1, 1),
             encoder_dim=(1024,),
@@ -151,7 +151,7 @@ class ZipformerConfig:
 
     @classmethod
     def xlarge(cls, **changes) -> "ZipformerConfig":
-        """SPEAR XLarge, 596,973,362 parameters (paper Table 7)."""
+        """SPEAR XLarge, 596,973,362 parameters (paper Table 8)."""
         xlarge = cls(
             num_encoder_layers=(1, 2, 3, 4, 1, 1, 1),
             encoder_dim=(1280,),
