@@ -1,10 +1,11 @@
 """Does pre-training make better features? A cheap probe of the encoder at every validation (ours).
 
 A few hundred cuts of each validation set, chosen once, are divided in two halves. A ridge regression learns
-from one half, on the mean over time of every layer side by side, and is tested on the other: speakers, words
-and sound events, whatever the cuts carry. There is nothing to tune, so that only the encoder changes from one
-validation to the next. The numbers are for comparison with each other and with log-mel features of the same
-cuts; the probes of stage 13 (``spear_lib.evaluation.probes``) are the ones to report.
+from one half, on the mean over time of every layer side by side, and is tested on the other, then the other
+way round: speakers, words and sound events, whatever the cuts carry. There is nothing to tune, so that only
+the encoder changes from one validation to the next. The numbers are for comparison with each other and with
+log-mel features of the same cuts; the probes of stage 13 (``spear_lib.evaluation.probes``) are the ones to
+report.
 
 The batches are the same for any number of processes, which share them out; no random number is drawn from
 any state of the run.
@@ -30,7 +31,7 @@ logger = logging.getLogger(__name__)
 BATCH_SECONDS = 60.0
 """Padded audio of a batch: much less than a training batch of any run, and independent of it."""
 MIN_COUNT = 4
-"""Words and events that fewer cuts of the learning half have are left out."""
+"""Words and events that fewer cuts of either half have, or have not, are left out."""
 CUTS_OF_A_SPEAKER = 8
 """Cuts per speaker that are enough: of many speakers some are left out, not each one's second cut."""
 STRENGTH = 0.01
@@ -73,7 +74,7 @@ class _ProbedSet:
         halves: tuple[list[int], list[int]] = ([], [])
         for name in names:
             own = [row for row in rows.tolist() if self.cuts.labels[row].speaker == name]
-            for half, part in zip(halves, _halves(self.cuts, own)):
+            for half, part in zip(halves, _halves(self.cuts, own) if len(own) > 1 else ()):
                 half += part
         if len({self.cuts.labels[row].speaker for row in halves[1]}) < 2:
             return {}
@@ -82,27 +83,27 @@ class _ProbedSet:
         return {"speaker_accuracy": (np.array(sorted(halves[0])), np.array(sorted(halves[1])), targets)}
 
     def _labels(self, kind: str) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        learn, test = (np.array(half, dtype=int) for half in _halves(self.cuts, self.cuts.rows(kind)))
+        one, other = (np.array(half, dtype=int) for half in _halves(self.cuts, self.cuts.rows(kind)))
         labels = [getattr(labels, kind) for labels in self.cuts.labels]
-        chosen = frequent_labels([labels[row] for row in learn], MIN_COUNT)
+        frequent = [frequent_labels([labels[row] for row in half], MIN_COUNT) for half in (one, other)]
+        chosen = [label for label in frequent[0] if label in frequent[1]]
         if not chosen:
             return {}
-        targets = label_targets(labels, chosen)
-        seen = targets[test].sum(0)
-        if not ((seen > 0) & (seen < len(test))).any():
-            return {}
-        return {f"{kind}_average_precision": (learn, test, targets)}
+        return {f"{kind}_average_precision": (one, other, label_targets(labels, chosen))}
 
     def answer(self, features: np.ndarray) -> dict[str, float]:
-        """Percent of every question from features (U, D)."""
+        """Percent of every question from features (U, D), mean of both directions."""
         values = {}
-        for name, (learn, test, targets) in self.questions.items():
-            ridge = Ridge(features[learn], targets[learn])
-            scores = ridge.predict(features[test], STRENGTH * features.shape[1])
-            if name == "speaker_accuracy":
-                values[name] = 100.0 * float(np.mean(scores.argmax(1) == targets[test].argmax(1)))
-            else:
-                values[name] = mean_average_precision(scores, targets[test])
+        for name, (one, other, targets) in self.questions.items():
+            both = []
+            for learn, test in ((one, other), (other, one)):
+                ridge = Ridge(features[learn], targets[learn])
+                scores = ridge.predict(features[test], STRENGTH * features.shape[1])
+                if name == "speaker_accuracy":
+                    both.append(100.0 * float(np.mean(scores.argmax(1) == targets[test].argmax(1))))
+                else:
+                    both.append(mean_average_precision(scores, targets[test]))
+            values[name] = float(np.mean(both))
         return values
 
 
