@@ -100,6 +100,8 @@ def pretrain(options: PretrainOptions, processes: World) -> None:
     torch.manual_seed(keyed_random.key("initialisation", seed) & 0xFFFFFFFF)
     config = options.transformer if options.encoder_type == "transformer" else options.encoder
     model = PretrainingModel(build_encoder(config), fields)
+    if model.encoder.input_kind == "fbank":
+        model.encoder.use_fbank_backend(options.data.fbank_backend)
     shortest = model.encoder.min_samples / SAMPLE_RATE
     if options.data.min_duration < shortest:
         raise ValueError(

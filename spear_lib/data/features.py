@@ -26,6 +26,9 @@ NUM_MEL_BINS = 128
 PAD_VALUE = math.log(1e-10)
 """Value of the frames behind an utterance's end (the reference's padding value, -23.0259)."""
 
+FBANK_BACKENDS = ("torch", "kaldifeat")
+"""What may compute the features of training: this module, or the package kaldifeat (features_kaldifeat)."""
+
 _FRAME_LENGTH = 400  # samples, 25 ms
 _FRAME_SHIFT = 160  # samples, 10 ms
 _FFT_LENGTH = 512
@@ -87,7 +90,7 @@ class FbankExtractor(nn.Module):
         Raises:
           ValueError: shapes or dtype do not fit.
         """
-        self._check(waveforms, num_samples)
+        self.check(waveforms, num_samples)
         device = waveforms.device
         num_samples = num_samples.to(device=device, dtype=torch.int64)
         lengths = fbank_length(num_samples)
@@ -122,7 +125,8 @@ class FbankExtractor(nn.Module):
         return self._constants[device]
 
     @staticmethod
-    def _check(waveforms: Tensor, num_samples: Tensor) -> None:
+    def check(waveforms: Tensor, num_samples: Tensor) -> None:
+        """Raises ValueError for shapes or a dtype that do not fit ``forward``."""
         if waveforms.dim() != 2 or not waveforms.is_floating_point():
             raise ValueError(
                 f"fbank wants float waveforms of shape (B, N), got {waveforms.dtype} "
@@ -141,6 +145,21 @@ class FbankExtractor(nn.Module):
                     f"num_samples lies in [{shortest}, {longest}], but the waveforms have "
                     f"{waveforms.shape[1]} samples"
                 )
+
+
+def create_fbank(num_mel_bins: int, backend: str = "torch") -> nn.Module:
+    """An extractor of one of ``FBANK_BACKENDS``: a module like ``FbankExtractor``.
+
+    Raises:
+      ValueError: another backend, or what KaldifeatFbank refuses.
+    """
+    if backend == "torch":
+        return FbankExtractor(num_mel_bins)
+    if backend != "kaldifeat":
+        raise ValueError(f"fbank_backend is {backend!r}; use {' or '.join(FBANK_BACKENDS)}")
+    from spear_lib.data.features_kaldifeat import KaldifeatFbank
+
+    return KaldifeatFbank(num_mel_bins)
 
 
 def _log_mel_of(frames: Tensor, window: Tensor, mel_filters: Tensor) -> Tensor:

@@ -26,6 +26,9 @@ class PretrainingDataConfig(LoadingConfig):
     mixed_token_field: str = ""
     """Field that token mixing mixes (spec §5.1: the speech teacher's); default: the first."""
     masking: MaskingConfig = field(default_factory=MaskingConfig)
+    fbank_backend: str = "torch"
+    """What computes the fbank on the training device: torch, or the package kaldifeat, which refuses 128 bins
+    (ours)."""
 
 
 class PretrainingExamples(Examples):

@@ -10,7 +10,7 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-from spear_lib.data.features import FbankExtractor, fbank_length
+from spear_lib.data.features import create_fbank, fbank_length
 from spear_lib.data.masking import student_mask
 from spear_lib.devices import on_host
 from spear_lib.zipformer.config import ZipformerConfig
@@ -23,9 +23,9 @@ MIN_SAMPLES = 1360  # 9 fbank frames at 16 kHz
 
 
 @cache
-def _features(num_mel_bins: int) -> FbankExtractor:
+def _features(num_mel_bins: int, backend: str) -> nn.Module:
     """One extractor for all encoders: its tables are made when they are first needed."""
-    return FbankExtractor(num_mel_bins)
+    return create_fbank(num_mel_bins, backend)
 
 
 @dataclass
@@ -71,6 +71,7 @@ class SpearEncoder(nn.Module):
         super().__init__()
         self.config = config
         self.context = StepContext()
+        self.fbank_backend = "torch"
         self.encoder_embed = ConvolutionalFrontEnd(self.context, config)
         self.encoder = Zipformer(self.context, config)
         self.mask_emb = nn.Parameter(torch.empty(config.num_mel_bins).normal_())
@@ -90,6 +91,12 @@ class SpearEncoder(nn.Module):
         Arguments as those of ``StepContext.begin``.
         """
         self.context.begin(batch_count, step_key, utterance_keys, gradient_scale)
+
+    def use_fbank_backend(self, backend: str) -> None:
+        """What computes the features in ``extract``, of data.features.FBANK_BACKENDS; ValueError if it
+        cannot."""
+        _features(self.config.num_mel_bins, backend)
+        self.fbank_backend = backend
 
     def limit_gradients(self) -> None:
         """Keep scales of norms and bypasses in range, by the sign of their gradients (Zipformer).
@@ -160,7 +167,7 @@ class SpearEncoder(nn.Module):
             raise ValueError(f"waveforms must be (B, N), got shape {tuple(waveforms.shape)}")
         if on_host(lengths):
             check_range("lengths", lengths, MIN_SAMPLES, waveforms.shape[1], "samples (85 ms at 16 kHz)")
-        fbank, num_frames = _features(self.config.num_mel_bins)(waveforms, lengths)
+        fbank, num_frames = _features(self.config.num_mel_bins, self.fbank_backend)(waveforms, lengths)
         return self(fbank, num_frames, time_mask, channel_mask)
 
     def masked_frames(self, time_mask: Tensor, num_frames: int) -> Tensor:
