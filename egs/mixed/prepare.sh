@@ -73,7 +73,7 @@ fi
 part_stage() {
   local marker=$data_dir/$1/.done/stage-$4.json
   if [[ $mini == true ]]; then
-    "../$3/prepare.sh" --mini true --conf "$conf" --data-dir "$data_dir/$1" --seed "$seed" --num-jobs "$num_jobs" \
+    "../$3/prepare.sh" --mini true --conf "$(conf_of_parts "$conf")" --data-dir "$data_dir/$1" --seed "$seed" --num-jobs "$num_jobs" \
       --stage "$4" --stop-stage "$4"
   elif [[ ! -f $marker ]]; then
     die "the part $1 has no finished stage $4 (no $marker): run ../$3/prepare.sh --stage $4 --stop-stage $4 on its data folder"

@@ -83,7 +83,7 @@ part_run() {
     log "the part $1 has no stage $4: ../$3 ends with the encoder (finetune=none in its local/corpus.sh)"
     return 0
   fi
-  "../$3/run.sh" --conf "$conf" --data-dir "$data_dir/$1" --exp-dir "$exp_dir/$1" --encoder "$exp_dir/pretrain/encoder" \
+  "../$3/run.sh" --conf "$(conf_of_parts "$conf")" --data-dir "$data_dir/$1" --exp-dir "$exp_dir/$1" --encoder "$exp_dir/pretrain/encoder" \
     --compare-scratch "$compare_scratch" --seed "$seed" --nproc "$nproc" --num-nodes "$num_nodes" \
     --rendezvous "$rendezvous" --stage "$4" --stop-stage "$4"
 }

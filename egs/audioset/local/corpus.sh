@@ -17,8 +17,8 @@ quantizer_set=balanced
 test_sets="eval"
 # Stages 12 to 14 learn to tag sounds with these classes.
 finetune=tagging
-# The probes of stage 13 ask for words and speakers.
-probe=false
+# Probe the frozen features: which event classes does a clip hold.
+probe=true
 # Whose embeddings are quantised unless --teacher says otherwise.
 default_teacher=spectral
 

@@ -17,3 +17,11 @@ token_sets="train dev"
 # case, here by the frame rate and context that conf/quantizer gives them.
 default_speech_teacher=spectral
 default_audio_teacher=spectral
+
+# conf_of_parts CONF: the size of everything that the parts' own recipes do (stages 0 to 2, 7, 12 and 13).
+conf_of_parts() {
+  case $1 in
+    xlarge) printf large ;; # the fine-tuned heads of the paper's Large and XLarge are the same
+    *) printf '%s' "$1" ;;
+  esac
+}
