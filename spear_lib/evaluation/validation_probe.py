@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 BATCH_SECONDS = 60.0
 """Padded audio of a batch: much less than a training batch of any run, and independent of it."""
-MIN_COUNT = 4
+MIN_COUNT = 2
 """Words and events that fewer cuts of either half have, or have not, are left out."""
 CUTS_OF_A_SPEAKER = 8
 """Cuts per speaker that are enough: of many speakers some are left out, not each one's second cut."""
