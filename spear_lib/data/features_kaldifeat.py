@@ -31,7 +31,7 @@ class KaldifeatFbank(nn.Module):
         if empty:
             raise ValueError(
                 f"fbank_backend kaldifeat refuses num_mel_bins = {num_mel_bins}: mel bin {empty[0]} is "
-                "narrower than the FFT's 31.25 Hz and would be empty. Use fbank_backend torch, or fewer bins (80)"
+                "narrower than the FFT's 31.25 Hz and would be empty. Use fbank_backend torch, or 80 bins"
             )
         try:
             self._library = import_module("kaldifeat")
