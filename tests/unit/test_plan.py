@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from torch import nn
 
 from spear_lib.bin.pretrain import PretrainOptions
+from spear_lib.config import load
 from spear_lib.data.masking import MaskingConfig
 from spear_lib.devices import on_host, plan_for_accelerator
 from spear_lib.optim import ScaledAdam, parameter_groups
@@ -220,6 +222,33 @@ def test_predicted_memory_of_base_is_that_of_a_real_step(checkpointed):
         "--sizes", "[base]", "--utterances", "3", "--device", "cpu", "--checkpointed", checkpointed
     )
     assert 0.85 < ratio < 1.15
+
+
+CONFIGURATIONS = sorted(REPOSITORY.glob("egs/*/conf/pretrain/*.yaml"))
+PUBLISHED = {"base": 93_289_489, "large": 326_951_472, "xlarge": 596_973_362}
+
+
+def configurations():
+    for path in CONFIGURATIONS:
+        marks = () if path.stem == "tiny" else pytest.mark.slow
+        yield pytest.param(path, marks=marks, id=f"{path.parts[-4]}-{path.stem}")
+
+
+@pytest.mark.parametrize("path", configurations())
+def test_every_configuration_can_be_planned(path):
+    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    values["data"].pop("train_repeats", None)  # belongs to train_cuts, which run.sh gives
+    if path.parts[-4] == "mixed":
+        values["objective"] = {**values.get("objective", {}), "strategy": "asymmetrical"}
+    options = load(PretrainOptions, {"experiment_dir": "never", **values})
+    lines = plan_lines(options)
+    if path.stem in PUBLISHED:
+        assert lines["encoder"] == f"{PUBLISHED[path.stem]:,} parameters"
+        assert lines["length"] == "400000 steps, 711,111.1 hours of audio"
+        assert lines["worst batch"] == "14 cuts of 30 s on one GPU, bf16"
+    checkpointed = lines["memory, checkpoint_activations true"]
+    assert "at the highest" in checkpointed and "DOES NOT FIT" not in checkpointed
+    assert "GPU-hours" in lines["time"]
 
 
 def test_the_command_prints_the_plan_and_makes_nothing(tmp_path):
