@@ -42,9 +42,10 @@ class Experiment:
 
     def names(self, kind: str, name: str) -> list[str]:
         """Metrics called ``name`` in lines of ``kind``: with several token fields there is one per field
-        ("field/masked_loss")."""
+        ("field/masked_loss"). Those of one domain ("field/speech/masked_loss") are left out: a validation set
+        has one."""
         found = (key for record in self.records if record.get("kind") == kind for key in record)
-        return [key for key in dict.fromkeys(found) if key.split("/")[-1] == name]
+        return [key for key in dict.fromkeys(found) if key.split("/")[-1] == name and key.count("/") < 2]
 
     @property
     def valid_kinds(self) -> list[str]:

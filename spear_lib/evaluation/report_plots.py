@@ -24,7 +24,7 @@ Curve = tuple[Sequence[float], Sequence[float]]
 
 
 def _figure(num_panels: int = 1, height: float = 3.2) -> tuple[Figure, list[Axes]]:
-    size = (9.0 if num_panels > 1 else 6.4, height)
+    size = (4.5 * num_panels if num_panels > 1 else 6.4, height)
     figure, axes = plt.subplots(1, num_panels, figsize=size, squeeze=False, layout="constrained")
     for axis in axes[0]:
         axis.tick_params(labelsize=9)
@@ -66,18 +66,17 @@ def _legend(figure: Figure, axes: Sequence[Axes]) -> None:
 
 
 def pretraining_loss(
-    train: dict[str, Curve], valid: dict[str, Curve], unigram_entropy: float | None, codebook_size: int = 256
+    panels: Sequence[tuple[str, dict[str, Curve], dict[str, float]]], codebook_size: int = 256
 ) -> bytes:
-    """Token cross-entropy against the two baselines, one panel for training and one for validation.
+    """Token cross-entropy against the two baselines, one panel for training and one for each validation set.
 
     Args:
-      train, valid: line name (e.g. "masked frames") -> (steps, nats per codebook and frame).
-      unigram_entropy: cross-entropy of the best constant guess, in nats; None when unknown.
+      panels: title, line name (e.g. "masked frames") -> (steps, nats per codebook and frame), and token field
+        ("" where there is one) -> cross-entropy of the best constant guess, in nats.
       codebook_size: codes per codebook; its logarithm is the chance level.
     """
-    panels = [(name, curves) for name, curves in (("training", train), ("validation", valid)) if curves]
     figure, axes = _figure(max(len(panels), 1))
-    for axis, (name, curves) in zip(axes, panels):
+    for axis, (name, curves, entropies) in zip(axes, panels):
         _plot(axis, curves)
         axis.axhline(math.log(codebook_size), color="#555555", linestyle="--", linewidth=1)
         axis.annotate(
@@ -90,11 +89,11 @@ def pretraining_loss(
             fontsize=8,
             color="#555555",
         )
-        if unigram_entropy is not None:
-            axis.axhline(unigram_entropy, color="#555555", linestyle=":", linewidth=1.2)
+        for field, entropy in entropies.items():
+            axis.axhline(entropy, color="#555555", linestyle=":", linewidth=1.2)
             axis.annotate(
-                f"token frequencies alone = {unigram_entropy:.2f}",
-                (0.98, unigram_entropy),
+                f"{field + ': ' if field else ''}token frequencies alone = {entropy:.2f}",
+                (0.98, entropy),
                 xycoords=("axes fraction", "data"),
                 xytext=(0, -10),
                 textcoords="offset points",

@@ -42,16 +42,19 @@ def _summary(data: ReportData) -> Section:
     rows = []
     for run in data.experiments:
         if run.kind == "pretraining":
-            kind = run.valid_kinds[0] if run.valid_kinds else "train"
-            for metric in run.names(kind, "masked_loss"):
-                chance, entropy = math.log(codebook_size(data)), number(_unigram(data, run))
-                rows.append(
-                    [
-                        f"Token loss on masked frames ({run.name}, {kind})",
-                        f"{number(run.last(kind, metric))} nats",
-                        f"chance {chance:.3f}, token frequencies alone {entropy}",
-                    ]
-                )
+            chance = math.log(codebook_size(data))
+            for kind in run.valid_kinds or ["train"]:
+                entropies = _unigrams(data, run, kind)
+                for metric in run.names(kind, "masked_loss"):
+                    field = _field(metric)
+                    where = ", ".join(filter(None, (run.name, kind, field)))
+                    rows.append(
+                        [
+                            f"Token loss on masked frames ({where})",
+                            f"{number(run.last(kind, metric))} nats",
+                            f"chance {chance:.3f}, token frequencies alone {number(entropies.get(field))}",
+                        ]
+                    )
     for name in ordered(result["set"] for result in data.results):
         row = [result for result in data.results if result["set"] == name]
         values = "; ".join(f"{result['arm']} {result['wer']:.2f} %" for result in row)
@@ -71,10 +74,26 @@ def _summary(data: ReportData) -> Section:
     return section
 
 
-def _unigram(data: ReportData, run: Experiment) -> float | None:
-    """Loss of the best guess without audio, measured on the validation tokens if possible."""
-    measured = run.last(run.valid_kinds[0], "unigram_entropy") if run.valid_kinds else None
-    return measured if measured is not None else data.unigram_entropy(run.config)
+def _field(metric: str) -> str:
+    """Token field of a metric's name; empty where there is one field only."""
+    return metric.rsplit("/", 1)[0] if "/" in metric else ""
+
+
+def _unigrams(data: ReportData, run: Experiment, kind: str) -> dict[str, float]:
+    """Token field -> loss of the best guess without audio, measured on the tokens of ``kind`` if possible,
+    else on those of other validation sets, else on the stores'."""
+    measured: dict[str, float] = {}
+    for each in [kind, *run.valid_kinds]:
+        for metric in run.names(each, "unigram_entropy"):
+            measured.setdefault(_field(metric), run.last(each, metric))
+    if measured:
+        return {
+            _field(name): measured[_field(name)]
+            for name in run.names(kind, "masked_loss")
+            if _field(name) in measured
+        }
+    stored = data.unigram_entropy(run.config)
+    return {} if stored is None else {"": stored}
 
 
 def codebook_size(data: ReportData) -> int:
@@ -187,17 +206,15 @@ def _pretraining(data: ReportData, run: Experiment) -> Section:
         "frames), and also those of the visible frames (unmasked). A masked loss below the token "
         "frequencies means that it uses the context; zero is impossible."
     )
-    valid = run.valid_kinds[0] if run.valid_kinds else None
+    kinds = {"train": "training", **{kind: kind.replace("valid/", "validation ") for kind in run.valid_kinds}}
     losses = {"masked frames": "masked_loss", "unmasked frames": "unmasked_loss"}
     shares = {"masked frames": "masked_accuracy", "unmasked frames": "unmasked_accuracy"}
-    entropy = _unigram(data, run)
     slug = run.name.replace("/", "-")
-    png = report_plots.pretraining_loss(
-        _curves(run, "train", losses), _curves(run, valid, losses), entropy, codebook_size(data)
-    )
+    panels = [(name, _curves(run, kind, losses), _unigrams(data, run, kind)) for kind, name in kinds.items()]
+    png = report_plots.pretraining_loss([panel for panel in panels if panel[1]], codebook_size(data))
     section.blocks.append(Picture(f"pretrain-loss-{slug}", png, "Token loss; lower is better."))
     panels = []
-    for kind, name in (("train", "training"), (valid, "validation")):
+    for kind, name in kinds.items():
         curves = _curves(run, kind, shares, scale=100)
         if curves:
             panels.append((name, "tokens predicted right (%)", curves))

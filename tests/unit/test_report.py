@@ -127,3 +127,29 @@ def test_rendering_escapes_and_folds():
     assert "<summary>more &lt;b&gt;</summary>" in page and "a &lt; b" in page
     text = report_render.to_markdown("t", "m", [Section("S", blocks)], "pictures")
     assert "| x\\|y | 1 |" in text and "](pictures/p.png)" in text
+
+
+def test_two_token_fields_are_told_apart(tmp_path, monkeypatch):
+    """egs/mixed: two teachers, two validation sets, each loss beside the entropy of its own tokens."""
+    make_everything(tmp_path)
+    records = []
+    for step in (100, 200):
+        speech = {"s16/masked_loss": 5.0 - step / 1000, "s16/speech/masked_loss": 5.0 - step / 1000}
+        audio = {"a8/masked_loss": 4.0 - step / 1000, "a8/audio/masked_loss": 4.0 - step / 1000}
+        both = {**speech, **audio}
+        records.append({"step": step, "kind": "train", "loss": 6.0, **both})
+        records.append({"step": step, "kind": "valid/speech-dev", **speech, "s16/unigram_entropy": 4.44})
+        entropies = {"s16/unigram_entropy": 4.22, "a8/unigram_entropy": 3.33}
+        records.append({"step": step, "kind": "valid/audio-dev", **both, **entropies})
+    folder = tmp_path / "exp" / "pretrain"
+    write_lines(folder / "metrics.jsonl", records)
+    arguments = ["--data_dir", str(tmp_path / "data"), "--experiment_dirs", f"[{folder}]"]
+    monkeypatch.setattr(sys, "argv", ["report", *arguments, "--output_dir", str(tmp_path / "report")])
+    report_command.main()
+    text = (tmp_path / "report" / "report.md").read_text()
+    rows = dict(re.findall(r"^\| Token loss on masked frames \((.*?)\) \| (.*?) \|$", text, re.MULTILINE))
+    assert rows == {
+        "pretrain, valid/speech-dev, s16": "4.800 nats | chance 5.545, token frequencies alone 4.440",
+        "pretrain, valid/audio-dev, s16": "4.800 nats | chance 5.545, token frequencies alone 4.220",
+        "pretrain, valid/audio-dev, a8": "3.800 nats | chance 5.545, token frequencies alone 3.330",
+    }
