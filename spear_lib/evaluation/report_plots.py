@@ -102,7 +102,8 @@ def pretraining_loss(
                 color="#555555",
             )
         low, high = axis.get_ylim()
-        axis.set_ylim(low, max(high, math.log(codebook_size) * 1.06))
+        # Room for what stands below the lowest line.
+        axis.set_ylim(low - 0.08 * (high - low), max(high, math.log(codebook_size) * 1.06))
         axis.set(title=name, xlabel="optimiser step", ylabel="loss (nats per codebook and frame)")
     _legend(figure, axes)
     return _png(figure)
