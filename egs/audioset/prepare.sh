@@ -8,7 +8,7 @@
 #   4 quantiser    multi-codebook quantiser of the embeddings
 #   5 tokens       packed uint8 tokens of every cut
 #   6 attach       cuts with their token field, checked
-#   7 text units   BPE of the transcripts
+#   7 text units   BPE of the transcripts, and an n-gram language model
 #
 # Examples:
 #   ./prepare.sh --mini true
@@ -38,6 +38,8 @@ option teacher "$default_teacher" "Whose embeddings are quantised: spectral, wav
 option teacher_path "" "Weights of the teacher: a folder, a file, or hub:OWNER/NAME (without it a teacher says what it needs)" path
 option teacher_layer "" "Layer of the teacher (empty: its own default)"
 option teacher_dtype float32 "Number format of the teacher's blocks; stage 5 reports how many tokens bfloat16 changes" "float32|bfloat16"
+option labelled_ids "" "Utterances of the labelled subset: a list of ids, or a folder of audio files named by them, such as Libri-light's librispeech_finetuning (empty: drawn, over all speakers)" path
+option lm_path "" "ARPA file of the language model of stage 7, for LibriSpeech 4-gram.arpa.gz of openslr.org/11 (empty: a 3-gram of the labelled transcripts)" path
 option clusters 0 "Tokens of k-means with this many clusters, the ablation of paper F.4 (0: multi-codebook tokens)" int
 option seed 0 "Every random choice follows from it" int
 option num_jobs 2 "Processes for synthesis and manifests" int
@@ -73,6 +75,13 @@ stage_0() {
 stage_1() {
   "$python" local/prepare_manifests.py --corpus-dir "$data_dir/corpus" --output "$manifests" --num-jobs "$num_jobs" \
     "${manifest_options[@]}"
+  local subset which
+  for subset in $labelled_subsets; do
+    # Drawn from the labelled set; given utterances may come from anywhere in train.
+    which=(--cuts "$(set_manifest "$labelled_set")" --hours "${subset#*=}" --seed "$seed")
+    if [[ -n $labelled_ids ]]; then which=(--cuts "$(set_manifest train)" --ids "$labelled_ids"); fi
+    "$python" -m spear_lib.bin.select_cuts "${which[@]}" --output_cuts "$(set_manifest "${subset%%=*}")"
+  done
 }
 
 stage_2() {
@@ -116,6 +125,9 @@ stage_6() {
 stage_7() {
   "$python" -m spear_lib.bin.train_units --cuts "[$(set_manifest "$labelled_set")]" --output_dir "$data_dir/units" \
     --vocab_size "$num_units"
+  local source=(--cuts "[$(set_manifest "$labelled_set")]")
+  if [[ -n $lm_path ]]; then source=(--arpa "$lm_path"); fi
+  "$python" -m spear_lib.bin.train_lm "${source[@]}" --test_cuts "[$(set_manifest dev)]" --output_dir "$data_dir/lm"
 }
 
 noise_result=()
@@ -124,7 +136,10 @@ if [[ $mini == true || -n $noise_dir ]]; then noise_result=(--leaves "$noise_cut
 run_stage 0 "corpus" stage_0 --options "mini corpus_dir noise_dir seed corpus_options" --leaves "$data_dir/corpus"
 manifests_made=()
 for set in train $labelled_set dev $test_sets; do manifests_made+=(--leaves "$(set_manifest "$set")"); done
-run_stage 1 "manifests" stage_1 --after 0 --options "manifest_options" "${manifests_made[@]}"
+for subset in $labelled_subsets; do manifests_made+=(--leaves "$(set_manifest "${subset%%=*}")"); done
+subset_options=""
+if [[ -n $labelled_subsets ]]; then subset_options="labelled_subsets labelled_ids seed"; fi
+run_stage 1 "manifests" stage_1 --after 0 --options "manifest_options $subset_options" "${manifests_made[@]}"
 run_stage 2 "noise" stage_2 --after 0 "${noise_result[@]}"
 run_stage 3 "teacher embeddings" stage_3 --after 1 --options "teacher teacher_path teacher_layer teacher_dtype quantizer_set seed" \
   --config "$quantizer_conf" --leaves "$embeddings"
@@ -134,5 +149,6 @@ run_stage 5 "tokens" stage_5 --after "1 4" --leaves "$data_dir/tokens/$teacher" 
 cuts_made=()
 for set in $token_sets; do cuts_made+=(--leaves "$(token_cuts "$set")"); done
 run_stage 6 "attaching tokens" stage_6 --after 5 "${cuts_made[@]}"
-run_stage 7 "text units" stage_7 --after 1 --options "num_units" --leaves "$data_dir/units/bpe.model"
+run_stage 7 "text units" stage_7 --after 1 --options "num_units lm_path" --leaves "$data_dir/units/bpe.model" \
+  --leaves "$data_dir/lm/lm.npz"
 if ((stop_stage == last_stage)); then log "the data is ready in $data_dir"; fi

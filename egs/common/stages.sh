@@ -19,6 +19,8 @@
   quantizer_set=train
   # The set whose labels or transcripts fine-tuning may read.
   labelled_set=labelled
+  # Parts of it, as NAME=HOURS separated by spaces: sets of their own, for run.sh --labelled-set NAME.
+  labelled_subsets=""
   # What stages 12 to 14 are for: asr, tagging, or none where a recipe ends with the encoder.
   finetune=asr
   # The classes of finetune=tagging: index, mid, display_name.

@@ -34,6 +34,7 @@ option teacher "$default_teacher" "Whose tokens are predicted"
 option encoder "" "Fine-tune this encoder (folder or checkpoint) instead of the one of stage 11" path
 option labelled_set "$labelled_set" "The set that fine-tuning reads"
 option finetune_conf "" "How it is fine-tuned: the stem of conf/finetune/*.yaml (default: that of --conf)"
+option decode_lm false "Recognise with the language model of stage 7 as well, its weights chosen on dev (slow)" bool
 option compare_scratch "" "Fine-tune from scratch as well, true or false (default: that of --mini)"
 option seed 0 "Every random choice follows from it" int
 option nproc 1 "Processes on this machine, one per GPU" int
@@ -77,6 +78,11 @@ evaluation_made=(--config "conf/$evaluation/$conf.yaml")
 if [[ $probe == true ]]; then
   evaluation_made+=(--config "conf/probe/$conf.yaml" --leaves "$probe_dir/probes.json")
 fi
+lm_conf=conf/decode/lm/$conf.yaml
+if [[ $decode_lm == true ]]; then
+  if [[ $finetune != asr ]]; then die "--decode-lm is for speech recognition (finetune=$finetune in local/corpus.sh)"; fi
+  evaluation_made+=(--config "$lm_conf")
+fi
 encoder_of_stage_12=${encoder:-$exp_dir/pretrain/encoder}
 arms="pretrained"
 scratch_conf=conf/finetune/scratch/$finetune_conf.yaml
@@ -106,13 +112,14 @@ stage_12() {
   local arm
   local -a start
   for arm in $arms; do
-    start=(--config "conf/finetune/$finetune_conf.yaml" --encoder "$encoder_of_stage_12")
+    # The configuration may name other labels: characters, for CTC.
+    start=("${labels[@]}" --config "conf/finetune/$finetune_conf.yaml" --encoder "$encoder_of_stage_12")
     if [[ $arm == scratch ]]; then
       # Random weights want another learning rate and no freezing, or the comparison would be unfair.
       if [[ -f $scratch_conf ]]; then start+=(--config "$scratch_conf"); fi
       start+=(--scratch true)
     fi
-    launch "spear_lib.bin.$finetune_command" "${start[@]}" --experiment_dir "$exp_dir/finetune_$arm" "${labels[@]}" \
+    launch "spear_lib.bin.$finetune_command" "${start[@]}" --experiment_dir "$exp_dir/finetune_$arm" \
       --data.train_cuts "[$(set_manifest "$labelled_set")]" "${noise[@]}" --dev_cuts "[$(set_manifest dev)]" \
       --training.seed "$seed"
   done
@@ -124,6 +131,11 @@ stage_13() {
   for arm in $arms; do
     "$python" -m "spear_lib.bin.$evaluation_command" --config "conf/$evaluation/$conf.yaml" \
       --experiment_dir "$exp_dir/finetune_$arm" "${evaluation_labels[@]}" --cuts "[$cuts]"
+    if [[ $decode_lm == true ]]; then
+      "$python" -m spear_lib.bin.decode --config "$lm_conf" --search.lm "$data_dir/lm/lm.npz" \
+        --experiment_dir "$exp_dir/finetune_$arm" "${evaluation_labels[@]}" --cuts "[$cuts]" \
+        --output_dir "$exp_dir/finetune_$arm/decode_lm"
+    fi
   done
   if [[ $probe != true ]]; then return 0; fi
   "$python" -m spear_lib.bin.probe --config "conf/probe/$conf.yaml" --encoder "$encoder_of_stage_12" \
@@ -139,7 +151,10 @@ stage_14() {
     --output_dir "$exp_dir/report" --exp_dir "$exp_dir" --title "$report_title"
 }
 
-for arm in $arms; do evaluation_made+=(--leaves "$exp_dir/finetune_$arm/$evaluation"); done
+for arm in $arms; do
+  evaluation_made+=(--leaves "$exp_dir/finetune_$arm/$evaluation")
+  if [[ $decode_lm == true ]]; then evaluation_made+=(--leaves "$exp_dir/finetune_$arm/decode_lm"); fi
+done
 
 # An encoder that was named replaces stages 10 and 11.
 encoder_stage=11
@@ -150,5 +165,5 @@ run_stage 10 "pre-training" stage_10 --after "6 2" --options "teacher seed" --co
 run_stage 11 "averaging" stage_11 --after 10 --leaves "$exp_dir/pretrain/encoder"
 run_stage 12 "fine-tuning" stage_12 --after "$encoder_stage $labels_stage 1 2" \
   --options "encoder labelled_set compare_scratch seed" "${finetune_confs[@]}" "${arms_made[@]}"
-run_stage 13 "evaluation" stage_13 --after 12 --options "test_sets probe seed" "${evaluation_made[@]}"
+run_stage 13 "evaluation" stage_13 --after 12 --options "test_sets probe decode_lm seed" "${evaluation_made[@]}"
 run_stage 14 "report" stage_14 --after 13 --leaves "$exp_dir/report/report.html"

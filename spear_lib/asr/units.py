@@ -236,3 +236,8 @@ class CharacterUnits:
 def character_units() -> CharacterUnits:
     """The 29 labels of the paper's CTC models: blank, space, apostrophe, A..Z."""
     return CharacterUnits()
+
+
+def load_units(name: str | os.PathLike) -> TextUnits | CharacterUnits:
+    """Units by the option ``units``: "characters", bpe.model or the folder that holds it."""
+    return character_units() if name == "characters" else TextUnits(name)

@@ -32,7 +32,7 @@ class WordScoreConfig:
     """Weights of Eq. 11: log p(y|x) + weight * log p_LM(y) + word_score * words(y), natural logarithms."""
 
     weight: float = 1.0
-    """w1, on the language model; choose it on dev (decode --tune.on dev)."""
+    """w1, on the language model; choose it on dev (decode --tune.dev_set dev)."""
     word_score: float = 0.0
     """w2, nats per word; choose it on dev."""
     unknown_penalty: float = 10.0

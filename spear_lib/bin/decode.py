@@ -11,10 +11,9 @@ import numpy as np
 
 from spear_lib.asr.searcher import SearchConfig, Searcher
 from spear_lib.bin.common import commit, first_screen, run
-from spear_lib.bin.finetune_asr import load_units
 from spear_lib.config import parse, to_dict
 from spear_lib.data.manifests import Manifest
-from spear_lib.evaluation.decoding import build_model, load_weights, recognise, write_recognised
+from spear_lib.evaluation.decoding import build_model, load_weights, model_units, recognise, write_recognised
 from spear_lib.evaluation.references import references
 from spear_lib.evaluation.tuning import TuneConfig, choose_search
 from spear_lib.evaluation.wer import score, write_errors
@@ -31,7 +30,7 @@ class DecodeOptions:
     experiment_dir: str
     """Folder of finetune_asr."""
     units: str
-    """The text units that it was trained with: bpe.model, its folder, or "characters"."""
+    """The text units that it was trained with: bpe.model or its folder (a model of characters needs none)."""
     cuts: list[str]
     """Sets to recognise: manifests, or name=manifest. The name is part of the result files' names;
     left out, it is what follows "_cuts_" in the name of the manifest."""
@@ -77,15 +76,16 @@ def main() -> None:
         prog="python -m spear_lib.bin.decode",
         description="Recognise sets of cuts with a fine-tuned model and compute word error rates.",
     )
-    units = load_units(options.units)
     sets = {name: Manifest(path) for name, path in named_sets(options.cuts).items()}
     # Before anything is computed: a set without transcripts cannot be scored.
     texts = {name: references(manifest) for name, manifest in sets.items()}
     weights = load_weights(options.experiment_dir, options.average)
+    units = model_units(weights, options.units)
     device = choose_device(options.device)
     model = build_model(weights, units).to(device)
-    if options.tune.on and options.tune.on not in sets:
-        raise ValueError(f"tune.on is {options.tune.on!r}, which is none of the sets {', '.join(sets)}")
+    dev = options.tune.dev_set
+    if dev and dev not in sets:
+        raise ValueError(f"tune.dev_set is {dev!r}, which is none of the sets {', '.join(sets)}")
     searcher = Searcher(model, units, options.search)
     output_dir = Path(options.output_dir or Path(options.experiment_dir) / "decode")
     output_dir.mkdir(parents=True, exist_ok=True)
@@ -99,10 +99,9 @@ def main() -> None:
             "results": output_dir,
         },
     )
-    if options.tune.on:
-        name = options.tune.on
-        chosen, tried = choose_search(searcher, options.tune, sets[name], texts[name], options.batch_seconds)
-        write_json(output_dir / "tuning.json", {"on": name, "search": to_dict(chosen), "tried": tried})
+    if dev:
+        chosen, tried = choose_search(searcher, options.tune, sets[dev], texts[dev], options.batch_seconds)
+        write_json(output_dir / "tuning.json", {"dev_set": dev, "search": to_dict(chosen), "tried": tried})
         searcher = Searcher(model, units, chosen, searcher.scorer.model if searcher.scorer else None)
     for name, manifest in sets.items():
         started = time.monotonic()

@@ -1,4 +1,4 @@
-"""Fine-tune an encoder for speech recognition with the pruned transducer loss (stage 12)."""
+"""Fine-tune an encoder for speech recognition: pruned transducer, CTC or both (stage 12)."""
 
 from dataclasses import dataclass, field
 
@@ -7,7 +7,7 @@ import torch
 from spear_lib import keyed_random
 from spear_lib.asr.model import AsrModel, TransducerConfig
 from spear_lib.asr.task import AsrTask
-from spear_lib.asr.units import CharacterUnits, TextUnits, character_units
+from spear_lib.asr.units import load_units
 from spear_lib.bin.common import first_screen, run
 from spear_lib.config import parse
 from spear_lib.data.asr_data import AsrData, AsrDataConfig
@@ -35,12 +35,7 @@ class FinetuneOptions(FinetuningOptions):
     data: AsrDataConfig = field(default_factory=AsrDataConfig)
     """Training data."""
     model: TransducerConfig = field(default_factory=TransducerConfig)
-    """Transducer head."""
-
-
-def load_units(name: str) -> TextUnits | CharacterUnits:
-    """Units by the option ``units``."""
-    return character_units() if name == "characters" else TextUnits(name)
+    """The heads: transducer, CTC or both."""
 
 
 def main() -> None:
@@ -49,10 +44,10 @@ def main() -> None:
         prog="python -m spear_lib.bin.finetune_asr",
         description="Fine-tune an encoder for speech recognition (torchrun starts several processes).",
     )
-    training = training_config(options)
-    seed, batch_seconds = training.seed, options.data.batch_seconds
     units = load_units(options.units)
     encoder = build_encoder(options)
+    training = training_config(options, encoder)
+    seed, batch_seconds = training.seed, options.data.batch_seconds
     torch.manual_seed(keyed_random.key("asr head", seed))
     model = AsrModel(encoder, options.model, units.vocab_size)
     task = AsrTask(model, units, options.data.spec_augment, options.valid_wer)

@@ -19,6 +19,7 @@ from spear_lib.asr.hypothesis import Hypothesis
 from spear_lib.asr.model import AsrModel, TransducerConfig
 from spear_lib.asr.searcher import SearchConfig, Searcher
 from spear_lib.asr.task import check_vocabulary
+from spear_lib.asr.units import CharacterUnits, TextUnits, character_units, load_units
 from spear_lib.config import load as load_options
 from spear_lib.data.manifests import Manifest
 from spear_lib.evaluation.audio_batches import waveform_batches
@@ -78,6 +79,12 @@ def weights_hash(state: dict[str, Tensor]) -> str:
         digest.update(name.encode())
         digest.update(state[name].detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def model_units(weights: Weights, name: str) -> TextUnits | CharacterUnits:
+    """The units of a model: characters where it was trained with them, else those called ``name``."""
+    characters = character_units()
+    return characters if weights.facts["units_id"] == characters.id else load_units(name)
 
 
 def build_model(weights: Weights, units: Any) -> AsrModel:

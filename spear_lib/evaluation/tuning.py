@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 class TuneConfig:
     """On which set, and what is tried."""
 
-    on: str = ""
+    dev_set: str = ""
     """Name of one of the sets: its word error rate chooses search.lm_scores and search.blank_penalty, with
     which all sets are then recognised; empty: the values of search hold. Never a test set."""
     weights: list[float] = field(default_factory=lambda: [0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0])
@@ -33,9 +33,9 @@ class TuneConfig:
     """Beam while choosing; 0: that of search."""
 
     def __post_init__(self) -> None:
-        if "test" in self.on:
+        if "test" in self.dev_set:
             raise ValueError(
-                f"tune.on is {self.on!r}: choosing on a test set makes its result worthless; choose on dev"
+                f"tune.dev_set is {self.dev_set!r}: what is chosen on a test set makes its result worthless"
             )
         if not (self.weights and self.word_scores and self.blank_penalties):
             raise ValueError("tune.weights, tune.word_scores and tune.blank_penalties need one value each")
@@ -77,13 +77,15 @@ def choose_search(
     config, ids = searcher.config, manifest.ids
     batches = [
         (rows, scores.cpu(), lengths.cpu())
-        for rows, scores, lengths in set_scores(searcher, manifest, batch_seconds, f"{tune.on}: encoding")
+        for rows, scores, lengths in set_scores(
+            searcher, manifest, batch_seconds, f"{tune.dev_set}: encoding"
+        )
     ]
     device = next(searcher.model.parameters()).device
     lm = searcher.scorer.model if searcher.scorer else None
     candidates = grid(config, tune)
     tried = []
-    for candidate in progress(candidates, len(candidates), f"{tune.on}: choosing weights", "searches"):
+    for candidate in progress(candidates, len(candidates), f"{tune.dev_set}: choosing weights", "searches"):
         narrow = dataclasses.replace(candidate, beam=tune.beam or candidate.beam)
         other = Searcher(searcher.model, searcher.units, narrow, lm)
         texts = {}
@@ -95,9 +97,9 @@ def choose_search(
                 "weight": candidate.lm_scores.weight,
                 "word_score": candidate.lm_scores.word_score,
                 "blank_penalty": candidate.blank_penalty,
-                "wer": round(score(references, texts, tune.on).wer, 2),
+                "wer": round(score(references, texts, tune.dev_set).wer, 2),
             }
         )
     best = min(range(len(tried)), key=lambda number: tried[number]["wer"])
-    logger.info("chosen on %s: %s (WER %.2f %%)", tune.on, candidates[best], tried[best]["wer"])
+    logger.info("chosen on %s: %s (WER %.2f %%)", tune.dev_set, candidates[best], tried[best]["wer"])
     return candidates[best], tried

@@ -1,10 +1,12 @@
 """What fine-tuning starts from and how the encoder trains: what its commands share (spec optim §5)."""
 
 import dataclasses
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import nn
 
 from spear_lib import keyed_random
 from spear_lib.data.datasets import CutData
@@ -28,6 +30,8 @@ class FinetuningOptions:
     """Shape of the encoder with scratch and without encoder."""
     encoder_lr_scale: float = 0.1
     """Factor on the learning rate of the encoder (reference: 0.05 or 0.1)."""
+    encoder_layer_decay: float = 1.0
+    """Further factor per layer, from the last one down: the first layers move least (ours; 1: none)."""
     freeze_encoder_steps: int = 2000
     """Steps during which only the head trains (reference: 2000)."""
     schedule_offset_batches: float = 100_000.0
@@ -55,15 +59,45 @@ def build_encoder(options: FinetuningOptions) -> SpearEncoder:
     return load_encoder(config)
 
 
-def training_config(options: FinetuningOptions) -> TrainingConfig:
-    """The options of the loop, with the encoder's own learning rate, freezing and clock filled in."""
+def layer_lr_scales(encoder: nn.Module, decay: float) -> dict[str, float]:
+    """Module path (from the model on) -> factor on the learning rate of each layer of an encoder.
+
+    The last layer has 1, the one before it ``decay``, and what comes before all layers one power more than
+    the first.
+
+    Raises:
+      ValueError: a decay outside (0, 1], or an encoder without layers.
+    """
+    if not 0 < decay <= 1:
+        raise ValueError(f"encoder_layer_decay is {decay:g}; it must be above 0 and at most 1")
+    layers = [name for name, _ in encoder.named_modules() if re.search(r"(^|\.)layers\.\d+$", name)]
+    if not layers:
+        raise ValueError("encoder_layer_decay: this encoder has no layers by that name; leave it at 1")
+    powers = {name: len(layers) - 1 - place for place, name in enumerate(layers)}
+    for name, module in encoder.named_children():
+        holds_layers = any(layer.startswith(f"{name}.") for layer in layers)
+        if not holds_layers and next(module.parameters(), None) is not None:
+            powers[name] = len(layers)
+    return {f"encoder.{name}": decay**power for name, power in powers.items() if power}
+
+
+def training_config(options: FinetuningOptions, encoder: nn.Module | None = None) -> TrainingConfig:
+    """The options of the loop, with the encoder's own learning rate, freezing and clock filled in.
+
+    Args:
+      options: of the command.
+      encoder: needed for ``encoder_layer_decay`` alone.
+    """
     training = options.training
     if options.scratch:
         return training
+    scales = {**training.lr_scales, "encoder": options.encoder_lr_scale}
+    if options.encoder_layer_decay != 1.0 and encoder is not None:
+        scales |= layer_lr_scales(encoder, options.encoder_layer_decay)
     freeze = ["encoder"] if options.freeze_encoder_steps > 0 else training.freeze
     return dataclasses.replace(
         training,
-        lr_scales={**training.lr_scales, "encoder": options.encoder_lr_scale},
+        lr_scales=scales,
         freeze=freeze,
         freeze_steps=options.freeze_encoder_steps if freeze == ["encoder"] else training.freeze_steps,
         schedule_offset_batches=options.schedule_offset_batches,

@@ -21,10 +21,16 @@ corpus_facts() {
   num_units=500
   # Options of local/prepare_corpus.py, which synthesises the corpus of --mini true.
   corpus_options=()
+  # The paper's LS-10 beside LS-100 (labelled) and LS-960 (train).
+  labelled_subsets="labelled-10h=10"
   case $1 in
-    mini) num_units=60 ;;
+    mini)
+      num_units=60
+      labelled_subsets="labelled-6min=0.1"
+      ;;
     tiny)
       num_units=50
+      labelled_subsets="labelled-short=0.002"
       corpus_options=(--size tiny)
       ;;
   esac
