@@ -167,15 +167,17 @@ stage_5() {
   every_part tokens_of
 }
 tokens_of() {
-  local set domain own wanted=""
+  local set domain store own wanted=""
   local -a missing
   wanted=$(domains_of "$2")
   for set in $token_sets; do
     missing=()
     for domain in $wanted; do
       mkdir -p "$data_dir/tokens/$domain"
+      store=$(field_store "$domain" "$1" "$set")
       own=$(own_store "$1" "$set" "$domain")
-      if [[ -n $own ]]; then link_folder "$own" "$(field_store "$domain" "$1" "$set")"; else missing+=("$domain"); fi
+      # A store that was begun here is finished here.
+      if [[ -n $own && (-L $store || ! -e $store) ]]; then link_folder "$own" "$store"; else missing+=("$domain"); fi
     done
     if ((${#missing[@]})); then dump "$1" "$set" "${missing[@]}"; fi
   done
