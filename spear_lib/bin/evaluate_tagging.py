@@ -55,7 +55,7 @@ def main() -> None:
     sets = {name: Manifest(path) for name, path in named_sets(options.cuts).items()}
     tagger = load_tagger(options.experiment_dir, options.average, choose_device(options.device))
     # Before anything is computed: a set without labels cannot be scored.
-    labels = {name: LabelTable(cuts, tagger.classes, cuts.describe()) for name, cuts in sets.items()}
+    labels = {name: LabelTable(cuts, tagger.classes) for name, cuts in sets.items()}
     output_dir = Path(options.output_dir or Path(options.experiment_dir) / "evaluation")
     output_dir.mkdir(parents=True, exist_ok=True)
     first_screen(

@@ -5,12 +5,11 @@ Legend: n cuts, K classes.
 
 import logging
 from collections import Counter
-from collections.abc import Iterable
 
 import numpy as np
-from lhotse.cut import Cut
 
-from spear_lib.data.labelled_clips import labels_of
+from spear_lib.data.labelled_clips import labels_in
+from spear_lib.data.manifests import Manifest
 
 logger = logging.getLogger(__name__)
 
@@ -23,15 +22,14 @@ class LabelTable:
     A label that is not in the class list is dropped and counted; so is one that a cut has twice.
 
     Args:
-      cuts: in the order of their numbers.
+      manifest: of the cuts.
       classes: {label: name} in the order of the classes.
-      what: for messages.
 
     Raises:
       ValueError: no cut has a label of the class list.
     """
 
-    def __init__(self, cuts: Iterable[Cut], classes: dict[str, str], what: str = "the manifest") -> None:
+    def __init__(self, manifest: Manifest, classes: dict[str, str]) -> None:
         numbers = {label: number for number, label in enumerate(classes)}
         self.num_classes = len(numbers)
         self.unknown: Counter[str] = Counter()
@@ -40,17 +38,17 @@ class LabelTable:
         """Ids of cuts without any label of the class list."""
         found: list[int] = []
         ends: list[int] = []
-        for cut in cuts:
-            labels = dict.fromkeys(labels_of(cut))
+        for fields in manifest.fields():
+            labels = dict.fromkeys(labels_in(fields))
             known = [numbers[label] for label in labels if label in numbers]
             self.unknown.update(label for label in labels if label not in numbers)
             if not known:
-                self.unlabelled.append(str(cut.id))
+                self.unlabelled.append(str(fields["id"]))
             found += known
             ends.append(len(found))
         self._classes = np.array(found, dtype=np.int32)
         self._ends = np.array([0, *ends], dtype=np.int64)
-        self._report(what)
+        self._report(manifest.describe())
 
     def _report(self, what: str) -> None:
         some = ", ".join(label for label, _ in self.unknown.most_common(_SHOWN))

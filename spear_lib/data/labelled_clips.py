@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from lhotse import Recording, SupervisionSegment
 from lhotse.cut import Cut, MonoCut
@@ -33,7 +34,17 @@ key frames."""
 
 def labels_of(cut: Cut) -> list[str]:
     """The labels of a cut (AudioSet: mids), in the order of the table; empty without labels."""
-    text = (cut.supervisions[0].custom or {}).get(LABEL_FIELD, "") if cut.supervisions else ""
+    return _labels(cut.supervisions[0].custom if cut.supervisions else None)
+
+
+def labels_in(fields: dict[str, Any]) -> list[str]:
+    """``labels_of`` for the JSON fields of a cut."""
+    supervisions = fields.get("supervisions")
+    return _labels(supervisions[0].get("custom") if supervisions else None)
+
+
+def _labels(custom: dict[str, Any] | None) -> list[str]:
+    text = (custom or {}).get(LABEL_FIELD, "")
     return text.split(SEPARATOR) if text else []
 
 

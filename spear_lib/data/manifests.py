@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from lhotse.cut import Cut
@@ -165,6 +166,11 @@ class Manifest:
         part = int(np.searchsorted(self._starts, position, side="right")) - 1
         line = self._indexes[part].line(position - int(self._starts[part]))
         return deserialize_item(json.loads(line))
+
+    def fields(self) -> Iterator[dict[str, Any]]:
+        """The JSON fields of every cut, in order: several times quicker than the cuts, for a look at all of
+        them."""
+        return (json.loads(index.line(row)) for index in self._indexes for row in range(len(index)))
 
     def __iter__(self) -> Iterator[Cut]:
         return (self[position] for position in range(len(self)))

@@ -196,7 +196,7 @@ class TaggingData(CutData):
         cuts: list[str] | None = None,
     ) -> None:
         manifest, noise, mixing = open_sources(config, training, cuts)
-        self.labels = LabelTable(manifest, classes, manifest.describe())
+        self.labels = LabelTable(manifest, classes)
         self.config = config
         examples = TaggingExamples(
             manifest=manifest,

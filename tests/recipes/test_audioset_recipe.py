@@ -23,6 +23,7 @@ from spear_lib.data.clip_tables import read_class_list
 from spear_lib.data.labelled_clips import labels_of
 from spear_lib.data.manifests import Manifest
 from spear_lib.data.tokens import load_tokens, token_facts
+from spear_lib.pretrained import save_encoder
 from spear_lib.quantization import Quantizer
 from spear_lib.teachers import create_teacher
 
@@ -42,10 +43,13 @@ def load_local(name: str):
 prepare_corpus, prepare_manifests = map(load_local, ("prepare_corpus", "prepare_manifests"))
 
 
-def run_script(script: str, folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+def run_script(
+    script: str, folder: Path, *arguments: str, data: Path | None = None
+) -> subprocess.CompletedProcess:
+    """``data``: the data folder where it is not that of ``folder``."""
     environment = {**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
     command = [str(RECIPE / script), "--mini", "true", "--conf", "tiny"]
-    command += ["--data-dir", str(folder / "data"), "--exp-dir", str(folder / "exp"), *arguments]
+    command += ["--data-dir", str(data or folder / "data"), "--exp-dir", str(folder / "exp"), *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
 
 
@@ -180,6 +184,22 @@ def test_the_labelled_set_and_its_configuration_are_options(folder):
     result = run_script("run.sh", folder, "--stage", "12", "--finetune-conf", "base-as2m")
     assert result.returncode == 1
     assert "samples_per_epoch was 9, now 200000" in result.stderr
+
+
+def test_an_encoder_of_speech_is_fine_tuned_by_the_same_command(folder, tmp_path):
+    """The SPEAR_s rows of the paper's Table 3: --encoder names an encoder of another recipe."""
+    torch.manual_seed(0)
+    encoder = load_encoder(folder / "exp" / "pretrain" / "encoder")
+    for parameter in encoder.parameters():
+        parameter.data += 0.01 * torch.randn_like(parameter)
+    save_encoder(encoder, tmp_path / "speech-encoder", {"made": "for a test"})
+    options = ("--stage", "12", "--stop-stage", "12", "--compare-scratch", "false")
+    options += ("--encoder", str(tmp_path / "speech-encoder"))
+    result = run_script("run.sh", tmp_path, *options, data=folder / "data")
+    assert result.returncode == 0, result.stderr
+    state = torch.load(tmp_path / "exp" / "finetune_pretrained" / "checkpoints" / "step-00000004.pt")
+    assert state["kind"] == "tagging" and not (tmp_path / "exp" / "finetune_scratch").exists()
+    assert f"starts from     {tmp_path / 'speech-encoder'}" in result.stderr
 
 
 def test_prepare_ends_before_the_text_units(folder):
