@@ -1,11 +1,8 @@
-"""Data-driven start of the codebooks (residual k-means) and of the classifiers (linear discriminants);
-ours."""
+"""What the start of a training is made of: nearest centres, blocks of principal axes (codebooks), linear
+discriminants (classifiers); ours."""
 
 import torch
 from torch import Tensor
-
-from spear_lib import keyed_random
-from spear_lib.training.distributed import World
 
 
 def nearest(x: Tensor, centers: Tensor, chunk: int = 8192) -> Tensor:
@@ -15,34 +12,30 @@ def nearest(x: Tensor, centers: Tensor, chunk: int = 8192) -> Tensor:
     return torch.cat(parts) if parts else x.new_zeros(0, dtype=torch.int64)
 
 
-def k_means(
-    x: Tensor, num_centers: int, iterations: int, *seed: int | str, world: World | None = None
-) -> Tensor:
-    """(K, D) centres of x (B, D) by Lloyd's algorithm; empty centres restart beside the fullest one.
+def principal_blocks(covariance: Tensor, num_blocks: int, bits: float) -> list[Tensor]:
+    """The principal axes of a covariance (D, D), dealt into at most ``num_blocks`` blocks (D, d) float32 of
+    about equal bits.
 
-    Args:
-      world: ranks that hold the same x and share the work.
+    An axis of variance v deserves 1/2 log2(v / theta) bits above the water level theta (reverse
+    water-filling at ``bits`` in all); each goes, the widest first, to the block with the fewest bits so far.
     """
-    world = world or World()
-    draw = keyed_random.generator("k-means", *seed)
-    chosen = draw.choice(x.shape[0], size=num_centers, replace=x.shape[0] < num_centers)
-    centers = x[torch.from_numpy(chosen).to(x.device)].clone()
-    own = slice(len(x) * world.rank // world.world_size, len(x) * (world.rank + 1) // world.world_size)
-    for _ in range(iterations):
-        assigned = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-        assigned[own] = nearest(x[own], centers)
-        # In float64, so that the order of the additions, and with it the number of ranks, hardly matters.
-        total = torch.zeros(num_centers, x.shape[1], dtype=torch.float64, device=x.device)
-        for rows, part in zip(assigned[own].split(8192), x[own].split(8192)):
-            total.index_add_(0, rows, part.double())
-        assigned, total = world.sum(assigned.cpu()).to(x.device), world.sum(total.cpu()).to(x.device)
-        count = torch.bincount(assigned, minlength=num_centers)
-        means = (total / count.clamp(min=1).unsqueeze(1)).float()
-        centers = torch.where(count.unsqueeze(1) > 0, means, centers)
-        for empty in (count == 0).nonzero().flatten().tolist():
-            members = (assigned == int(count.argmax())).nonzero().flatten()
-            centers[empty] = x[members[int(draw.integers(len(members)))]]
-    return centers
+    values, vectors = torch.linalg.eigh(covariance.double())
+    logs = values.flip(0).clamp(min=1e-12).log2()
+    for active in range(len(logs), 0, -1):
+        water = float(logs[:active].mean()) - 2 * bits / active
+        if active == 1 or float(logs[active - 1]) >= water:
+            break
+    num_blocks = min(num_blocks, len(logs))
+    room = -(-len(logs) // num_blocks)
+    members: list[list[int]] = [[] for _ in range(num_blocks)]
+    load = [0.0] * num_blocks
+    for axis, deserved in enumerate(((logs - water) / 2).clamp(min=0).tolist()):
+        free = [block for block in range(num_blocks) if len(members[block]) < room]
+        block = min(free, key=lambda each: (load[each], len(members[each])))
+        members[block].append(axis)
+        load[block] += deserved
+    vectors = vectors.flip(1).float()
+    return [vectors[:, own] for own in members if own]
 
 
 def discriminants(

@@ -61,17 +61,20 @@ class QuantizerTrainingOptions:
     shuffle_frames: int = 200000
     """Frames in memory at a time: the buffer in which the stream from disk is shuffled (ours)."""
     init_frames: int = 20000
-    """Frames of the residual k-means that initialises the codebooks (ours)."""
+    """Frames per pass of the k-means that initialises the codebooks, new ones each time, and of the principal
+    axes before it (ours)."""
     init_iterations: int = 8
-    """Lloyd iterations per codebook (ours)."""
-    rounds: int = 8
+    """Passes of that k-means (ours)."""
+    rounds: int = 10
     """Rounds of search and closed-form update of all code vectors (ours)."""
     frames_per_round: int = 20000
     """Frames per round, new ones each time (ours)."""
     training_refinements: int = 3
     """Refinements of the search in a round, after a greedy first guess (ours)."""
-    statistics_decay: float = 0.8
+    statistics_decay: float = 0.9
     """Weight of the earlier rounds' statistics in the update; 0 forgets them (ours)."""
+    search_noise: float = 0.1
+    """Noise on the code vectors in the first search, relative to their spread; falls to 0 (ours; 0: off)."""
     ridge: float = 1.0
     """Pull of a code vector towards its last value, in frames (ours)."""
     classifier_frames: int = 20000
@@ -96,6 +99,11 @@ class QuantizerTrainingOptions:
             raise ValueError(f"normalisation is {self.normalisation!r}: use channel, half, global or none")
         if not 0 < self.held_out_fraction < 0.5:
             raise ValueError(f"held_out_fraction is {self.held_out_fraction}: it must be in (0, 0.5)")
+        if not 0 <= self.search_noise < 1:
+            raise ValueError(
+                f"search_noise is {self.search_noise}: it must be in [0, 1), "
+                "a share of the code vectors' spread"
+            )
         if self.search not in ("best", "reference"):
             raise ValueError(f"search is {self.search!r}: use best or reference")
         for name in (

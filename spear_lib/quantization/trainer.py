@@ -4,18 +4,20 @@ The reference trains code vectors and classifiers together with Adam for 70 000 
 however, the best code vectors of all codebooks together are the solution of one least-squares problem, so a
 few rounds of (search the codes, solve) reach a low error in seconds. Three phases:
 
-1. start: residual k-means, codebook by codebook, on a sample;
-2. rounds: the codes of fresh frames, then all code vectors at once from statistics that forget slowly;
+1. start (start.py): k-means, one block of principal axes per codebook;
+2. rounds: the codes of fresh frames, then all code vectors at once from statistics that forget slowly. Noise
+   on the code vectors while their codes are searched, less in each round, gets the alternation out of poor
+   minima (as in LSQ++, Martinez et al. 2018). After the last round the code vectors are shrunk by what
+   chance has put into them;
 3. classifiers (classifiers.py): they only make the search's first guess.
 
 Frames come from a stream (embeddings.py), every draw is keyed by the seed, and the state is stored aside and
-renamed after every codebook, round, and some classifier steps. So a killed training that is started again
+renamed after every pass, round, and some classifier steps. So a killed training that is started again
 ends with the same quantiser, bit for bit (one thread count, CPU). Ranks share the frames of every step and
 add up their statistics.
 """
 
 import logging
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +29,10 @@ from spear_lib.files import atomic_path
 from spear_lib.quantization import search
 from spear_lib.quantization.classifiers import fit_classifiers
 from spear_lib.quantization.embeddings import FrameStream
-from spear_lib.quantization.initialisation import k_means, nearest
 from spear_lib.quantization.options import QuantizerTrainingOptions
 from spear_lib.quantization.quantizer import Quantizer
 from spear_lib.quantization.ranks import add_up, read_share
+from spear_lib.quantization.start import start_codebooks
 from spear_lib.training.distributed import World
 from spear_lib.training.metrics import MetricsLog
 from spear_lib.training.progress import progress
@@ -38,6 +40,8 @@ from spear_lib.training.progress import progress
 logger = logging.getLogger(__name__)
 
 CHECKPOINT = "training_state.pt"
+CHANCE = 1.5
+"""Factor on the variance by chance: codes follow the errors of their code vectors (by trial)."""
 
 
 def train_quantizer(
@@ -72,11 +76,11 @@ def train_quantizer(
     path = folder / CHECKPOINT
     state = load_state(path, run_id)
     if state is None:
-        state = {"run_id": run_id, "codebooks": [], "round": 0, "position": 0, "history": []}
+        state = {"run_id": run_id, "passes": 0, "round": 0, "position": 0, "history": []}
     else:
         logger.info(
-            "goes on after %d codebooks, %d of %d rounds and %d of %d classifier steps",
-            len(state["codebooks"]),
+            "goes on after %d passes of the start, %d of %d rounds and %d of %d classifier steps",
+            state["passes"],
             state["round"],
             options.rounds,
             state.get("classifier_step", 0),
@@ -88,7 +92,8 @@ def train_quantizer(
             save_state(state, path)
         world.barrier()
 
-    _start(state, frames, options, seed, world, save)
+    if "centers" not in state:
+        start_codebooks(state, frames, options, world, save)
     step = state["round"] + state.get("classifier_step", 0)
     curves = MetricsLog(folder, step, active=world.is_main)
     rounds = range(state["round"], options.rounds)
@@ -103,32 +108,6 @@ def train_quantizer(
     return quantizer.cpu(), state["history"]
 
 
-def _start(
-    state: dict[str, Any],
-    frames: FrameStream,
-    options: QuantizerTrainingOptions,
-    seed: int,
-    world: World,
-    save: Callable[[], None],
-) -> None:
-    """Residual k-means: codebook n is the k-means of what codebooks 0..n-1 leave over; changes ``state``."""
-    if "centers" in state:
-        return
-    sample = min(options.init_frames, frames.epoch_frames)
-    residual = frames.read(0, sample).to(world.device)
-    for centers in state["codebooks"]:
-        residual -= centers.to(world.device)[nearest(residual, centers.to(world.device))]
-    missing = range(len(state["codebooks"]), options.num_codebooks)
-    for codebook in progress(missing, description="start of the codebooks", unit="codebooks"):
-        size, iterations = options.codebook_size, options.init_iterations
-        centers = k_means(residual, size, iterations, "residual", seed, codebook, world=world)
-        residual -= centers[nearest(residual, centers)]
-        state["codebooks"].append(centers.cpu())
-        save()
-    state["centers"] = torch.stack(state["codebooks"])
-    state["position"] = sample
-
-
 def _one_round(
     state: dict[str, Any],
     frames: FrameStream,
@@ -138,9 +117,12 @@ def _one_round(
     world: World,
 ) -> None:
     """Search the codes of the next frames, then update all code vectors; changes ``state``."""
-    table = search.CodeTable(state["centers"].to(world.device))
+    axes, present = state["axes"].to(world.device), state["centers"].to(world.device)
+    noise = options.search_noise * (1 - (number + 1) / options.rounds) ** 0.5
+    table = search.CodeTable(present + noise * _noise_like(present, axes, "search noise", seed, number))
     total = len(table.vectors)
     sums = torch.zeros(total, frames.dim, dtype=torch.float64, device=world.device)
+    along_axes = torch.zeros(frames.dim, dtype=torch.float64, device=world.device)  # energy
     measured = torch.zeros(2, dtype=torch.float64)  # squared error, energy
     found = [torch.empty(0, options.num_codebooks, dtype=torch.int64, device=world.device)]
     for x in read_share(frames, state["position"], options.frames_per_round, world, search.chunk_of(table)):
@@ -150,23 +132,31 @@ def _one_round(
         error = search.error_of(table, h, codes) + energy
         measured += torch.stack([error.double().sum(), energy.double().sum()]).cpu()
         exact = x.double()
+        along_axes += (x @ axes).double().square().sum(dim=0)
         for rows in (codes + table.first_row).T:
             sums.index_add_(0, rows, exact)
         found.append(codes + table.first_row)
     counts = add_up(world, cooccurrence(torch.cat(found), table).float()).double()
-    sums, measured = add_up(world, sums), world.sum(measured)
+    sums, along_axes, measured = add_up(world, sums), add_up(world, along_axes), world.sum(measured)
+    num_frames = float(options.frames_per_round)
     usage = counts.diagonal().view(options.num_codebooks, -1).long()
     if state["round"] > 0:
         counts += options.statistics_decay * state["cooccurrence"].to(world.device)
         sums += options.statistics_decay * state["sums"].to(world.device)
-    centers = solve_centers(counts, sums, table.vectors.view(state["centers"].shape), options.ridge)
+        along_axes += options.statistics_decay * state["along_axes"].to(world.device)
+        num_frames += options.statistics_decay * state["num_frames"]
+    centers = solve_centers(counts, sums, present, options.ridge)
     residual_rms = float(measured[0] / options.frames_per_round / frames.dim) ** 0.5
     revived = 0
     if number + 1 < options.rounds:
         revived = _revive(centers, usage, residual_rms, "revive", seed, number)
+    else:
+        distinct = min(1.0, frames.epoch_frames / num_frames)
+        centers = shrink(centers, counts, sums, along_axes, num_frames, axes, distinct)
     # What the main rank solved, so that ranks on unlike machines cannot drift apart.
     state["centers"] = world.sum(centers.cpu() * float(world.is_main))
     state["cooccurrence"], state["sums"] = counts.cpu(), sums.cpu()
+    state["along_axes"], state["num_frames"] = along_axes.cpu(), num_frames
     state["round"] = number + 1
     state["position"] += options.frames_per_round
     relative = float(measured[0] / measured[1].clamp(min=1e-20))
@@ -206,6 +196,45 @@ def solve_centers(counts: Tensor, sums: Tensor, previous: Tensor, ridge: float) 
     old = previous.reshape(counts.shape[0], -1).double()
     factor = torch.linalg.cholesky(counts + eye)
     return torch.cholesky_solve(sums + ridge * old, factor).float().view(previous.shape)
+
+
+def shrink(
+    centers: Tensor,
+    counts: Tensor,
+    sums: Tensor,
+    along_axes: Tensor,
+    num_frames: float,
+    axes: Tensor,
+    distinct: float,
+) -> Tensor:
+    """Code vectors (N, K, D) without the share of their spread that chance explains (empirical Bayes).
+
+    A least-squares code vector of n frames is off by the variance of the error over n, along every axis.
+    Along an axis where a codebook spreads hardly more than that, its entries fall back to their mean.
+
+    Args:
+      counts, sums: the statistics that ``centers`` were solved from.
+      along_axes: (D,) energy of these frames along each axis; num_frames: how many they are.
+      axes: (D, D) the axes, in columns.
+      distinct: share of the frames that are not repetitions.
+    """
+    rotated = (centers @ axes).double()
+    flat = rotated.flatten(0, 1)
+    error = along_axes - 2 * (flat * (sums @ axes.double())).sum(dim=0) + (flat * (counts @ flat)).sum(dim=0)
+    usage = counts.diagonal().view(centers.shape[:2]).unsqueeze(2)  # (N, K, 1)
+    chance = CHANCE * (error / num_frames).clamp(min=0) / (distinct * usage).clamp(min=1)
+    share = usage / usage.sum(dim=1, keepdim=True)
+    mean = (share * rotated).sum(dim=1, keepdim=True)
+    spread = (share * ((rotated - mean).square() - chance)).sum(dim=1, keepdim=True).clamp(min=0)
+    kept = spread / (spread + chance).clamp(min=1e-30)
+    return (mean + kept * (rotated - mean)).float() @ axes.T
+
+
+def _noise_like(centers: Tensor, axes: Tensor, *seed: int | str) -> Tensor:
+    """(N, K, D) normal noise with the spread of all code vectors along each axis."""
+    spread = ((centers - centers.mean(dim=1, keepdim=True)) @ axes).square().mean(dim=(0, 1)).sqrt()
+    draw = keyed_random.generator(*seed).standard_normal(tuple(centers.shape), dtype="float32")
+    return (torch.from_numpy(draw).to(centers.device) * spread) @ axes.T
 
 
 def _revive(centers: Tensor, usage: Tensor, residual_rms: float, *seed: int | str) -> int:

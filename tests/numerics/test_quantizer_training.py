@@ -11,10 +11,12 @@ from quantizer_fixtures import stream, toy_frames
 
 from spear_lib.quantization import Quantizer, classifiers, search, trainer
 from spear_lib.quantization.embeddings import split_held_out, statistics
-from spear_lib.quantization.initialisation import discriminants, k_means, nearest
+from spear_lib.quantization.initialisation import discriminants, nearest, principal_blocks
 from spear_lib.quantization.options import QuantizerTrainingOptions
 from spear_lib.quantization.report import code_usage, gaussian_bound, make_report, plot_report
+from spear_lib.quantization.start import start_codebooks
 from spear_lib.quantization.trainer import train_quantizer
+from spear_lib.training.distributed import World
 from spear_lib.training.metrics import read_metrics
 
 OPTIONS = QuantizerTrainingOptions(
@@ -58,24 +60,25 @@ def test_first_guess_is_worth_having(trained):
 
 
 def test_stopped_and_started_again_ends_with_the_same_quantiser(trained, tmp_path, monkeypatch):
-    """Stopped in each phase: a codebook's start, a round, the classifiers."""
+    """Stopped in each phase: the axes, a pass of the start, a round, the classifiers."""
     save, calls = trainer.save_state, []
     monkeypatch.setattr(classifiers, "_SAVE_EVERY", 10)
 
     def save_and_stop(state, path):
         save(state, path)
-        calls.append((len(state["codebooks"]), state["round"], state.get("classifier_step")))
-        if len(calls) in (2, 5, 8):
+        calls.append((state["passes"], state["round"], state.get("classifier_step")))
+        if len(calls) in (1, 3, 8, 12):
             raise KeyboardInterrupt
 
     monkeypatch.setattr(trainer, "save_state", save_and_stop)
     frames = stream(tmp_path / "e", toy_frames())
-    for _ in range(3):
+    for _ in range(4):
         with pytest.raises(KeyboardInterrupt):
             train_quantizer(frames, OPTIONS, 0, tmp_path, "run")
     quantizer, history = train_quantizer(frames, OPTIONS, 0, tmp_path, "run")
-    rounds = [(3, number, None) for number in (1, 2, 3, 4)]
-    assert calls == [(n, 0, None) for n in (1, 2, 3)] + rounds + [(3, 4, step) for step in (10, 20, 30)]
+    start = [(number, 0, None) for number in (0, 1, 2, 3, 4, 4)]
+    rounds = [(4, number, None) for number in (1, 2, 3, 4)]
+    assert calls == start + rounds + [(4, 4, step) for step in (10, 20, 30)]
     assert quantizer.id == trained[0].id and history == trained[1]
     curve = [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")]
     assert curve == [1, 2, 3, 4, 14, 24, 34]
@@ -151,15 +154,87 @@ def test_unused_codes_move_beside_the_most_used():
     assert centers[0, 0].tolist() == [0.0, 1.0] and not torch.equal(centers[0, 1], centers[0, 2])
 
 
-def test_k_means_finds_clusters_and_leaves_none_empty():
+def started(frames, **changes):
+    """The state after the start of the codebooks."""
+    state = {"passes": 0, "position": 0}
+    start_codebooks(state, frames, replace(OPTIONS, **changes), World(), lambda: None)
+    return state
+
+
+def test_start_finds_clusters_and_leaves_none_empty(tmp_path):
+    """Four far clusters, in which some of the first frames are always the same."""
     generator = torch.Generator().manual_seed(0)
     truth = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0], [10.0, 10.0]])
-    x = truth[torch.randint(4, (400,), generator=generator)] + 0.1 * torch.randn(400, 2, generator=generator)
-    centers = k_means(x, 4, 20, "test", 1)
-    assert centers.shape == (4, 2)
-    assert len(nearest(x, centers).unique()) == 4
-    # Fewer frames than centres is possible, too.
-    assert torch.isfinite(k_means(x[:3], 5, 3, "test")).all()
+    x = truth[torch.randint(4, (900,), generator=generator)] + 0.1 * torch.randn(900, 2, generator=generator)
+    frames = stream(tmp_path / "e", x)
+    state = started(frames, num_codebooks=1, codebook_size=16, init_frames=400, init_iterations=6)
+    centers, seen = state["centers"][0], frames.read(0, frames.epoch_frames)
+    assert (seen - centers[nearest(seen, centers)]).square().sum() < 0.001 * seen.square().sum()
+    assert len(nearest(seen, centers).unique()) == 16
+    assert state["position"] == 400 * 7
+    # Fewer frames than a pass asks for.
+    assert torch.isfinite(started(frames, init_frames=5000, codebook_size=256)["centers"]).all()
+
+
+def test_started_codebooks_decode_as_their_blocks_do(tmp_path):
+    """Every codebook lives in its own block of axes, so its nearest entry there is the greedy search's."""
+    frames = stream(tmp_path / "e", toy_frames())
+    state = started(frames)
+    centers, axes = state["centers"], state["axes"]
+    torch.testing.assert_close(axes.T @ axes, torch.eye(12), atol=1e-5, rtol=0)
+    in_axes = (centers @ axes).abs().amax(dim=1)  # (N, D)
+    assert ((in_axes > 1e-4).sum(dim=0) == 1).all()
+    x, blocks = toy_frames(200, seed=3).float(), axes.split(4, dim=1)
+    table = search.CodeTable(centers)
+    codes = search.greedy(table, table.project(x))
+    for codebook, block in enumerate(blocks):
+        assert torch.equal(codes[:, codebook], nearest(x @ block, centers[codebook] @ block))
+
+
+def test_more_codebooks_than_channels_start_with_what_is_left(tmp_path):
+    x = torch.randn(2000, 2, generator=torch.Generator().manual_seed(0))
+    frames = stream(tmp_path / "e", x)
+    errors = []
+    for number in (2, 4):
+        table = search.CodeTable(started(frames, num_codebooks=number, codebook_size=8)["centers"])
+        seen = frames.read(0, 1000)
+        codes = search.greedy(table, table.project(seen))
+        errors.append(float((seen - table.vectors[codes + table.first_row].sum(dim=1)).square().mean()))
+    assert errors[1] < errors[0] / 5
+
+
+def test_principal_blocks_share_the_bits():
+    """Variances 16, 4, 2, 1 in two blocks: 2 bits are worth 16 alone against the rest (water level 1)."""
+    turn = torch.linalg.qr(torch.randn(4, 4, generator=torch.Generator().manual_seed(0)).double())[0]
+    blocks = principal_blocks(turn @ torch.diag(torch.tensor([16.0, 4, 2, 1]).double()) @ turn.T, 2, 3.5)
+    axes = [(turn.T @ block.double()).abs().argmax(dim=0).tolist() for block in blocks]
+    assert axes == [[0, 3], [1, 2]]
+
+
+def test_chance_is_shrunk_away_and_structure_stays():
+    """One codebook whose entries differ along the first axis only."""
+    generator = torch.Generator().manual_seed(0)
+    codes = torch.randint(32, (1000,), generator=generator)
+    truth = torch.zeros(32, 4)
+    truth[:, 0] = torch.linspace(-3, 3, 32)
+    x = truth[codes] + torch.randn(1000, 4, generator=generator)
+    hot = torch.nn.functional.one_hot(codes, 32).double()
+    counts, sums = hot.T @ hot, hot.T @ x.double()
+    axes = torch.linalg.qr(torch.randn(4, 4, generator=generator))[0]
+    solved = trainer.solve_centers(counts, sums, torch.zeros(1, 32, 4), 1e-6)
+    energy = (x @ axes).double().square().sum(dim=0)
+    identity = (x.double().square().sum(dim=0), 1000.0, torch.eye(4))
+    shrunk = trainer.shrink(solved, counts, sums, *identity, 1.0)[0]
+    off = [(each - truth).square().sum(dim=0) for each in (solved[0], shrunk)]
+    assert off[1][0] < 1.1 * off[0][0] and (off[1][1:] < 0.2 * off[0][1:]).all()
+    # Chance alone is isotropic, so any axes do for the total error; repetitions make it larger.
+    turned = trainer.shrink(solved, counts, sums, energy, 1000.0, axes, 1.0)[0]
+    assert (turned - truth).square().sum() < (solved[0] - truth).square().sum()
+    repeated = trainer.shrink(solved, counts, sums, *identity, 1e-3)[0]
+    torch.testing.assert_close(repeated[:, 1:], repeated[:1, 1:].expand(32, 3))
+    # The mean, and with it the sum of all codebooks, stays.
+    mean = (counts.diagonal().float() / 1000) @ solved[0]
+    torch.testing.assert_close((counts.diagonal().float() / 1000) @ shrunk, mean, atol=2e-2, rtol=0)
 
 
 def test_greedy_codes_take_the_nearest_to_what_is_left():
@@ -289,6 +364,7 @@ def test_report_is_complete_and_drawn(trained, tmp_path):
         ({"normalisation": "batch"}, "normalisation is 'batch': use channel, half, global or none"),
         ({"search": "exact"}, "search is 'exact': use best or reference"),
         ({"rounds": 0}, "rounds is 0: it must be at least 1"),
+        ({"search_noise": -0.1}, r"search_noise is -0.1: it must be in \[0, 1\)"),
         ({"held_out_fraction": 0.7}, r"held_out_fraction is 0.7: it must be in \(0, 0.5\)"),
     ],
 )
