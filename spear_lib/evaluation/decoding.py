@@ -17,9 +17,10 @@ from torch import Tensor
 
 from spear_lib.asr.hypothesis import Hypothesis
 from spear_lib.asr.model import AsrModel, TransducerConfig
-from spear_lib.asr.searcher import SearchConfig, Searcher
+from spear_lib.asr.searcher import Searcher
 from spear_lib.asr.task import check_vocabulary
 from spear_lib.asr.units import CharacterUnits, TextUnits, character_units, load_units
+from spear_lib.asr.words import Unit, words_of
 from spear_lib.config import load as load_options
 from spear_lib.data.manifests import Manifest
 from spear_lib.evaluation.audio_batches import waveform_batches
@@ -107,11 +108,6 @@ def build_model(weights: Weights, units: Any) -> AsrModel:
     return model.eval()
 
 
-def search(model: AsrModel, encoder_out: Tensor, lengths: Tensor, config: SearchConfig) -> list[Hypothesis]:
-    """encoder_out (B, T, E), lengths (B,) -> one hypothesis per utterance."""
-    return Searcher(model, None, config)(encoder_out, lengths)
-
-
 @torch.no_grad()
 def set_scores(
     searcher: Searcher, manifest: Manifest, batch_seconds: float, description: str
@@ -141,20 +137,35 @@ def recognise(
     num_best: int = 0,
     description: str = "recognising",
 ) -> dict[str, dict[str, Any]]:
-    """Cut id -> {"text", "units", "times" (s, one per unit), "score"} in the order of the manifest.
+    """What is said in each cut of a set.
 
-    With ``num_best`` above 0 there is also "nbest", a list of {"text", "score"} by falling score.
+    Args:
+      searcher: model and search.
+      manifest: the cuts.
+      batch_seconds: padded audio of a batch; changes speed and memory, not results.
+      num_best: hypotheses to keep beside the best one.
+      description: of the progress bar.
+
+    Returns:
+      Cut id -> {"text", "units", "times" (s, centre of the frame that emitted each unit), "words" ({"word",
+      "start", "end"} in s: from the begin of its first unit's frame to the end of its last one's), "score"}
+      in the order of the manifest; with ``num_best`` also "nbest", {"text", "score"} by falling score.
     """
     units, encoder = searcher.units, searcher.model.encoder
+    first, step = encoder.first_frame_center_ms / 1000, 1 / encoder.frame_rate
     results: dict[int, dict[str, Any]] = {}
     for rows, scores, lengths in set_scores(searcher, manifest, batch_seconds, description):
         for row, hypothesis in zip(rows, searcher.search(scores, lengths)):
+            texts = [units.unit(unit) for unit in hypothesis.ids]
+            times = [first + frame * step for frame in hypothesis.timestamps]
+            emitted = [Unit(text, t - step / 2, t + step / 2, 1.0) for text, t in zip(texts, times)]
             results[row] = {
                 "text": text_of(units, hypothesis),
-                "units": [units.unit(unit) for unit in hypothesis.ids],
-                "times": [
-                    round(encoder.first_frame_center_ms / 1000 + frame / encoder.frame_rate, 3)
-                    for frame in hypothesis.timestamps
+                "units": texts,
+                "times": [round(time, 3) for time in times],
+                "words": [
+                    {"word": word.text, "start": round(word.start, 3), "end": round(word.end, 3)}
+                    for word in words_of(units, hypothesis.ids, emitted)
                 ],
                 "score": round(hypothesis.score, 4),
             }
