@@ -54,10 +54,10 @@ def main() -> None:
         prog="python -m spear_lib.bin.finetune_tagging",
         description="Fine-tune an encoder for audio tagging (torchrun starts several processes).",
     )
-    training = training_config(options)
-    seed, batch_seconds = training.seed, options.data.batch_seconds
     classes = read_class_list(options.classes)
     encoder = build_encoder(options)
+    training = training_config(options, encoder)
+    seed, batch_seconds = training.seed, options.data.batch_seconds
     torch.manual_seed(keyed_random.key("tagging head", seed))
     model = TaggingModel(encoder, options.model, len(classes))
     task = TaggingTask(model, classes, options.data.spec_augment)
