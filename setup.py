@@ -36,6 +36,8 @@ setup(
         # The compiled search of the quantiser on CPUs, and UMAP in the token analysis; both have a fallback.
         "fast": ["numba>=0.59"],
         "analysis": ["umap-learn>=0.5.5"],
+        # Kernels of the transducer losses on CUDA (torch's CUDA builds bring it along).
+        "triton": ["triton>=3.2; sys_platform == 'linux'"],
         # Export to ONNX, and transcribing with exported files.
         "onnx": ["onnx>=1.16", "onnxruntime>=1.17"],
         # The synthetic corpus of --mini true; GPL, and never imported by spear_lib.

@@ -43,8 +43,9 @@ class TransducerConfig:
     rnnt_type: str = "regular"
     """"regular", "modified" or "constrained" (paper: regular)."""
     backend: str = "auto"
-    """Library of the transducer losses: "torch" (needs nothing), "k2", or "auto" (k2 where it is installed).
-    All give the same numbers, so a run may go on with another one."""
+    """What computes the transducer losses: "torch" (needs nothing), "triton" (kernels on CUDA), "k2", or
+    "auto" (triton on CUDA where it is installed, else torch). All give the same numbers, so a run may go on
+    with another one."""
     prune_range: int = 5
     """Lattice states kept per frame in the pruned loss (paper: 5)."""
     lm_scale: float = 0.25
@@ -183,7 +184,7 @@ class AsrModel(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         config = self.config
         # Looked up here, not kept: a checkpoint may be read where the library it was trained with is missing.
-        backend = select_backend(config.backend)
+        backend = select_backend(config.backend, encoder_out.device)
         needed = num_labels.clamp(max=1) if config.rnnt_type == "regular" else num_labels
         valid = lengths >= needed
         decoder_out = self.decoder(F.pad(labels, (1, 0), value=self.blank_id))

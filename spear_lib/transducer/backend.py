@@ -1,14 +1,15 @@
-"""Which library computes the transducer losses: plain torch (needs nothing) or k2 where it is installed.
+"""Which library computes the transducer losses: plain torch (needs nothing), Triton kernels or k2.
 
-Both take the same arguments and give the same numbers (tools/k2_parity.sh compares them); prune ranges and
-pruning are always ours. The files of this package import nothing but torch, so that they can be compared in
-the old environment that k2's wheel needs.
+All take the same arguments and give the same numbers (tools/k2_parity.sh compares k2; the kernels are
+compared under Triton's interpreter); prune ranges and pruning are always ours. Nothing but torch is imported
+before it is asked for, so that the files of this package also run in the old environment of k2's wheel.
 """
 
 import inspect
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from types import ModuleType
 from typing import Any
 
@@ -17,8 +18,9 @@ from torch import Tensor
 
 from spear_lib.transducer import losses
 from spear_lib.transducer.checks import check_additive, check_joint
+from spear_lib.transducer.recursions import Recursions
 
-BACKENDS = ("auto", "torch", "k2")
+BACKENDS = ("auto", "torch", "triton", "k2")
 
 
 @dataclass(frozen=True)
@@ -39,29 +41,61 @@ class LossBackend:
         return f"{self.name} ({self.reason})"
 
 
-def select_backend(choice: str = "auto") -> LossBackend:
+def select_backend(choice: str = "auto", device: torch.device | str | None = None) -> LossBackend:
     """The losses to use.
 
     Args:
-      choice: "auto" (k2 where it can be imported, else torch), "torch" or "k2".
+      choice: "auto" (on a CUDA device Triton's kernels where Triton is installed, else torch), "torch",
+        "triton" or "k2" (only when asked for: on a CPU it takes several times as long as torch, and its
+        wheels fit few versions of torch).
+      device: where the losses will be computed; by default CUDA where there is one.
 
     Raises:
-      ValueError: an unknown name.
-      RuntimeError: k2 was asked for and cannot be imported.
+      ValueError: an unknown name; kernels for a device that has none.
+      RuntimeError: the library that was asked for cannot be imported.
     """
     if choice not in BACKENDS:
         raise ValueError(f"the transducer backend is {choice!r}; choose one of {', '.join(BACKENDS)}.")
+    kind = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")).type
     if choice == "torch":
-        return _torch_backend("as asked for")
-    k2, obstacle = _import_k2()
-    if k2 is not None:
-        return _k2_backend(k2, "as asked for" if choice == "k2" else "auto: k2 is installed")
+        return _our_backend("torch", "as asked for")
+    if choice == "k2":
+        k2, obstacle = _import_k2()
+        if k2 is not None:
+            return _k2_backend(k2, "as asked for")
+        raise RuntimeError(
+            f"the transducer backend is 'k2', but k2 cannot be imported ({obstacle}): install a k2 built for "
+            f"torch {torch.__version__}, or use 'auto' or 'torch', which need nothing and give the same "
+            "losses."
+        )
+    if choice == "auto" and kind != "cuda":
+        return _our_backend("torch", f"auto: the kernels need CUDA, the device is {kind}")
+    kernels, obstacle = _import_kernels()
     if choice == "auto":
-        return _torch_backend(f"auto: k2 cannot be imported, {obstacle}")
-    raise RuntimeError(
-        f"the transducer backend is 'k2', but k2 cannot be imported ({obstacle}): install a k2 built for "
-        f"torch {torch.__version__}, or use 'auto' or 'torch', which need nothing and give the same losses."
-    )
+        if kernels is None:
+            return _our_backend("torch", f"auto: triton cannot be imported, {obstacle}")
+        return _our_backend("triton", "auto: CUDA, and triton is installed", kernels)
+    if kernels is None:
+        raise RuntimeError(
+            f"the transducer backend is 'triton', but triton cannot be imported ({obstacle}): pip install "
+            "triton (Linux), or use 'auto' or 'torch', which need nothing and give the same losses."
+        )
+    if kind != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        raise ValueError(
+            f"the transducer backend is 'triton', whose kernels need CUDA, but the device is {kind}: use "
+            "'auto' or 'torch' (TRITON_INTERPRET=1 runs the kernels on a CPU, thousands of times slower)."
+        )
+    return _our_backend("triton", "as asked for", kernels)
+
+
+@cache
+def _import_kernels() -> tuple[Recursions | None, str]:
+    """(the recursions by Triton, "") or (None, why not)."""
+    try:
+        from spear_lib.transducer import kernels
+    except (ImportError, OSError) as error:
+        return None, " ".join(str(error).split())
+    return Recursions(kernels.solve_lattice, kernels.solve_band), ""
 
 
 @cache
@@ -74,15 +108,16 @@ def _import_k2() -> tuple[ModuleType | None, str]:
     return k2, ""
 
 
-def _torch_backend(reason: str) -> LossBackend:
-    return LossBackend(
-        "torch",
-        reason,
+def _our_backend(name: str, reason: str, recursions: Recursions | None = None) -> LossBackend:
+    functions = (
         losses.rnnt_loss_simple,
         losses.rnnt_loss_smoothed,
         losses.rnnt_loss_pruned,
         losses.rnnt_loss,
     )
+    if recursions is not None:
+        functions = tuple(partial(function, recursions=recursions) for function in functions)
+    return LossBackend(name, reason, *functions)
 
 
 def _k2_backend(k2: ModuleType, reason: str) -> LossBackend:
@@ -109,11 +144,12 @@ def _through_k2(k2: ModuleType, ours: Callable[..., Any]) -> Callable[..., Any]:
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
         given = dict(bound.arguments)
-        check(**{name: value for name, value in given.items() if name != "return_grad"})
+        check(**{name: value for name, value in given.items() if name not in ("return_grad", "recursions")})
         labels = given["symbols"].shape[1]
         frames = (given["am"] if "am" in given else given["logits"]).shape[1]
         if labels == 0 or frames < labels:
             return ours(**given)
+        del given["recursions"]
         given["symbols"] = given["symbols"].long()
         for name in ("am", "lm", "logits"):
             if name in given and given[name].dtype in (torch.float16, torch.bfloat16):

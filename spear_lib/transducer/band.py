@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from spear_lib.transducer.lattice import Solver
+
 
 def _label_chains(px: Tensor) -> Tensor:
     """(B, T, R) -> (B, T, R, R): [i, j] = log-probability of emitting labels i..j-1 (0 on the diagonal)."""
@@ -47,7 +49,7 @@ def _transitions(px: Tensor, py: Tensor, shift: Tensor, regular: bool) -> Tensor
     return torch.where(source == arrive - 1, px[..., None], weights)
 
 
-def _solve(
+def solve_band(
     px: Tensor,
     py: Tensor,
     start: Tensor,
@@ -56,6 +58,7 @@ def _solve(
     regular: bool,
     occupation: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Scores (B,) and, if wanted, the occupations (gx, gy) shaped and typed as ``px`` and ``py``."""
     batch, frames, size = py.shape
     utterance = torch.arange(batch, device=py.device)
     # The virtual frame T_b shares the window of the last frame; later frames are never read.
@@ -121,9 +124,9 @@ def _moved_column(flow: Tensor, target: Tensor) -> Tensor:
 
 class _BandScore(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, px, py, start, num_labels, num_frames, regular):
+    def forward(ctx, px, py, start, num_labels, num_frames, regular, solve):
         needed = px.requires_grad or py.requires_grad
-        scores, gx, gy = _solve(px, py, start, num_labels, num_frames, regular, needed)
+        scores, gx, gy = solve(px, py, start, num_labels, num_frames, regular, needed)
         if needed:
             ctx.save_for_backward(gx, gy)
         return scores.to(py.dtype)
@@ -133,11 +136,17 @@ class _BandScore(torch.autograd.Function):
     def backward(ctx, grad_scores):
         gx, gy = ctx.saved_tensors
         weight = grad_scores[:, None, None]
-        return weight * gx, weight * gy, None, None, None, None
+        return weight * gx, weight * gy, None, None, None, None, None
 
 
 def band_score(
-    px: Tensor, py: Tensor, start: Tensor, num_labels: Tensor, num_frames: Tensor, regular: bool
+    px: Tensor,
+    py: Tensor,
+    start: Tensor,
+    num_labels: Tensor,
+    num_frames: Tensor,
+    regular: bool,
+    solve: Solver = solve_band,
 ) -> Tensor:
     """Log-probability of all paths inside the band (spec rnnt §4), with its exact gradient.
 
@@ -147,8 +156,9 @@ def band_score(
       start: (B, T) int64, first state of each frame's window; not decreasing within an utterance.
       num_labels, num_frames: (B,) int64.
       regular: a label stays on its frame (True) or consumes it (False).
+      solve: what walks through the band.
 
     Returns:
       (B,) scores; -inf if no path fits into the band (then without gradient).
     """
-    return _BandScore.apply(px, py, start, num_labels, num_frames, regular)
+    return _BandScore.apply(px, py, start, num_labels, num_frames, regular, solve)

@@ -7,6 +7,8 @@ works on all utterances and all s at once. It runs in float64: the steps are bou
 arithmetic, and sums of 1e3..1e4 nats keep their last digits.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -64,7 +66,11 @@ def _occupation(px: Tensor, py: Tensor, alpha: Tensor, occupied: Tensor) -> tupl
     return by_label.mul_(occupied[1:]), by_blank.mul_(occupied[1:])
 
 
-def _solve(
+Solver = Callable[..., tuple[Tensor, Tensor | None, Tensor | None]]
+"""What walks through the lattice: ``solve_lattice`` below, or a kernel with the same arguments."""
+
+
+def solve_lattice(
     px: Tensor, py: Tensor, num_labels: Tensor, num_frames: Tensor, regular: bool, occupation: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Scores (B,) and, if wanted, the occupations (gx, gy) shaped and typed as ``px`` and ``py``."""
@@ -98,9 +104,9 @@ class _LatticeScore(torch.autograd.Function):
     through logadd, whose gradient at (-inf, -inf) is NaN)."""
 
     @staticmethod
-    def forward(ctx, px, py, num_labels, num_frames, regular, occupation):
+    def forward(ctx, px, py, num_labels, num_frames, regular, occupation, solve):
         needed = occupation or px.requires_grad or py.requires_grad
-        scores, gx, gy = _solve(px, py, num_labels, num_frames, regular, needed)
+        scores, gx, gy = solve(px, py, num_labels, num_frames, regular, needed)
         if not needed:
             gx, gy = px.new_zeros(0), py.new_zeros(0)
         ctx.save_for_backward(gx, gy)
@@ -112,11 +118,17 @@ class _LatticeScore(torch.autograd.Function):
     def backward(ctx, grad_scores, _gx, _gy):
         gx, gy = ctx.saved_tensors
         weight = grad_scores[:, None, None]
-        return weight * gx, weight * gy, None, None, None, None
+        return weight * gx, weight * gy, None, None, None, None, None
 
 
 def lattice_score(
-    px: Tensor, py: Tensor, num_labels: Tensor, num_frames: Tensor, regular: bool, occupation: bool = False
+    px: Tensor,
+    py: Tensor,
+    num_labels: Tensor,
+    num_frames: Tensor,
+    regular: bool,
+    occupation: bool = False,
+    solve: Solver = solve_lattice,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Log-probability of all paths (spec rnnt §1.1) with its exact gradient (§1.2).
 
@@ -127,10 +139,11 @@ def lattice_score(
       num_labels, num_frames: (B,) int64, S_b and T_b.
       regular: a label stays on its frame (True) or consumes it (False: modified, constrained).
       occupation: also return the arc occupations when no gradient is asked for.
+      solve: what walks through the lattice.
 
     Returns:
       (scores (B,), gx, gy): gx and gy shaped as px and py, the probability that the arc is used, 0 outside
       the utterance; empty if neither they nor a gradient were needed. An utterance without any path has the
       score -inf and no occupation.
     """
-    return _LatticeScore.apply(px, py, num_labels, num_frames, regular, occupation)
+    return _LatticeScore.apply(px, py, num_labels, num_frames, regular, occupation, solve)

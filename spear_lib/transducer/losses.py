@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 from spear_lib.transducer.band import band_score
 from spear_lib.transducer.checks import check_additive, check_joint
 from spear_lib.transducer.lattice import lattice_score
+from spear_lib.transducer.recursions import TORCH, Recursions
 
 
 # ----------------------------------------------------------------------------------------- small pieces
@@ -47,6 +48,7 @@ def _score(
     rnnt_type: str,
     delay_penalty: float,
     occupation: bool,
+    recursions: Recursions,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Lattice score of label (B, S, T) and blank (B, S+1, T) log-probabilities of the given type."""
     frames = py.shape[2]
@@ -57,7 +59,8 @@ def _score(
     if rnnt_type == "regular":
         after_end = torch.arange(frames, device=px.device) >= num_frames[:, None]
         px = F.pad(px.masked_fill(after_end[:, None], -torch.inf), (0, 1), value=-torch.inf)
-    return lattice_score(px, py, num_labels, num_frames, rnnt_type == "regular", occupation)
+    regular = rnnt_type == "regular"
+    return lattice_score(px, py, num_labels, num_frames, regular, occupation, recursions.lattice)
 
 
 # ------------------------------------------------------------------------ normaliser of the additive joiner
@@ -105,6 +108,7 @@ def rnnt_loss_smoothed(
     delay_penalty: float = 0.0,
     reduction: str = "mean",
     return_grad: bool = False,
+    recursions: Recursions = TORCH,
 ) -> Tensor | tuple[Tensor, tuple[Tensor, Tensor]]:
     """Loss of the additive joiner, mixed with a prediction-network-only and an encoder-only model.
 
@@ -118,6 +122,7 @@ def rnnt_loss_smoothed(
       boundary: (B, 4) int64 rows [0, 0, S_b, T_b]; None = full length.
       rnnt_type, delay_penalty, reduction: see the module; "mean" is over utterances.
       return_grad: also return the arc occupations, ((B, S, T+1 or T), (B, S+1, T)), detached.
+      recursions: what walks through the lattice; ``backend`` chooses.
     """
     check_additive(
         lm, am, symbols, termination_symbol, lm_only_scale, am_only_scale,
@@ -148,7 +153,7 @@ def rnnt_loss_smoothed(
         am_only = torch.log_softmax(am + unigram, dim=2)
         px = px + am_only_scale * _pick(am_only, symbols)
         py = py + am_only_scale * am_only[:, None, :, blank]
-    scores, gx, gy = _score(px, py, num_labels, num_frames, rnnt_type, delay_penalty, return_grad)
+    scores, gx, gy = _score(px, py, num_labels, num_frames, rnnt_type, delay_penalty, return_grad, recursions)
     loss = _reduce(scores, reduction)
     return (loss, (gx, gy)) if return_grad else loss
 
@@ -163,6 +168,7 @@ def rnnt_loss_simple(
     delay_penalty: float = 0.0,
     reduction: str = "mean",
     return_grad: bool = False,
+    recursions: Recursions = TORCH,
 ) -> Tensor | tuple[Tensor, tuple[Tensor, Tensor]]:
     """Loss of the additive joiner lm + am: ``rnnt_loss_smoothed`` with both scales 0."""
     return rnnt_loss_smoothed(
@@ -177,6 +183,7 @@ def rnnt_loss_simple(
         delay_penalty,
         reduction,
         return_grad,
+        recursions,
     )
 
 
@@ -215,6 +222,7 @@ def rnnt_loss(
     rnnt_type: str = "regular",
     delay_penalty: float = 0.0,
     reduction: str = "mean",
+    recursions: Recursions = TORCH,
 ) -> Tensor:
     """Unpruned loss of any joiner.
 
@@ -231,7 +239,7 @@ def rnnt_loss(
     labels = F.pad(symbols.long(), (0, 1))[:, None].expand(batch, frames, states)
     py, px = _BlankAndLabel.apply(logits, labels, termination_symbol)
     px, py = px[:, :, :-1].transpose(1, 2), py.transpose(1, 2)
-    scores, _, _ = _score(px, py, num_labels, num_frames, rnnt_type, delay_penalty, False)
+    scores, _, _ = _score(px, py, num_labels, num_frames, rnnt_type, delay_penalty, False, recursions)
     return _reduce(scores, reduction)
 
 
@@ -244,6 +252,7 @@ def rnnt_loss_pruned(
     rnnt_type: str = "regular",
     delay_penalty: float = 0.0,
     reduction: str = "mean",
+    recursions: Recursions = TORCH,
 ) -> Tensor:
     """Loss over the states kept by ``get_rnnt_prune_ranges``.
 
@@ -269,4 +278,6 @@ def rnnt_loss_pruned(
         forbidden = forbidden | (torch.arange(frames, device=px.device) >= num_frames[:, None])[..., None]
     px = px.masked_fill(forbidden, -torch.inf)
     regular = rnnt_type == "regular"
-    return _reduce(band_score(px, py, ranges[:, :, 0], num_labels, num_frames, regular), reduction)
+    start = ranges[:, :, 0]
+    scores = band_score(px, py, start, num_labels, num_frames, regular, recursions.band)
+    return _reduce(scores, reduction)

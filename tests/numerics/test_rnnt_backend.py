@@ -1,4 +1,4 @@
-"""The choice between torch and k2 for the transducer losses, what is handed to k2, and bad input."""
+"""The choice between torch, Triton and k2 for the transducer losses, what is handed to k2, and bad input."""
 
 import logging
 import math
@@ -10,6 +10,7 @@ import torch
 from spear_lib.asr.model import AsrModel, TransducerConfig
 from spear_lib.transducer import backend as backend_module
 from spear_lib.transducer import losses, select_backend
+from spear_lib.transducer.recursions import Recursions
 
 TYPES = ["regular", "modified", "constrained"]
 
@@ -72,22 +73,45 @@ def no_k2(monkeypatch):
 
 
 def test_choice_without_k2(no_k2):
-    auto = select_backend("auto")
-    assert str(auto) == "torch (auto: k2 cannot be imported, No module named 'k2')"
+    auto = select_backend("auto", "cpu")
+    assert str(auto) == "torch (auto: the kernels need CUDA, the device is cpu)"
     assert auto.rnnt_loss_pruned is losses.rnnt_loss_pruned
     assert str(select_backend("torch")) == "torch (as asked for)"
     with pytest.raises(
         RuntimeError, match=r"backend is 'k2', but k2 cannot be imported \(No module.*use 'auto'"
     ):
         select_backend("k2")
-    with pytest.raises(ValueError, match="backend is 'warp'; choose one of auto, torch, k2"):
+    with pytest.raises(ValueError, match="backend is 'warp'; choose one of auto, torch, triton, k2"):
         select_backend("warp")
 
 
 def test_choice_with_k2(k2_calls):
-    assert str(select_backend()) == "k2 1.23.4 (auto: k2 is installed)"
+    assert str(select_backend("auto", "cpu")).startswith("torch (auto")  # k2 only when asked for
     assert str(select_backend("k2")) == "k2 1.23.4 (as asked for)"
     assert select_backend("torch").rnnt_loss is losses.rnnt_loss
+
+
+def test_choice_of_the_kernels(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    walks = Recursions(lattice=lambda *_: "lattice", band=lambda *_: "band")
+    monkeypatch.setattr(backend_module, "_import_kernels", lambda: (walks, ""))
+    auto = select_backend("auto", "cuda:1")
+    assert str(auto) == "triton (auto: CUDA, and triton is installed)"
+    assert auto.rnnt_loss.func is losses.rnnt_loss and auto.rnnt_loss.keywords == {"recursions": walks}
+    assert str(select_backend("triton", "cuda")) == "triton (as asked for)"
+    assert str(select_backend("auto", "cpu")).startswith("torch (auto: the kernels need CUDA")
+    with pytest.raises(
+        ValueError, match="backend is 'triton', whose kernels need CUDA, but the device is cpu"
+    ):
+        select_backend("triton", "cpu")
+
+
+def test_choice_without_triton(monkeypatch):
+    monkeypatch.setattr(backend_module, "_import_kernels", lambda: (None, "No module named 'triton'"))
+    auto = select_backend("auto", "cuda")
+    assert str(auto) == "torch (auto: triton cannot be imported, No module named 'triton')"
+    with pytest.raises(RuntimeError, match=r"but triton cannot be imported \(No module.*use 'auto'"):
+        select_backend("triton", "cuda")
 
 
 def _arrays(batch=2, frames=6, labels=3, classes=5):
@@ -228,12 +252,13 @@ def test_nan_of_the_encoder_is_not_dropped():
 
 
 def test_reason_of_a_broken_k2(monkeypatch, tmp_path):
-    """A k2 whose library does not fit this torch must not end a run that can do without it."""
+    """A k2 whose library does not fit this torch: said, with what to use instead."""
     (tmp_path / "k2.py").write_text("raise OSError('libk2.so: undefined symbol')\n", encoding="utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))
     backend_module._import_k2.cache_clear()
     try:
-        assert "libk2.so: undefined symbol" in select_backend("auto").reason
+        with pytest.raises(RuntimeError, match="libk2.so: undefined symbol.*use 'auto' or 'torch'"):
+            select_backend("k2")
     finally:
         backend_module._import_k2.cache_clear()
 
@@ -245,8 +270,8 @@ def test_first_screen_names_the_backend(k2_calls, caplog):
     units = character_units()
     encoder = torch.nn.Linear(1, 1)
     encoder.output_dim, encoder.frame_rate = 8, 50
-    sizes = {"decoder_dim": 8, "joiner_dim": 8}
+    sizes = {"decoder_dim": 8, "joiner_dim": 8, "backend": "k2"}
     model = AsrModel(encoder, TransducerConfig(**sizes), units.vocab_size)
     with caplog.at_level(logging.INFO):
         facts = AsrTask(model, units).facts()
-    assert facts["transducer"] == "losses by k2 1.23.4 (auto: k2 is installed)"
+    assert facts["transducer"] == "losses by k2 1.23.4 (as asked for)"
