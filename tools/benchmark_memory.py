@@ -88,7 +88,7 @@ def predict(options: Options, size: str) -> dict[str, float]:
         processes=1,
         for_accelerator=options.resolved_device.type != "cpu",
     )
-    return {"peak": memory.peak, **dataclasses.asdict(memory)}
+    return {"peak": memory.peak, "kept": memory.kept}
 
 
 def _resident_bytes(field: str) -> int:

@@ -32,11 +32,15 @@ class PlanConfig:
     """Memory of one GPU in GB of 10^9 bytes (ours: an H100 or A100 of 80 GB)."""
     gpu_tflops: float = 989.0
     """Dense bf16 matrix products of one GPU in 10^12 operations per second (H100 SXM, data sheet)."""
-    utilisation: float = 0.25
-    """Share of gpu_tflops that training reaches; an assumption, not a measurement (ours)."""
+    gpu_terabytes_per_second: float = 3.35
+    """Bandwidth of its memory in 10^12 bytes per second (H100 SXM, data sheet)."""
+    kernel_microseconds: float = 5.0
+    """The least that an operation costs: its start (an assumption, ours)."""
+    efficiency: float = 0.7
+    """Share of both data sheet's numbers that an operation reaches (an assumption, ours)."""
     audio_seconds_per_second: float = 0.0
-    """Measured throughput of one GPU, as the log of a run prints it for all of them together; replaces
-    gpu_tflops and utilisation (0: not measured)."""
+    """Measured throughput of one GPU (the log of a run prints that of all together); replaces the four above
+    (0: not measured)."""
     codebooks: list[int] = field(default_factory=list)
     """Codebooks of each teacher's tokens, where no training cuts say it; default: 16 (speech teacher), then 8
     (audio teacher) (paper §4)."""
@@ -54,13 +58,21 @@ class PlanConfig:
             raise ValueError(f"plan.precision is {self.precision!r}; use {', '.join(PRECISIONS)}")
         if self.device not in ("gpu", "cpu"):
             raise ValueError(f"plan.device is {self.device!r}; use gpu or cpu")
-        if not 0.0 < self.utilisation <= 1.0:
-            raise ValueError(f"plan.utilisation is {self.utilisation}; use a share in (0, 1]")
+        if not 0.0 < self.efficiency <= 1.0:
+            raise ValueError(f"plan.efficiency is {self.efficiency}; use a share in (0, 1]")
         if len(self.codebooks) != len(self.token_rates):
             raise ValueError(
                 f"plan.codebooks has {len(self.codebooks)} values and plan.token_rates "
                 f"{len(self.token_rates)}: give one of each for every teacher, or neither"
             )
+
+
+def step_seconds(memory: StepMemory, plan: PlanConfig) -> float:
+    """Seconds of a step on one GPU: each operation waits for arithmetic, memory or its start (roofline)."""
+    flops = plan.gpu_tflops * 1e12 * plan.efficiency
+    bandwidth = plan.gpu_terabytes_per_second * 1e12 * plan.efficiency
+    start = plan.kernel_microseconds * 1e-6
+    return sum(max(each.flops / flops, each.bytes / bandwidth, start) for each in memory.work)
 
 
 class Shape(NamedTuple):

@@ -11,7 +11,7 @@ Whole tensors of host numbers (lengths, keys, tokens) stay real: code may look a
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import ref
 
 import torch
@@ -37,6 +37,30 @@ _INDEXING = {
 }
 
 
+# Memory is asked for, nothing runs.
+_NO_KERNEL = {
+    torch.ops.aten.empty,
+    torch.ops.aten.empty_like,
+    torch.ops.aten.empty_strided,
+    torch.ops.aten.new_empty,
+    torch.ops.aten.new_empty_strided,
+}
+
+
+class Work(NamedTuple):
+    """What one operation does."""
+
+    flops: float
+    """Floating-point operations of a matrix product or convolution; of others 0."""
+    bytes: int
+    """Read and written."""
+
+
+def _touched(tensor: Tensor) -> int:
+    """Bytes of memory behind ``tensor``, of an expanded one less than its size."""
+    return min(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes())
+
+
 def _positions(indices: list[Tensor | None]) -> list[Tensor | None]:
     """Real masks as the positions of their True values: how many there are decides the size of the result."""
     positions: list[Tensor | None] = []
@@ -52,14 +76,14 @@ class MemoryCounter(TorchDispatchMode):
     Attributes:
       live: bytes now.
       peak: most bytes since the start or the last ``restart``.
-      flops: floating-point operations of matrix products and convolutions so far. (torch's FlopCounterMode
-        holds on to what activation checkpointing computes again, and so spoils the count of bytes.)
+      work: what every operation so far computes and moves. (torch's FlopCounterMode holds on to
+        what activation checkpointing computes again, and so spoils the count of bytes.)
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.live = self.peak = 0
-        self.flops = 0.0
+        self.work: list[Work] = []
         self._storages: dict[int, Any] = {}
 
     def restart(self) -> None:
@@ -91,11 +115,14 @@ class MemoryCounter(TorchDispatchMode):
             args = (args[0], _positions(args[1]), *args[2:])
         kwargs = kwargs or {}
         result = function(*args, **kwargs)
-        if function._overloadpacket in flop_registry:
-            self.flops += flop_registry[function._overloadpacket](*args, **kwargs, out_val=result)
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor):
-                self.add(leaf)
+        results = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        packet = function._overloadpacket
+        if not function.is_view and packet not in _NO_KERNEL:
+            flops = flop_registry[packet](*args, **kwargs, out_val=result) if packet in flop_registry else 0
+            given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+            self.work.append(Work(float(flops), sum(map(_touched, given + results))))
+        for leaf in results:
+            self.add(leaf)
         return result
 
 
@@ -133,8 +160,13 @@ class StepMemory:
     """Highest point of everything together during the forward pass, and so on."""
     backward: int
     update: int
-    flops: float
-    """Floating-point operations of matrix products and convolutions, forward and backward."""
+    work: list[Work]
+    """Every operation of the step: forward, backward and update."""
+
+    @property
+    def flops(self) -> float:
+        """Floating-point operations of matrix products and convolutions."""
+        return sum(each.flops for each in self.work)
 
     @property
     def peak(self) -> int:
@@ -174,7 +206,7 @@ def count_step(
         if not gradients_stay:
             optimizer.zero_grad(set_to_none=True)
         optimizer_bytes = counter.live - weights - _gradient_bytes(parameters)
-        before, peaks, counter.flops = counter.live, [], 0.0
+        before, peaks, counter.work = counter.live, [], []
         task.begin_step(batch, clock)
         counter.restart()
         with torch.autocast("cpu", dtype=autocast_dtype, enabled=autocast_dtype is not None):
@@ -185,13 +217,12 @@ def count_step(
         loss.backward()
         del loss
         peaks.append(counter.peak)
-        flops = counter.flops
         task.after_backward()
         counter.restart()
         optimizer.step()
         peaks.append(counter.peak)
         gradients = _gradient_bytes(parameters)
-    return StepMemory(weights, optimizer_bytes, gradients, kept, *peaks, flops)
+    return StepMemory(weights, optimizer_bytes, gradients, kept, *peaks, counter.work)
 
 
 def _gradient_bytes(parameters: list[nn.Parameter]) -> int:

@@ -13,6 +13,7 @@ from spear_lib.training.plan import (
     Shape,
     assumed_fields,
     count_pretraining_step,
+    step_seconds,
     with_checkpoints,
     worst_shape,
 )
@@ -192,20 +193,26 @@ def _logits(encoder: EncoderConfig, options: Any, fields: list[TokenField], shap
 
 def time_lines(options: Any, memory: StepMemory, shape: Shape, corpus: Corpus | None) -> dict[str, str]:
     """Arithmetic, speed and hours of a run whose step on ``shape`` was counted."""
-    plan = options.plan
-    per_second = memory.flops / (shape.utterances * shape.seconds)
+    plan, audio = options.plan, shape.utterances * shape.seconds
+    moved = sum(each.bytes for each in memory.work)
     lines = {
-        "arithmetic": f"{per_second / 1e9:.1f} GFLOP per second of audio, forward and backward, in the worst "
-        "batch (shorter cuts need a little less)"
+        "work": f"{memory.flops / audio / 1e9:.1f} GFLOP in matrix products and {moved / audio / 1e6:.0f} MB "
+        f"of memory traffic per second of audio, {len(memory.work)} operations in a step, in the worst batch"
     }
-    steps = _steps(options, corpus)
     if plan.audio_seconds_per_second:
         rate = plan.audio_seconds_per_second
         why = "measured, as given"
     else:
-        rate = plan.gpu_tflops * 1e12 * plan.utilisation / per_second
-        why = f"ASSUMED: {100 * plan.utilisation:g} % of {plan.gpu_tflops:g} TFLOP/s"
+        seconds = step_seconds(memory, plan)
+        rate = audio / seconds
+        share = memory.flops / seconds / (plan.gpu_tflops * 1e12)
+        why = (
+            f"ESTIMATED, not measured: {100 * plan.efficiency:g} % of {plan.gpu_tflops:g} TFLOP/s and "
+            f"{plan.gpu_terabytes_per_second:g} TB/s, at least {plan.kernel_microseconds:g} us an operation; "
+            f"{share:.0%} of the matrix peak; without communication and waiting for data"
+        )
     lines["speed"] = f"{rate:,.0f} audio seconds per second on one GPU ({why})"
+    steps = _steps(options, corpus)
     if steps:
         seconds = steps * options.data.batch_seconds * options.training.accumulate_batches
         hours = seconds / rate / 3600

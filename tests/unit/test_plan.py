@@ -24,10 +24,11 @@ from spear_lib.training.plan import (
     Shape,
     assumed_fields,
     count_pretraining_step,
+    step_seconds,
     with_checkpoints,
     worst_shape,
 )
-from spear_lib.training.plan_memory import MemoryCounter, Pretence, count_step
+from spear_lib.training.plan_memory import MemoryCounter, Pretence, Work, count_step
 from spear_lib.training.plan_report import plan_lines, time_lines
 from spear_lib.training.task import StepClock, StepResult, Task
 from spear_lib.zipformer import ZipformerConfig
@@ -88,6 +89,8 @@ def test_bytes_of_two_linear_layers_are_those_of_the_closed_form():
     assert 2 * weights <= memory.optimizer <= 2 * weights + 4096
     # W1 x, kept for the gradient of W2; the loss; nothing else (the batch is not the step's).
     assert memory.kept == 4 * 1000 * 128 + 4
+    # Of the batch and the weights to the sum, and back; the update.
+    assert sum(each.bytes for each in memory.work) > 1000 * 4 * (64 + 2 * 128 + 2 * 32)
     assert memory.flops == 2 * (2 * 1000 * (64 * 128 + 128 * 32)) + 2 * 1000 * 128 * 32
 
 
@@ -142,6 +145,14 @@ def test_the_code_of_a_gpu_is_followed_only_inside_the_plan():
     assert count(gpu=True)[0].kept < count(gpu=False)[0].kept
 
 
+def test_time_of_a_step_is_what_each_operation_waits_for():
+    plan = PlanConfig(gpu_tflops=1.0, gpu_terabytes_per_second=1.0, kernel_microseconds=1.0, efficiency=0.5)
+    work = [Work(1e9, 1), Work(0.0, 4 * 10**9), Work(10.0, 10)]  # arithmetic, memory, start
+    memory = dataclasses.replace(count()[0], work=work)
+    assert step_seconds(memory, plan) == pytest.approx(2e-3 + 8e-3 + 1e-6)
+    assert memory.flops == 1e9 + 10
+
+
 def test_worst_shapes():
     assert worst_shape(6400, 30, 16) == Shape(14, 30)  # 213 cuts
     assert worst_shape(20, 30, 1) == Shape(1, 30)  # a cut is never cut
@@ -160,7 +171,7 @@ def test_lines_of_a_plan_name_what_is_assumed(tmp_path):
     lines = plan_lines(options)
     assert lines["worst batch"] == "3 cuts of 10 s on one GPU, bf16"
     assert lines["length"] == "1000 steps, 33.3 hours of audio"
-    assert "ASSUMED: 25 % of 989" in lines["speed"] and "assumed" in lines["heads"]
+    assert "ESTIMATED, not measured: 70 % of 989" in lines["speed"] and "assumed" in lines["heads"]
     assert "DOES NOT FIT" in lines["memory, checkpoint_activations false"]
     assert "(this run)" in lines["memory, checkpoint_activations false"]
     assert "kept in DDP's buckets" in lines["memory, gradients"]
@@ -183,7 +194,7 @@ def test_hours_follow_a_measured_speed():
         ({"gpus": 0}, "plan.gpus is 0; a run has at least 1"),
         ({"precision": "fp8"}, "plan.precision is 'fp8'; use fp32, bf16, fp16"),
         ({"device": "tpu"}, "plan.device is 'tpu'; use gpu or cpu"),
-        ({"utilisation": 1.5}, "plan.utilisation is 1.5"),
+        ({"efficiency": 1.5}, "plan.efficiency is 1.5"),
         ({"codebooks": [16]}, "plan.codebooks has 1 values and plan.token_rates 0"),
     ],
 )
