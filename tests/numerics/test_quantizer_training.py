@@ -211,6 +211,17 @@ def test_principal_blocks_share_the_bits():
     assert axes == [[0, 3], [1, 2]]
 
 
+def test_search_noise_spreads_as_the_code_vectors_do():
+    generator = torch.Generator().manual_seed(0)
+    axes = torch.linalg.qr(torch.randn(3, 3, generator=generator))[0]
+    spread = torch.tensor([5.0, 1.0, 0.0])
+    # The offset of a codebook is no spread.
+    centers = (torch.randn(2, 4000, 3, generator=generator) * spread + 7.0) @ axes.T
+    noise = trainer._noise_like(centers, axes, "test", 1) @ axes
+    torch.testing.assert_close(noise.std(dim=(0, 1)), spread, atol=0.02, rtol=0.03)
+    assert not torch.equal(noise, trainer._noise_like(centers, axes, "test", 2) @ axes)
+
+
 def test_chance_is_shrunk_away_and_structure_stays():
     """One codebook whose entries differ along the first axis only."""
     generator = torch.Generator().manual_seed(0)
