@@ -4,7 +4,9 @@ One program per utterance walks through its diagonals (or frames) and holds one 
 in float64 whatever the inputs are, as the torch backend does: the walk waits for memory, not for arithmetic,
 and sums of 1e3 to 1e4 nats keep their last digits. Half precision never gets here (``losses``).
 
-The logic is tested under Triton's interpreter (TRITON_INTERPRET=1, on a CPU); no GPU was at hand.
+Sizes are not specialised: a batch of another shape needs no other compilation. The logic is tested under
+Triton's interpreter (TRITON_INTERPRET=1, on a CPU), and a test compiles the kernels for CUDA; no GPU was at
+hand, so nothing has been measured on one.
 
 Legend: B utterances, T frames, S labels, R states of the band; s = labels emitted, t = frames consumed.
 """
@@ -49,7 +51,7 @@ def _at(x, place, index):
 
 
 # ------------------------------------------------------------------------------------------ full lattice
-@triton.jit
+@triton.jit(do_not_specialize=["labels", "frames", "px_frames", "rows"])
 def _lattice_forward(
     px, py, num_labels, num_frames, alpha, scores, labels, frames, px_frames, rows,
     REGULAR: tl.constexpr, WIDTH: tl.constexpr,
@@ -84,7 +86,7 @@ def _lattice_forward(
     tl.store(scores + b, tl.load(row + last_s))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["labels", "frames", "px_frames", "rows"])
 def _lattice_backward(
     px, py, num_labels, num_frames, alpha, scores, visits, gx, gy, labels, frames, px_frames, rows,
     REGULAR: tl.constexpr, WIDTH: tl.constexpr,
@@ -168,7 +170,7 @@ def _emit(alpha, label, place, size):
     return alpha
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["frames", "size"])
 def _band_forward(
     px, py, start, num_labels, num_frames, alpha, scores, frames, size,
     REGULAR: tl.constexpr, WIDTH: tl.constexpr,
@@ -209,7 +211,7 @@ def _band_forward(
     tl.store(scores + b, score)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["frames", "size"])
 def _band_backward(
     px, py, start, num_labels, num_frames, alpha, scores, gx, gy, frames, size,
     REGULAR: tl.constexpr, WIDTH: tl.constexpr,
