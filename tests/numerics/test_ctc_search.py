@@ -1,7 +1,9 @@
 """CTC searches against a sum over all alignments, with and without a language model."""
 
 import itertools
+import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -217,3 +219,22 @@ def test_words_that_cannot_be_written_are_counted(tmp_path, caplog):
     scorer = WordScorer(load_ngram_model(tmp_path / "lm.arpa"), LetterUnits(), WordScoreConfig())
     assert "1 of 7 words" in caplog.text and "C3PO" in caplog.text
     assert scorer.node_words.shape[0] == 1 + 3 + 1  # root, A, AB, B, and the outside: AB shares A's node
+
+
+def test_equation_11_is_what_flashlight_computes(tmp_path):
+    """flashlight-text's lexicon decoder ends every word by a space and gives further spaces for nothing."""
+    golden = json.loads((Path(__file__).parents[1] / "golden" / "flashlight.json").read_text())
+    (tmp_path / "lm.arpa").write_text(golden["arpa"])
+    model, units = load_ngram_model(tmp_path / "lm.arpa"), LetterUnits()
+    config = WordScoreConfig(golden["lm_weight"], golden["word_score"], -1.0)
+    for case in golden["cases"]:
+        log_probs = torch.tensor(case["log_probs"])
+        totals: dict[str, list[float]] = {}
+        for ids, log_prob in all_sequences(log_probs).items():
+            words = units.decode(ids).split()
+            if not ids or ids[-1] == 1:
+                score = eq_11(units, tuple(units.encode(" ".join(words))), log_prob, model, config)
+                if score is not None:
+                    totals.setdefault(" ".join(words), []).append(score)
+        sums = {text: float(torch.tensor(scores).logsumexp(0)) for text, scores in totals.items()}
+        assert sums == pytest.approx(case["scores"], abs=2e-4)

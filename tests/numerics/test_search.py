@@ -201,3 +201,12 @@ def test_shallow_fusion_is_the_sum_over_all_paths_with_equation_11(tmp_path, wei
         expected[ids] = score + config.word_score * len(words) - config.unknown_penalty * unknown
     assert {tuple(h.ids): h.score for h in found.nbest} == pytest.approx(expected, abs=1e-3)
     assert tuple(found.ids) == max(expected, key=expected.get)
+
+
+def test_broken_numbers_are_refused():
+    model = _model()
+    encoder_out, lengths = _batch([5, 4])
+    encoder_out[1, 2, 3] = math.nan
+    for search in (greedy_search_batch, modified_beam_search):
+        with pytest.raises(ValueError, match="holds NaN: the model or its input is broken"):
+            search(model, encoder_out, lengths)
