@@ -95,9 +95,9 @@ def load_audio(
         raise AudioError(CORRUPT, f"{path} (cut {cut.id}) holds samples that are not finite: make it again")
     if samples.shape[0] > 1:
         notes.append(MIXED_DOWN)
-    if not mono.any():
-        notes.append(SILENT)
     if problems is not None:
+        if not mono.any():
+            notes.append(SILENT)
         for note in notes:
             problems.note(note)
     return np.ascontiguousarray(mono, dtype=np.float32)

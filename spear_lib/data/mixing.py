@@ -107,7 +107,8 @@ class Mixture:
 
 def power(waveform: np.ndarray) -> float:
     """Mean square of the whole signal (N,)."""
-    return float(np.mean(np.square(waveform, dtype=np.float64))) if waveform.size else 0.0
+    exact = waveform.astype(np.float64)
+    return float(exact @ exact) / exact.size if exact.size else 0.0
 
 
 def gain_of(primary: np.ndarray, secondary: np.ndarray, snr_db: float) -> float | None:
