@@ -38,8 +38,8 @@ option teacher "$default_teacher" "Whose embeddings are quantised: spectral, wav
 option teacher_path "" "Weights of the teacher: a folder, a file, or hub:OWNER/NAME (without it a teacher says what it needs)" path
 option teacher_layer "" "Layer of the teacher (empty: its own default)"
 option teacher_dtype float32 "Number format of the teacher's blocks; stage 5 reports how many tokens bfloat16 changes" "float32|bfloat16"
-option labelled_ids "" "Utterances of the labelled subset: a list of ids, or a folder of audio files named by them, such as Libri-light's librispeech_finetuning (empty: drawn, over all speakers)" path
-option lm_path "" "ARPA file of the language model of stage 7, for LibriSpeech 4-gram.arpa.gz of openslr.org/11 (empty: a 3-gram of the labelled transcripts)" path
+option labelled_ids "" "Utterances of the labelled subset: a list of ids, or a folder of audio files named by them (empty: drawn, over all speakers)" path
+option lm_path "" "ARPA file of the language model of stage 7 (empty: a 3-gram of the labelled transcripts)" path
 option clusters 0 "Tokens of k-means with this many clusters, the ablation of paper F.4 (0: multi-codebook tokens)" int
 option seed 0 "Every random choice follows from it" int
 option num_jobs 2 "Processes for synthesis and manifests" int
