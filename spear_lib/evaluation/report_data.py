@@ -66,6 +66,9 @@ class ReportData:
 
     corpus: list[dict[str, Any]] = field(default_factory=list)
     """One row per set of cuts."""
+    tables: list[dict[str, Any]] = field(default_factory=list)
+    """Of a corpus of clips: "table", "clips" in it, how many are "missing" on disk or useless for "other"
+    reasons."""
     quantizers: list[dict[str, Any]] = field(default_factory=list)
     """{"name", "report" (dict), "picture" (path or None)} each."""
     tokens: list[dict[str, Any]] = field(default_factory=list)
@@ -197,7 +200,12 @@ def short_names(folders: list[Path]) -> list[str]:
 
 def _collect_corpus(data: ReportData, data_dir: Path) -> None:
     for path in sorted((data_dir / "manifests").glob("*.json")):
-        for name, values in corpus_rows(path.stem, read_json(path)):
+        statistics = read_json(path)
+        # Corpora of clips say of each table how many clips are there.
+        for name, counts in statistics.pop("tables", {}).items():
+            found = {kind: counts[kind]["skipped"] for kind in ("missing", "other")}
+            data.tables.append({"table": name, "clips": counts["missing"]["seen"], **found})
+        for name, values in corpus_rows(path.stem, statistics):
             data.corpus.append({"set": name, **values})
     if not data.corpus:
         data.missing.append("corpus statistics (data/manifests/*.json): prepare.sh stage 1")

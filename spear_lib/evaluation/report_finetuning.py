@@ -72,7 +72,10 @@ def _finetuning(runs: list[Experiment], measure: _Measure) -> Section:
     ]
     panels = [panel for panel in panels if panel[2]]
     if panels:
-        section.blocks.append(Picture(f"{measure.kind}-curves", report_plots.lines(panels), measure.better))
+        # All classes begin at one half and most are absent: the loss soon falls to a hundredth.
+        logarithmic = [measure.loss] if measure.kind == "tagging" else []
+        png = report_plots.lines(panels, logarithmic=logarithmic)
+        section.blocks.append(Picture(f"{measure.kind}-curves", png, measure.better))
     rows = []
     for run in runs:
         kind = run.valid_kinds[0] if run.valid_kinds else "valid"

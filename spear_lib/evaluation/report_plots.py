@@ -109,13 +109,26 @@ def pretraining_loss(
     return _png(figure)
 
 
-def lines(panels: Sequence[tuple[str, str, dict[str, Curve]]], x_label: str = "optimiser step") -> bytes:
-    """Panels side by side: (title, name and unit of the vertical axis, curves)."""
+def lines(
+    panels: Sequence[tuple[str, str, dict[str, Curve]]],
+    x_label: str = "optimiser step",
+    logarithmic: Sequence[str] = (),
+) -> bytes:
+    """Panels side by side: (title, name and unit of the vertical axis, curves).
+
+    Args:
+      logarithmic: names of vertical axes whose scale is, where values differ by more than a factor of 10.
+    """
     figure, axes = _figure(len(panels))
     for axis, (title, y_label, curves) in zip(axes, panels):
         _plot(axis, curves)
         axis.set(title=title, xlabel=x_label, ylabel=y_label)
-        if min(min(values) for _, values in curves.values()) >= 0:
+        lowest = min(min(values) for _, values in curves.values())
+        highest = max(max(values) for _, values in curves.values())
+        if y_label in logarithmic and 0 < 10 * lowest < highest:
+            axis.set_yscale("log")
+            axis.yaxis.set_major_formatter("{x:g}")
+        elif lowest >= 0:
             axis.set_ylim(0, 1.04 * axis.get_ylim()[1])
     _legend(figure, axes)
     return _png(figure)

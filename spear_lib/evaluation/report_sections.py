@@ -110,13 +110,20 @@ def _corpus(data: ReportData) -> Section | None:
     ]
     titles = {"hours": "audio", "mean_seconds": "mean (s)", "max_seconds": "longest (s)"}
     header = ["set", *(titles.get(column, column.replace("_", " ")) for column in columns)]
-    return Section(
-        "Corpus",
-        [
-            "The audio that went in, after validation. Fine-tuning reads the labelled set alone.",
-            Table(header, rows),
-        ],
+    section = Section(
+        "Corpus", ["The audio that went in, after validation. Fine-tuning reads the labelled set alone."]
     )
+    section.blocks.append(Table(header, rows))
+    if data.tables:
+        section.blocks.append(
+            "Of the clips in the tables of the corpus, some are not on disk or cannot be used."
+        )
+        counts = [
+            [row["table"], *(number(row[name]) for name in ("clips", "missing", "other"))]
+            for row in data.tables
+        ]
+        section.blocks.append(Table(["table", "clips", "missing", "useless otherwise"], counts))
+    return section
 
 
 def _corpus_cell(column: str, value: Any) -> str:

@@ -61,6 +61,21 @@ def test_a_tagging_report_is_complete(tmp_path, num_classes):
     assert len(supports) == num_classes and supports == sorted(supports, reverse=True)
 
 
+def test_clips_that_are_missing_are_stated(tmp_path):
+    def counts(seen: int, skipped: int) -> dict:
+        return {"seen": seen, "skipped": skipped, "limit": 0.3, "kinds": {}, "examples": {}, "notes": {}}
+
+    statistics = {
+        "sets": {"eval": {"cuts": 57, "hours": 0.1, "labels": {"Bark": 3}}},
+        "tables": {"eval": {"missing": counts(62, 4), "other": counts(58, 1)}},
+    }
+    write(tmp_path / "data" / "manifests" / "audioset_statistics.json", statistics)
+    write_report(tmp_path / "data", [], tmp_path / "exp", tmp_path / "report", "Sounds", "code")
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert "| table | clips | missing | useless otherwise |" in text and "| eval | 62 | 4 | 1 |" in text
+    assert "| eval | 57 |" in text
+
+
 def test_without_any_result_the_report_names_what_is_missing(tmp_path):
     (tmp_path / "data").mkdir()
     missing = report_data.collect(tmp_path / "data", [], tmp_path).missing
