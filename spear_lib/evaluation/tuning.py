@@ -102,4 +102,11 @@ def choose_search(
         )
     best = min(range(len(tried)), key=lambda number: tried[number]["wer"])
     logger.info("chosen on %s: %s (WER %.2f %%)", tune.dev_set, candidates[best], tried[best]["wer"])
+    for name in ("weight", "word_score", "blank_penalty"):
+        values = sorted({entry[name] for entry in tried})
+        # At 0 a weight or penalty is off: there is nothing beyond.
+        if len(values) > 1 and (tried[best][name] == values[-1] or tried[best][name] == values[0] != 0):
+            logger.warning(
+                "%s %g is at the edge of what was tried: try values beyond it", name, tried[best][name]
+            )
     return candidates[best], tried

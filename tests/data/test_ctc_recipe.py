@@ -78,7 +78,8 @@ def test_a_pure_ctc_model_has_no_transducer(trained):
     assert any(r["kind"] == "valid/dev" and r["wer"] >= 0 for r in records)
 
 
-def test_decoding_chooses_weights_on_dev_and_keeps_the_n_best(trained, tmp_path, monkeypatch):
+def test_decoding_chooses_weights_on_dev_and_keeps_the_n_best(trained, tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO")
     arguments = ["--experiment_dir", str(trained["run"]), "--average", "0", "--device", "cpu"]
     arguments += ["--units", "elsewhere"]
     arguments += ["--cuts", f"[dev={trained['dev']},other={trained['dev']}]", "--output_dir", str(tmp_path)]
@@ -88,6 +89,8 @@ def test_decoding_chooses_weights_on_dev_and_keeps_the_n_best(trained, tmp_path,
     tuning = json.loads((tmp_path / "tuning.json").read_text())
     assert [(t["weight"], t["word_score"]) for t in tuning["tried"]] == [(0, 0), (0, 6), (1, 0), (1, 6)]
     lowest = min(tuning["tried"], key=lambda t: t["wer"])
+    assert ("word_score 6 is at the edge" in caplog.text) == (lowest["word_score"] == 6)
+    assert "chosen on dev: beam 5" in caplog.text
     assert tuning["search"]["lm_scores"]["weight"] == lowest["weight"]
     for name in ("dev", "other"):
         result = json.loads((tmp_path / f"wer-{name}.json").read_text())
