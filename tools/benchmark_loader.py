@@ -9,7 +9,7 @@ store; * ours + fbank: the same and 128-bin fbank of each batch, which in traini
   the reference computes it in its workers) and tokens written by NumpyHdf5Writer; no masks;
 * lhotse, no fbank: the same with AudioSamples in place of OnTheFlyFeatures, to compare like with like.
 
-    python tools/benchmark_loader.py [--rounds 3] [--cuts 300] [--workers 1] [--training-rate 2000]
+    python tools/benchmark_loader.py [--rounds 3] [--cuts 300] [--workers 1] [--training-rate 1023]
 
 Rates are medians over interleaved rounds, ratios medians of the rounds' ratios, by processor time (of the
 workers too), which other work on the machine hardly changes.
@@ -226,7 +226,11 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1, help="worker processes of the second part; 0: none")
     parser.add_argument("--batch-seconds", type=float, default=200.0, help="audio of a batch, s")
     parser.add_argument(
-        "--training-rate", type=float, default=2000.0, help="audio-seconds per second that one GPU trains on"
+        "--training-rate",
+        type=float,
+        default=1023.0,
+        help="audio-seconds per second that one GPU trains on; default: what pretrain --dry_run estimates for "
+        "Base on an H100",
     )
     options = parser.parse_args()
     logging.disable(logging.WARNING)
