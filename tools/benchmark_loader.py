@@ -229,8 +229,8 @@ def main() -> None:
         "--training-rate",
         type=float,
         default=1023.0,
-        help="audio-seconds per second that one GPU trains on; default: what pretrain --dry_run estimates for "
-        "Base on an H100",
+        help="audio-seconds per second that one GPU trains on; default: what pretrain --dry_run estimates "
+        "for Base on an H100",
     )
     options = parser.parse_args()
     logging.disable(logging.WARNING)
