@@ -1,0 +1,212 @@
+#!/usr/bin/env bash
+# The paper's ablations at mini scale, in one command: short pre-trainings of one recipe with one thing changed, and
+# linear probes of what was learnt. Two runs go side by side, one thread each; what is finished is not done again.
+#
+#   tools/ablation.sh             everything, then the table (about an hour on two cores with the default seeds)
+#   tools/ablation.sh speech      alpha, mixing, tokens, number of codebooks, encoder: on egs/librispeech's mini corpus
+#   tools/ablation.sh strategies  joint, disjoint, asymmetrical and the two single models: on egs/mixed's mini corpus
+#   tools/ablation.sh table       the results so far as a table
+#
+# SEEDS="0 1 2", STEPS=600 and CONF=mini (tiny: to try the script) are from the environment, as are EXP_DIR (default:
+# egs/mixed/exp/ablation), SPEECH_DATA and MIXED_DATA (default: the data folders of the two recipes, which are made
+# where they are missing).
+set -euo pipefail
+
+repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+exp=${EXP_DIR:-$repository/egs/mixed/exp/ablation}
+speech_data=${SPEECH_DATA:-$repository/egs/librispeech/data}
+mixed_data=${MIXED_DATA:-$repository/egs/mixed/data}
+seeds=${SEEDS:-0 1 2}
+steps=${STEPS:-600}
+conf=${CONF:-mini}
+python=${PYTHON:-$repository/.venv/bin/python}
+export PYTHON=$python OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+export PYTHONPATH=$repository${PYTHONPATH:+:$PYTHONPATH}
+cd "$repository"
+
+# The schedules of conf/pretrain, for a shorter run.
+short=(--training.max_steps "$steps" --training.lr_batches $((steps / 2)) --training.warmup_batches $((steps / 10))
+  --training.save_interval "$steps" --training.valid_interval 0 --training.average_period 20
+  --training.keep_checkpoints 1 --probe.every 0)
+
+# Runs "FUNCTION line" for every line of standard input, two at a time; fails if one of them did.
+two_at_a_time() {
+  local line failed=0
+  while read -r line; do
+    while (($(jobs -rp | wc -l) >= 2)); do wait -n || failed=1; done
+    # shellcheck disable=SC2086 # the line is a list of words
+    "$1" $line &
+  done
+  while (($(jobs -rp | wc -l) > 0)); do wait -n || failed=1; done
+  return "$failed"
+}
+
+# store_value FILE KEY
+store_value() {
+  "$python" -c 'import json, sys; print(json.load(open(sys.argv[1]))[sys.argv[2]])' "$1" "$2"
+}
+
+# Manifests may hold paths relative to the recipe's folder, so everything of a recipe runs there.
+
+# The tokens to compare: multi-codebook ones of 4, 8 and 16 codebooks and k-means ones, of the same embeddings.
+token_kinds="mvq4 mvq8 mvq16 kmeans500"
+
+speech_tokens() {
+  if [[ -f $exp/speech/train.jsonl.gz ]]; then return; fi
+  cd "$repository/egs/librispeech"
+  ./prepare.sh --mini true --conf "$conf" --stop-stage 3 --data-dir "$speech_data"
+  local kind set folder embeddings=$speech_data/embeddings/spectral
+  local quantizers="" stores
+  for kind in $token_kinds; do
+    folder=$exp/speech/quantizers/$kind
+    quantizers+=${quantizers:+,}$folder
+    if [[ -f $folder/quantizer.safetensors ]]; then continue; fi
+    case $kind in
+      kmeans*) "$python" -m spear_lib.bin.train_kmeans --kmeans.num_clusters "${kind#kmeans}" --kmeans.normalisation half \
+        --embeddings "$embeddings" --output_dir "$folder" ;;
+      mvq*) "$python" -m spear_lib.bin.train_quantizer --config "conf/quantizer/$conf.yaml" \
+        --training.num_codebooks "${kind#mvq}" --embeddings "$embeddings" --output_dir "$folder" ;;
+    esac
+  done
+  for set in dev train; do
+    stores=""
+    for kind in $token_kinds; do stores+=${stores:+,}$exp/speech/tokens/$kind/$set; done
+    local cuts=$speech_data/manifests/librispeech_cuts_$set.jsonl.gz
+    "$python" -m spear_lib.bin.dump_tokens --cuts "$cuts" --quantizer "[$quantizers]" --output_dir "[$stores]"
+    "$python" -m spear_lib.bin.check_tokens --cuts "$cuts" --store "[$stores]" --quantizer "[$quantizers]" \
+      --output_cuts "$exp/speech/$set.jsonl.gz"
+  done
+}
+
+# pretrain_and_probe FOLDER SEED PROBE_SETS... -- OPTIONS...: one row of the table for one seed.
+pretrain_and_probe() {
+  local folder=$1 seed=$2
+  shift 2
+  local -a sets=()
+  while [[ $1 != -- ]]; do
+    sets+=("$1")
+    shift
+  done
+  shift
+  if [[ -f $folder/probe/probes.json ]]; then return; fi
+  mkdir -p "$folder"
+  {
+    "$python" -m spear_lib.bin.pretrain "$@" "${short[@]}" --experiment_dir "$folder" --training.seed "$seed"
+    "$python" -m spear_lib.bin.average_checkpoints --experiment_dir "$folder" --output "$folder/encoder"
+    "$python" -m spear_lib.bin.probe --config "$repository/egs/librispeech/conf/probe/$conf.yaml" \
+      --encoder "$folder/encoder" --train_cuts "${sets[0]}" --dev_cuts "${sets[1]}" \
+      --test_cuts "${sets[2]}" --output_dir "$folder/probe" --seed "$seed"
+  } >"$folder/output.txt" 2>&1 || {
+    printf 'error: %s failed, see %s/output.txt\n' "$folder" "$folder" >&2
+    return 1
+  }
+  printf '%s\n' "$folder: done" >&2
+}
+
+# speech NAME SEED TOKENS OPTIONS...
+speech() {
+  local name=$1 seed=$2 kind=$3 manifests=$speech_data/manifests/librispeech_cuts
+  shift 3
+  cd "$repository/egs/librispeech"
+  local store=$exp/speech/tokens/$kind/train/store.json
+  pretrain_and_probe "$exp/runs/$name/seed-$seed" "$seed" \
+    "[${manifests}_train.jsonl.gz]" "[${manifests}_dev.jsonl.gz]" \
+    "[${manifests}_test-clean.jsonl.gz,${manifests}_test-other.jsonl.gz]" -- \
+    --config "conf/pretrain/$conf.yaml" --data.train_cuts "[$exp/speech/train.jsonl.gz]" \
+    --valid_cuts "[$exp/speech/dev.jsonl.gz]" --data.noise_cuts "[$speech_data/manifests/noise_cuts.jsonl.gz]" \
+    --data.token_fields "[$(store_value "$store" field)]" \
+    --data.quantizer_ids "[$(store_value "$store" quantizer_id)]" "$@"
+}
+
+speech_runs() {
+  local seed
+  # A Transformer of about the same number of parameters; it reads waveforms and has no mel bins to mask.
+  local transformer="--encoder_type transformer --data.masking.channel_probability 0 --transformer.conv_channels 32
+    --transformer.hidden_dim 128 --transformer.num_layers 6 --transformer.num_heads 4
+    --transformer.feedforward_dim 512 --transformer.position_kernel 32 --transformer.position_groups 8"
+  for seed in $seeds; do
+    printf '%s\n' \
+      "base $seed mvq16" \
+      "alpha-0 $seed mvq16 --objective.alpha 0" \
+      "alpha-1 $seed mvq16 --objective.alpha 1" \
+      "mixing-none $seed mvq16 --data.mixing.token_probability 0" \
+      "mixing-denoising $seed mvq16 --data.mixing.token_probability 0 --data.mixing.utterance_probability 0.1" \
+      "tokens-mvq4 $seed mvq4" \
+      "tokens-mvq8 $seed mvq8" \
+      "tokens-kmeans500 $seed kmeans500" \
+      "encoder-transformer $seed mvq16 ${transformer//$'\n'/ }"
+  done | two_at_a_time speech
+}
+
+# strategies NAME SEED PARTS DOMAINS OPTIONS...: PARTS are the corpora trained on, DOMAINS the teachers, with commas.
+strategies() {
+  local name=$1 seed=$2 trained=$3 teachers=$4 part train="" valid="" fields="" quantizers="" store
+  shift 4
+  cd "$repository/egs/mixed"
+  for part in ${trained//,/ }; do
+    train+=${train:+,}$mixed_data/cuts/mixed_cuts_$part-train.jsonl.gz
+    valid+=${valid:+,}$mixed_data/cuts/mixed_cuts_$part-dev.jsonl.gz
+  done
+  for part in ${teachers//,/ }; do
+    store=$mixed_data/tokens/$part/speech-train/store.json
+    fields+=${fields:+,}$(store_value "$store" field)
+    quantizers+=${quantizers:+,}$(store_value "$store" quantizer_id)
+  done
+  local of_part=$mixed_data/manifests/mixed_cuts_ of_test=$exp/mixed
+  pretrain_and_probe "$exp/runs/$name/seed-$seed" "$seed" "[${of_part}speech-train.jsonl.gz,${of_part}audio-train.jsonl.gz]" \
+    "[${of_part}speech-dev.jsonl.gz,${of_part}audio-dev.jsonl.gz]" \
+    "[$of_test/test-clean.jsonl.gz,$of_test/test-other.jsonl.gz,$of_test/eval.jsonl.gz]" -- \
+    --config "conf/pretrain/$conf.yaml" --data.train_cuts "[$train]" --valid_cuts "[$valid]" \
+    --data.noise_cuts "[$mixed_data/manifests/noise_cuts.jsonl.gz]" --data.token_fields "[$fields]" \
+    --data.quantizer_ids "[$quantizers]" "$@"
+}
+
+# Test sets are no business of the mixture: they stay in its parts, with paths that hold there.
+test_sets() {
+  local set part recipe
+  cd "$repository/egs/mixed"
+  for set in test-clean test-other eval; do
+    part=speech recipe=librispeech
+    if [[ $set == eval ]]; then part=audio recipe=audioset; fi
+    "$python" local/take_cuts.py --cuts "$mixed_data/$part/manifests/${recipe}_cuts_$set.jsonl.gz" \
+      --output "$exp/mixed/$set.jsonl.gz"
+  done
+}
+
+strategy_runs() {
+  local seed strategy
+  # joint needs every token on every cut; the other strategies read fewer of them.
+  "$repository/egs/mixed/prepare.sh" --mini true --conf "$conf" --strategy joint --stop-stage 6 --data-dir "$mixed_data"
+  (test_sets)
+  for seed in $seeds; do
+    for strategy in joint disjoint asymmetrical; do
+      printf '%s\n' "strategy-$strategy $seed speech,audio speech,audio --objective.strategy $strategy"
+    done
+    # Audio is never token-mixed.
+    printf '%s\n' "single-speech $seed speech speech" \
+      "single-audio $seed audio audio --data.mixing.token_probability 0"
+  done | two_at_a_time strategies
+}
+
+table() {
+  "$python" tools/ablation_table.py "$exp/runs"
+}
+
+case ${1:-all} in
+  speech)
+    (speech_tokens)
+    speech_runs
+    ;;
+  strategies) strategy_runs ;;
+  table) ;;
+  all)
+    (speech_tokens)
+    speech_runs
+    strategy_runs
+    ;;
+  *)
+    sed -n '2,14s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+    exit 2
+    ;;
+esac
+table

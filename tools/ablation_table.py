@@ -1,0 +1,72 @@
+"""Prints what tools/ablation.sh measured as a Markdown table: means over seeds, and every seed's value."""
+
+import json
+import statistics
+import sys
+from pathlib import Path
+
+# The order of the rows; what a run was compared to comes first.
+ORDER = (
+    "base",
+    "alpha-0",
+    "alpha-1",
+    "mixing-none",
+    "mixing-denoising",
+    "tokens-mvq4",
+    "tokens-mvq8",
+    "tokens-kmeans500",
+    "encoder-transformer",
+    "single-speech",
+    "single-audio",
+    "strategy-joint",
+    "strategy-disjoint",
+    "strategy-asymmetrical",
+)
+
+
+def scores(run: Path) -> dict[str, dict[str, list[float]]]:
+    """Probe -> kind of features -> its score in percent for every seed."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for path in sorted(run.glob("seed-*/probe/probes.json")):
+        for task, features in json.loads(path.read_text(encoding="utf-8"))["tasks"].items():
+            for name, result in features.items():
+                found.setdefault(task, {}).setdefault(name, []).append(result["mean"])
+    return found
+
+
+def with_spread(values: list[float]) -> str:
+    """'mean ± standard deviation (value, value)'; the deviation needs two values."""
+    each = ", ".join(f"{value:.1f}" for value in values)
+    deviation = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.1f}{deviation} ({each})"
+
+
+def rows(folder: Path) -> list[str]:
+    """The table; features that no training touches (log-mel, random weights) are rows of their own."""
+    runs = {run.name: scores(run) for run in folder.iterdir() if run.is_dir()}
+    unknown = sorted(set(runs) - set(ORDER))
+    runs = {name: runs[name] for name in (*ORDER, *unknown) if runs.get(name)}
+    tasks = sorted({task for found in runs.values() for task in found})
+    lines = [f"| run | {' | '.join(tasks)} |", "|---" * (1 + len(tasks)) + "|"]
+    for name, found in runs.items():
+        cells = [with_spread(found[task]["pre-trained"]) if task in found else "" for task in tasks]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    for features in ("log-mel", "random weights"):
+        cells = []
+        for task in tasks:
+            of_task = [run[task] for run in runs.values() if features in run.get(task, {})]
+            cells.append(with_spread(of_task[-1][features]) if of_task else "")
+        lines.append(f"| {features} | {' | '.join(cells)} |")
+    return lines
+
+
+def main() -> int:
+    if len(sys.argv) != 2 or not Path(sys.argv[1]).is_dir():
+        print("usage: ablation_table.py FOLDER_OF_RUNS (made by tools/ablation.sh)", file=sys.stderr)
+        return 2
+    print("\n".join(rows(Path(sys.argv[1]))))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
