@@ -1,5 +1,7 @@
 """The quantiser against the package multi_quantization itself, on random and on trained codebooks."""
 
+import random
+
 import multi_quantization
 import pytest
 import torch
@@ -20,9 +22,15 @@ def frames(count: int, seed: int) -> Tensor:
     return torch.randn(count, DIM, generator=generator) * torch.logspace(0, -1.5, DIM) + 0.3
 
 
+def seed_peer(seed: int) -> None:
+    """The package draws from torch and, for the number of refinements of a step, from Python's generator."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+
+
 def peer_of(num_codebooks: int, steps: int) -> multi_quantization.Quantizer:
     """A quantiser of the package, trained for ``steps`` steps by its own trainer; 0: as constructed."""
-    torch.manual_seed(num_codebooks)
+    seed_peer(num_codebooks)
     if steps == 0:
         return multi_quantization.Quantizer(DIM, 256, num_codebooks)
     trainer = multi_quantization.QuantizerTrainer(
@@ -42,8 +50,8 @@ def relative_error(x: Tensor, decoded: Tensor) -> float:
 )
 def test_codes_and_error_are_the_peers(num_codebooks, steps):
     peer = peer_of(num_codebooks, steps)
-    # Many: one rounding that tips a search changes up to 16 codes of its frame.
-    ours, x = Quantizer.from_reference(peer.state_dict()), frames(640, 0)
+    # Many: one rounding that tips a search changes up to 16 codes of its frame, and one such frame is no fault.
+    ours, x = Quantizer.from_reference(peer.state_dict()), frames(1280 if num_codebooks == 16 else 640, 0)
     with torch.no_grad():
         expected = peer.encode(x, refine_indexes_iters=5)
         peers_error = relative_error(x, peer.decode(expected))
@@ -83,7 +91,7 @@ def test_at_equal_frames_ours_is_better_than_the_peers_training(tmp_path):
     )
     assert 1500 * 4 * 2 + 4 * 3500 + 3000 + 5 * 200 <= 101 * 300
     ours = train_quantizer(data, options, 0, tmp_path, "run")[0]
-    torch.manual_seed(0)
+    seed_peer(0)
     trainer = multi_quantization.QuantizerTrainer(12, 2, torch.device("cpu"), 50, 50)
     for step in range(101):
         trainer.step(data.read(300 * step, 300))
