@@ -50,7 +50,7 @@ def relative_error(x: Tensor, decoded: Tensor) -> float:
 )
 def test_codes_and_error_are_the_peers(num_codebooks, steps):
     peer = peer_of(num_codebooks, steps)
-    # Many: one rounding that tips a search changes up to 16 codes of its frame, and one such frame is no fault.
+    # Many: a rounding that tips a search changes up to 16 codes of its frame, and one such frame is no fault.
     ours, x = Quantizer.from_reference(peer.state_dict()), frames(1280 if num_codebooks == 16 else 640, 0)
     with torch.no_grad():
         expected = peer.encode(x, refine_indexes_iters=5)
