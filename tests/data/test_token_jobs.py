@@ -22,7 +22,10 @@ from spear_lib.quantization import Quantizer
 
 __all__ = ["made"]  # a fixture
 
-fork = multiprocessing.get_context("fork")
+# Forked from a process of its own: one in which tests ran may hold threads and locks, for which a forked child
+# would wait for ever.
+fork = multiprocessing.get_context("forkserver")
+fork.set_forkserver_preload(["spear_lib.bin.dump_tokens", "pytest"])
 
 
 def dump_in_child(arguments: list[str], environment: dict[str, str]) -> None:
