@@ -22,7 +22,7 @@ from spear_lib.quantization import Quantizer
 
 __all__ = ["made"]  # a fixture
 
-# Forked from a process of its own: one in which tests ran may hold threads and locks, for which a forked child
+# Forked from a process of its own: where tests ran there may be threads and locks, for which a forked child
 # would wait for ever.
 fork = multiprocessing.get_context("forkserver")
 fork.set_forkserver_preload(["spear_lib.bin.dump_tokens", "pytest"])
