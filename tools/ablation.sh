@@ -23,23 +23,13 @@ python=${PYTHON:-$repository/.venv/bin/python}
 export PYTHON=$python OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 export PYTHONPATH=$repository${PYTHONPATH:+:$PYTHONPATH}
 cd "$repository"
+# shellcheck source=two_at_a_time.sh
+source "$repository/tools/two_at_a_time.sh"
 
 # The schedules of conf/pretrain, for a shorter run.
 short=(--training.max_steps "$steps" --training.lr_batches $((steps / 2)) --training.warmup_batches $((steps / 10))
   --training.save_interval "$steps" --training.valid_interval 0 --training.average_period 20
   --training.keep_checkpoints 1 --probe.every 0)
-
-# Runs "FUNCTION line" for every line of standard input, two at a time; fails if one of them did.
-two_at_a_time() {
-  local line failed=0
-  while read -r line; do
-    while (($(jobs -rp | wc -l) >= 2)); do wait -n || failed=1; done
-    # shellcheck disable=SC2086 # the line is a list of words
-    "$1" $line &
-  done
-  while (($(jobs -rp | wc -l) > 0)); do wait -n || failed=1; done
-  return "$failed"
-}
 
 # store_value FILE KEY
 store_value() {
@@ -205,7 +195,7 @@ case ${1:-all} in
     strategy_runs
     ;;
   *)
-    sed -n '2,14s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+    sed -n '2,14s/^# \{0,1\}//p' "$repository/tools/ablation.sh"
     exit 2
     ;;
 esac

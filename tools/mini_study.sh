@@ -15,6 +15,8 @@ python=${PYTHON:-$repository/.venv/bin/python}
 export PYTHON=$python OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 export PYTHONPATH=$repository${PYTHONPATH:+:$PYTHONPATH}
 cd "$recipe"
+# shellcheck source=two_at_a_time.sh
+source "$repository/tools/two_at_a_time.sh"
 
 # finetune NAME ARM [OPTIONS]: one fine-tuning run of the grid, validated on dev at its end.
 finetune() {
@@ -54,18 +56,6 @@ seeds() {
   printf '%s\n' 0 1 2 | two_at_a_time seed
 }
 
-# Runs "FUNCTION line" for every line of standard input, two at a time; fails if one of them did.
-two_at_a_time() {
-  local line failed=0
-  while read -r line; do
-    while (($(jobs -rp | wc -l) >= 2)); do wait -n || failed=1; done
-    # shellcheck disable=SC2086 # the line is a list of words
-    "$1" $line &
-  done
-  while (($(jobs -rp | wc -l) > 0)); do wait -n || failed=1; done
-  return "$failed"
-}
-
 table() {
   "$python" "$repository/tools/mini_study_table.py" "$exp/study"
 }
@@ -73,7 +63,7 @@ table() {
 case ${1:-} in
   grid | seeds | table) "$1" ;;
   *)
-    sed -n '2,8s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+    sed -n '2,8s/^# \{0,1\}//p' "$repository/tools/mini_study.sh"
     exit 2
     ;;
 esac

@@ -6,7 +6,7 @@ from spear_lib.data.augmentation import SpecAugmentConfig, perturb_speed
 from spear_lib.data.batch import Batch
 from spear_lib.data.datasets import CutData, LoadingConfig, open_sources
 from spear_lib.data.examples import Example, Examples, Making
-from spear_lib.data.mixing import MixingConfig, mix_utterance
+from spear_lib.data.mixing import FINETUNING_MIXING, MixingConfig, mix_utterance
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,7 @@ class AsrDataConfig(LoadingConfig):
     """Data of ASR fine-tuning."""
 
     speed: SpeedConfig = field(default_factory=SpeedConfig)
-    mixing: MixingConfig = field(
-        default_factory=lambda: MixingConfig(
-            noise_probability=0.5, noise_snr_db=(10.0, 20.0), noise_overlap=(1.0, 1.0), token_probability=0.0
-        )
-    )
+    mixing: MixingConfig = FINETUNING_MIXING
     spec_augment: SpecAugmentConfig = field(default_factory=SpecAugmentConfig)
     """Applied by the task to the features, on the device."""
 

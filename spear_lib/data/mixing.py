@@ -90,6 +90,12 @@ class MixingConfig:
         return "none"
 
 
+FINETUNING_MIXING = MixingConfig(
+    noise_probability=0.5, noise_snr_db=(10.0, 20.0), noise_overlap=(1.0, 1.0), token_probability=0.0
+)
+"""Default of fine-tuning: noise from start to end (icefall), and no tokens to mix."""
+
+
 @dataclass
 class Mixture:
     """One mixed utterance: ``waveform`` (N,), what happened, and for token mixing ``tokens`` (T, C)."""

@@ -14,7 +14,7 @@ from spear_lib.data.batch import Batch
 from spear_lib.data.class_labels import LabelTable
 from spear_lib.data.datasets import CutData, LoadingConfig, open_sources
 from spear_lib.data.examples import Example, Examples, Making
-from spear_lib.data.mixing import MixingConfig
+from spear_lib.data.mixing import FINETUNING_MIXING, MixingConfig
 from spear_lib.data.selection import Selection
 from spear_lib.keyed_random import generator
 
@@ -44,11 +44,7 @@ class TaggingDataConfig(LoadingConfig):
     """Data of audio tagging."""
 
     mixup: MixupConfig = field(default_factory=MixupConfig)
-    mixing: MixingConfig = field(
-        default_factory=lambda: MixingConfig(
-            noise_probability=0.5, noise_snr_db=(10.0, 20.0), noise_overlap=(1.0, 1.0), token_probability=0.0
-        )
-    )
+    mixing: MixingConfig = FINETUNING_MIXING
     spec_augment: SpecAugmentConfig = field(default_factory=SpecAugmentConfig)
     """Applied by the task to the features, on the device."""
     weighted_sampling: bool = False
