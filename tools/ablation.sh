@@ -7,7 +7,7 @@
 #   tools/ablation.sh strategies  joint, disjoint, asymmetrical and the two single models: on egs/mixed's mini corpus
 #   tools/ablation.sh table       the results so far as a table
 #
-# SEEDS="0 1 2", STEPS=600 and CONF=mini (tiny: to try the script) are from the environment, as are EXP_DIR (default:
+# SEEDS="0 1 2", STEPS=600, JOBS=2 and CONF=mini (tiny: to try the script) are from the environment, as are EXP_DIR (default:
 # egs/mixed/exp/ablation), SPEECH_DATA and MIXED_DATA (default: the data folders of the two recipes, which are made
 # where they are missing).
 set -euo pipefail
@@ -23,8 +23,8 @@ python=${PYTHON:-$repository/.venv/bin/python}
 export PYTHON=$python OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 export PYTHONPATH=$repository${PYTHONPATH:+:$PYTHONPATH}
 cd "$repository"
-# shellcheck source=two_at_a_time.sh
-source "$repository/tools/two_at_a_time.sh"
+# shellcheck source=side_by_side.sh
+source "$repository/tools/side_by_side.sh"
 
 # The schedules of conf/pretrain, for a shorter run.
 short=(--training.max_steps "$steps" --training.lr_batches $((steps / 2)) --training.warmup_batches $((steps / 10))
@@ -125,7 +125,7 @@ speech_runs() {
       "tokens-mvq8 $seed mvq8" \
       "tokens-kmeans500 $seed kmeans500" \
       "encoder-transformer $seed mvq16 ${transformer//$'\n'/ }"
-  done | two_at_a_time speech
+  done | side_by_side speech
 }
 
 # strategies NAME SEED PARTS DOMAINS OPTIONS...: PARTS are the corpora trained on, DOMAINS the teachers, with commas.
@@ -175,7 +175,7 @@ strategy_runs() {
     # Audio is never token-mixed.
     printf '%s\n' "single-speech $seed speech speech" \
       "single-audio $seed audio audio --data.mixing.token_probability 0"
-  done | two_at_a_time strategies
+  done | side_by_side strategies
 }
 
 table() {

@@ -15,8 +15,8 @@ python=${PYTHON:-$repository/.venv/bin/python}
 export PYTHON=$python OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 export PYTHONPATH=$repository${PYTHONPATH:+:$PYTHONPATH}
 cd "$recipe"
-# shellcheck source=two_at_a_time.sh
-source "$repository/tools/two_at_a_time.sh"
+# shellcheck source=side_by_side.sh
+source "$repository/tools/side_by_side.sh"
 
 # finetune NAME ARM [OPTIONS]: one fine-tuning run of the grid, validated on dev at its end.
 finetune() {
@@ -43,7 +43,7 @@ grid() {
         echo "pretrained-$rate-$scale pretrained --training.learning_rate $rate --encoder_lr_scale $scale"
       done
     done
-  } | two_at_a_time finetune
+  } | side_by_side finetune
 }
 
 seed() {
@@ -53,7 +53,7 @@ seed() {
 
 seeds() {
   mkdir -p "$exp/study"
-  printf '%s\n' 0 1 2 | two_at_a_time seed
+  printf '%s\n' 0 1 2 | side_by_side seed
 }
 
 table() {

@@ -66,7 +66,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         "num_test_voices": "speakers of dev-clean, of test-clean, and of test-other",
         "labelled_speakers": "training speakers who read more than the others, to be the labelled subset",
         "labelled_minutes": "minutes of these speakers together, part of the training minutes",
-        "voice_spread": "how different the voices are in pitch, rate, vocal tract, level: 0 not at all to 3",
+        "voice_spread": "how different the voices are in pitch, rate, vocal tract, tilt: 0 not at all to 3",
     }
     add_options(speech, default, helps)
     speech.add_argument("--vocabulary", choices=list(layout.VOCABULARIES), default="small", help="words")

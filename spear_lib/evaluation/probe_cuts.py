@@ -31,6 +31,8 @@ class Labels:
     """Different words of the transcript, sorted."""
     speaker: str | None = None
     """None also where several speak."""
+    session: str | None = None
+    """In which session the speaker was recorded: the custom field ``session`` of the supervision."""
     events: tuple[str, ...] = ()
     """Sound event labels, for AudioSet mids."""
 
@@ -41,9 +43,11 @@ class Labels:
     def of(cls, cut: Cut) -> "Labels":
         texts = [supervision.text for supervision in cut.supervisions if supervision.text]
         speakers = {s.speaker for s in cut.supervisions if s.speaker is not None}
+        sessions = {(s.custom or {}).get("session") for s in cut.supervisions}
         return cls(
             words=tuple(sorted({word for text in texts for word in text.split()})),
             speaker=speakers.pop() if len(speakers) == 1 else None,
+            session=sessions.pop() if len(sessions) == 1 else None,
             events=tuple(sorted(set(labels_of(cut)))),
         )
 
@@ -66,6 +70,12 @@ class LabelledCuts:
     def speakers(self) -> list[str]:
         """Names of the speakers, of the cuts that have one."""
         return [labels.speaker for labels in self.labels if labels.speaker is not None]
+
+    @property
+    def sessions(self) -> list[str]:
+        """In which session each of them was recorded: where that is not known every cut counts as one."""
+        named = zip(self.ids, self.labels)
+        return [labels.session or id for id, labels in named if labels.speaker is not None]
 
     def rows(self, kind: str) -> list[int]:
         """Positions of the cuts with labels of a kind: ``words``, ``speaker`` or ``events``."""

@@ -1,4 +1,5 @@
-"""One vector per utterance for probes: the mean of its frames, of each layer of an encoder or of log-mels.
+"""One vector per utterance for probes: mean and standard deviation of its frames, of each layer of an encoder
+or of log-mels.
 
 Legend: B utterances of a batch, U of a set, T frames, D dimensions.
 """
@@ -25,9 +26,8 @@ def log_mel_features(sources: Sources, batch_seconds: float) -> list[np.ndarray]
     rows: dict[int, np.ndarray] = {}
     for batch, waveforms, lengths in probe_batches(sources, batch_seconds):
         fbank, num_frames = extractor(waveforms, lengths)
-        for row, frames, count in zip(batch, fbank, num_frames.tolist()):
-            frames = frames[:count].double()
-            rows[row] = torch.cat([frames.mean(0), frames.std(0, correction=0)]).numpy()
+        for row, pooled in zip(batch, statistics(fbank, num_frames)):
+            rows[row] = pooled.numpy()
     return [np.stack([rows[row] for row in sorted(rows)])]
 
 
@@ -56,13 +56,13 @@ def probe_batches(
 def batch_features(
     encoder: Encoder, waveforms: Tensor, lengths: Tensor, device: torch.device | str
 ) -> list[np.ndarray]:
-    """Mean over the valid frames of every layer, (B, D) each, the encoder's output last."""
+    """Statistics of the valid frames of every layer, (B, 2 D) each, the encoder's output last."""
     output = encoder.extract(waveforms.to(device), lengths.to(device))
     frames = [encoder.hidden_length(length) for length in lengths.tolist()]
     at_50_hz = torch.tensor(frames, device=device)
-    means = [masked_mean(hidden, at_50_hz) for hidden in output.hidden_states]
-    means.append(masked_mean(output.encoder_out, output.lengths))
-    return [mean.double().cpu().numpy() for mean in means]
+    pooled = [statistics(hidden, at_50_hz) for hidden in output.hidden_states]
+    pooled.append(statistics(output.encoder_out, output.lengths))
+    return [of_layer.cpu().numpy() for of_layer in pooled]
 
 
 @torch.no_grad()
@@ -73,7 +73,7 @@ def encoder_features(
     device: torch.device | str = "cpu",
     description: str = "features",
 ) -> list[np.ndarray]:
-    """Mean over the valid frames of every layer: a list of (U, D) arrays, the encoder's output last."""
+    """Statistics of the valid frames of every layer: a list of (U, 2 D) arrays, the encoder's output last."""
     encoder = encoder.to(device).eval()
     rows: dict[int, list[np.ndarray]] = {}
     batches = probe_batches(sources, batch_seconds)
@@ -84,7 +84,11 @@ def encoder_features(
     return [np.stack(layer) for layer in zip(*(rows[row] for row in sorted(rows)))]
 
 
-def masked_mean(frames: Tensor, lengths: Tensor) -> Tensor:
-    """Mean over time of the valid frames: (B, T, D), (B,) -> (B, D)."""
+def statistics(frames: Tensor, lengths: Tensor) -> Tensor:
+    """Mean and standard deviation over the valid frames: (B, T, D), (B,) -> (B, 2 D) float64."""
     valid = (torch.arange(frames.shape[1], device=frames.device) < lengths.unsqueeze(1)).unsqueeze(2)
-    return torch.where(valid, frames.float(), 0.0).sum(1) / lengths.clamp(min=1).unsqueeze(1)
+    count = lengths.clamp(min=1).unsqueeze(1)
+    frames = torch.where(valid, frames.double(), 0.0)
+    mean = frames.sum(1) / count
+    deviation = torch.where(valid, frames - mean.unsqueeze(1), 0.0)
+    return torch.cat([mean, (deviation.square().sum(1) / count).sqrt()], dim=1)

@@ -1,15 +1,16 @@
 """Linear probes of frozen features: which words or sound events a cut holds, and who speaks.
 
-A cut is one vector: the mean of its frames. The classifier is ridge regression (closed form, hence exactly
-reproducible); its strength and the encoder's layer are chosen on dev. What is asked follows from the labels
-of the cuts.
+A cut is one vector: mean and standard deviation of its frames. The classifier is ridge regression (closed
+form, hence exactly reproducible); its strength and the encoder's layer are chosen on dev. What is asked
+follows from the labels of the cuts.
 
 * ``words``: is word w spoken in this utterance, for every frequent word w at once (multi-label). Needs no
   alignment. Trained on training speakers, tested on speakers that neither the encoder nor the probe has
   heard. Measure: average precision of ranking the utterances by the score of w, averaged over words.
 * ``events``: the same for the sound event classes of labelled clips (mean average precision, as AudioSet's).
 * ``speaker``: who of the test speakers is it. All of them are new to the encoder; half of each one's
-  utterances train the probe, the other half test it. Measure: accuracy.
+  recording sessions (chapters of LibriSpeech) train the probe, the others test it: in one session the room
+  and the microphone alone would tell. Measure: accuracy.
 
 All choices here are ours; the idea is that of SUPERB's frozen upstreams (spec evaluation §9, §11).
 """
@@ -115,21 +116,21 @@ def probe_labels(
 def probe_speakers(
     dev: list[np.ndarray],
     test: list[np.ndarray],
-    dev_speakers: list[str],
-    test_speakers: list[str],
+    dev_speakers: tuple[list[str], list[str]],
+    test_speakers: tuple[list[str], list[str]],
     num_seeds: int,
 ) -> ProbeResult:
     """Speaker probe: layer and strength from the speakers of dev, result from those of test.
 
-    ``dev`` and ``test`` are lists over layers of (U, D).
+    ``dev`` and ``test`` are lists over layers of (U, D); of each cut the speaker and the session.
     """
     best = (-1.0, 0, 0)
     for layer, features in enumerate(dev):
-        runs = [speaker_accuracy(features, dev_speakers, seed) for seed in range(num_seeds)]
+        runs = [speaker_accuracy(features, *dev_speakers, seed) for seed in range(num_seeds)]
         for index, value in enumerate(np.mean(runs, axis=0)):
             best = max(best, (float(value), layer, index))
     value, layer, index = best
-    results = [speaker_accuracy(test[layer], test_speakers, seed)[index] for seed in range(num_seeds)]
+    results = [speaker_accuracy(test[layer], *test_speakers, seed)[index] for seed in range(num_seeds)]
     return ProbeResult(results, value, layer + 1, len(dev), STRENGTHS[index], "accuracy")
 
 
@@ -186,7 +187,8 @@ class Probes:
         parts = [[layer[part.rows(kind)] for layer in layers] for part, layers in zip(self.sets, features)]
         if kind == SPEAKER:
             _, dev, test = self.sets
-            return probe_speakers(*parts[1:], dev.speakers, test.speakers, self.num_seeds)
+            known = [(part.speakers, part.sessions) for part in (dev, test)]
+            return probe_speakers(*parts[1:], *known, self.num_seeds)
         return probe_labels(*parts, self.targets(kind), self.num_seeds, kind)
 
     def describe(self, kind: str) -> str:
@@ -200,12 +202,12 @@ class Probes:
 
 
 _LABELS = {
-    "words": "which of {count} frequent words does the utterance hold (from its mean feature); learnt from "
-    "training speakers, tested on unseen ones; chance is the share of utterances with a word, {chance:.1f} %",
-    "events": "which of {count} sound event classes does the clip hold (from its mean feature); chance is "
+    "words": "which of {count} frequent words does the utterance hold; learnt from training "
+    "speakers, tested on unseen ones; chance is the share of utterances with a word, {chance:.1f} %",
+    "events": "which of {count} sound event classes does the clip hold; chance is "
     "the share of clips with a class, {chance:.1f} %",
 }
 _SPEAKER = (
-    "which of {count} speakers, new to the encoder, is it (from the mean feature); half of each one's "
-    "utterances train the probe, the other half test it; chance is about {chance:.1f} %"
+    "which of {count} speakers, new to the encoder, is it; half of each one's recording sessions train the "
+    "probe, the others test it; chance is about {chance:.1f} %"
 )

@@ -63,33 +63,37 @@ def mean_average_precision(scores: np.ndarray, targets: np.ndarray) -> float:
     return 100.0 * float(np.mean(values))
 
 
-def split_by_speaker(speakers: list[str], seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Positions of the training and of the test half: every speaker's utterances are divided at random.
+def split_by_speaker(speakers: list[str], sessions: list[str], seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Positions of the training and of the test half: every speaker's sessions are divided at random.
 
     Raises:
-      ValueError: fewer than two speakers with two utterances each.
+      ValueError: fewer than two speakers with two sessions each.
     """
     random = keyed_random.generator("probe_speaker", seed)
     train, test = [], []
     for who in sorted(set(speakers)):
-        rows = random.permutation([index for index, name in enumerate(speakers) if name == who])
-        if len(rows) >= 2:
-            half = (len(rows) + 1) // 2
-            train += rows[:half].tolist()
-            test += rows[half:].tolist()
+        rows = [index for index, name in enumerate(speakers) if name == who]
+        own = random.permutation(sorted({sessions[row] for row in rows})).tolist()
+        if len(own) >= 2:
+            first = set(own[: (len(own) + 1) // 2])
+            train += [row for row in rows if sessions[row] in first]
+            test += [row for row in rows if sessions[row] not in first]
     if len({speakers[row] for row in train}) < 2:
         raise ValueError(
-            "the speaker probe needs at least two speakers with two utterances each; "
-            f"these {len(speakers)} utterances have {len(set(speakers))} speakers. Use more cuts"
+            "the speaker probe needs at least two speakers with two recording sessions (or, where the cuts "
+            f"do not tell these, two utterances) each; these {len(speakers)} utterances have "
+            f"{len(set(speakers))} speakers in {len(set(sessions))} sessions. Use more cuts"
         )
     return np.array(sorted(train)), np.array(sorted(test))
 
 
-def speaker_accuracy(features: np.ndarray, speakers: list[str], seed: int) -> list[float]:
+def speaker_accuracy(
+    features: np.ndarray, speakers: list[str], sessions: list[str], seed: int
+) -> list[float]:
     """Accuracy in percent for every strength in STRENGTHS, features (U, D)."""
     names = sorted(set(speakers))
     labels = np.array([names.index(who) for who in speakers])
-    train, test = split_by_speaker(speakers, seed)
+    train, test = split_by_speaker(speakers, sessions, seed)
     ridge = Ridge(features[train], np.eye(len(names))[labels[train]])
     return [
         100.0 * float(np.mean(ridge.predict(features[test], strength).argmax(1) == labels[test]))

@@ -1,11 +1,11 @@
 """Does pre-training make better features? A cheap probe of the encoder at every validation (ours).
 
 A few hundred cuts of each validation set, chosen once, are divided in two halves. A ridge regression learns
-from one half, on the mean over time of every layer side by side, and is tested on the other, then the other
-way round: speakers, words and sound events, whatever the cuts carry. There is nothing to tune, so that only
-the encoder changes from one validation to the next. The numbers are for comparison with each other and with
-log-mel features of the same cuts; the probes of stage 13 (``spear_lib.evaluation.probes``) are the ones to
-report.
+from one half, on mean and deviation over time of every layer side by side, and is tested on the other, then
+the other way round: speakers, words and sound events, whatever the cuts carry. There is nothing to tune, so
+that only the encoder changes from one validation to the next. The numbers are for comparison with each other
+and with log-mel features of the same cuts; the probes of stage 13 (``spear_lib.evaluation.probes``) are the
+ones to report.
 
 The batches are the same for any number of processes, which share them out; no random number is drawn from
 any state of the run.
@@ -74,7 +74,7 @@ class _ProbedSet:
         halves: tuple[list[int], list[int]] = ([], [])
         for name in names:
             own = [row for row in rows.tolist() if self.cuts.labels[row].speaker == name]
-            for half, part in zip(halves, _halves(self.cuts, own) if len(own) > 1 else ()):
+            for half, part in zip(halves, _halves_of_sessions(self.cuts, own)):
                 half += part
         if len({self.cuts.labels[row].speaker for row in halves[1]}) < 2:
             return {}
@@ -112,6 +112,18 @@ def _halves(cuts: LabelledCuts, rows: list[int]) -> tuple[list[int], list[int]]:
     ordered = sorted(rows, key=lambda row: keyed_random.key("probe halves", cuts.ids[row]))
     half = (len(ordered) + 1) // 2
     return sorted(ordered[:half]), sorted(ordered[half:])
+
+
+def _halves_of_sessions(cuts: LabelledCuts, rows: list[int]) -> tuple[list[int], list[int]]:
+    """The same for rows of one speaker, whose recording sessions are divided; empty if there is one alone."""
+    session_of = dict(zip(cuts.rows("speaker"), cuts.sessions))
+    sessions = sorted({session_of[row] for row in rows}, key=lambda name: keyed_random.key("halves", name))
+    if len(sessions) < 2:
+        return [], []
+    first = set(sessions[: (len(sessions) + 1) // 2])
+    return [row for row in rows if session_of[row] in first], [
+        row for row in rows if session_of[row] not in first
+    ]
 
 
 class ValidationProbe:
@@ -180,7 +192,7 @@ class ValidationProbe:
 
     @torch.no_grad()
     def _features(self, cuts: LabelledCuts) -> np.ndarray:
-        """Means of all layers side by side, (U, D), on every process; each computes its share of batches."""
+        """Statistics of all layers side by side, (U, D), on every process, which share the batches."""
         device = next(self.encoder.parameters()).device
         features: np.ndarray | None = None
         for rows, waveforms, lengths in probe_batches(

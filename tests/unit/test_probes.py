@@ -6,7 +6,7 @@ import torch
 
 from spear_lib import keyed_random
 from spear_lib.evaluation import probes, ridge
-from spear_lib.evaluation.probe_features import masked_mean
+from spear_lib.evaluation.probe_features import statistics
 
 
 def test_ridge_solves_the_normal_equations():
@@ -25,9 +25,9 @@ def test_ridge_survives_constant_and_more_features_than_examples():
     assert np.isfinite(scores).all() and (scores.argmax(1) == np.arange(5)).all()
 
 
-def test_masked_mean_ignores_padding():
+def test_statistics_ignore_padding():
     frames = torch.tensor([[[1.0], [3.0], [float("nan")]], [[2.0], [4.0], [6.0]]])
-    assert masked_mean(frames, torch.tensor([2, 3])).tolist() == [[2.0], [4.0]]
+    assert statistics(frames, torch.tensor([2, 3])).tolist() == [[2.0, 1.0], [4.0, np.sqrt(8 / 3)]]
 
 
 def test_average_precision_by_hand():
@@ -48,12 +48,24 @@ def test_frequent_labels_and_targets():
 
 def test_speaker_split_halves_everyone():
     speakers = ["x"] * 4 + ["y"] * 5 + ["lonely"]
-    train, test = ridge.split_by_speaker(speakers, 0)
+    utterances = [str(row) for row in range(10)]
+    train, test = ridge.split_by_speaker(speakers, utterances, 0)
     assert sorted([*train, *test]) == list(range(9))  # the one with a single utterance is in neither
     assert [speakers[row] for row in test].count("x") == 2 and [speakers[row] for row in test].count("y") == 2
-    assert not np.array_equal(train, ridge.split_by_speaker(speakers, 1)[0])
-    with pytest.raises(ValueError, match="at least two speakers"):
-        ridge.split_by_speaker(["x"] * 5, 0)
+    assert not np.array_equal(train, ridge.split_by_speaker(speakers, utterances, 1)[0])
+    with pytest.raises(ValueError, match="5 utterances have 1 speakers in 5 sessions"):
+        ridge.split_by_speaker(["x"] * 5, utterances[:5], 0)
+
+
+def test_no_session_of_a_speaker_is_in_both_halves():
+    speakers = ["x"] * 6 + ["y"] * 6 + ["z"] * 4
+    sessions = ["a", "a", "b", "b", "c", "c", "d", "e", "e", "e", "e", "e", "f", "f", "f", "f"]
+    for seed in range(5):
+        train, test = ridge.split_by_speaker(speakers, sessions, seed)
+        assert not {sessions[row] for row in train} & {sessions[row] for row in test}
+        assert sorted([*train, *test]) == list(range(12))  # z was recorded once
+    with pytest.raises(ValueError, match="two recording sessions"):
+        ridge.split_by_speaker(speakers[:6], sessions[:6], 0)
 
 
 def made_features(texts: list[str], speakers: list[str], signal: float, seed: int) -> np.ndarray:
@@ -80,11 +92,12 @@ def test_probes_find_the_layer_that_knows():
     )
     words = probes.probe_labels(*(layers for layers, _, _ in sets), targets, num_seeds=3).to_json()
     assert words["layer"] == "2 of 3" and words["mean"] > 97 and len(words["values"]) == 3
-    speaker = probes.probe_speakers(sets[1][0], sets[2][0], sets[1][2], sets[2][2], num_seeds=3).to_json()
+    known = [(speakers, [str(row) for row in range(90)]) for _, _, speakers in sets[1:]]
+    speaker = probes.probe_speakers(sets[1][0], sets[2][0], *known, num_seeds=3).to_json()
     assert speaker["layer"] == "2 of 3" and speaker["mean"] > 95
     # Without the layer that knows there is chance alone: a third of three speakers, the share of the words.
     empty = [[layers[0]] for layers, _, _ in sets]
-    chance = probes.probe_speakers(empty[1], empty[2], sets[1][2], sets[2][2], 3).to_json()
+    chance = probes.probe_speakers(empty[1], empty[2], *known, 3).to_json()
     assert 15 < chance["mean"] < 55 and chance["layer"] == "–"
     nothing = probes.probe_labels(*empty, targets, 3).to_json()
     assert abs(nothing["mean"] - 100 * targets[2].mean()) < 15

@@ -38,7 +38,7 @@ class ClipOptions:
     """Of balanced_train: every class about as often."""
     unbalanced_minutes: float = 40.0
     """Of unbalanced_train: some classes are much more frequent than others."""
-    eval_minutes: float = 10.0
+    eval_minutes: float = 30.0
     num_classes: int = len(EVENTS)
     """Classes that occur."""
     short_share: float = 0.1

@@ -18,11 +18,12 @@ from tools.synthesis.workers import run_fresh
 
 logger = logging.getLogger(__name__)
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Counts up when the same options make other bytes."""
 
 FACTS_FILE = "corpus.json"
-UTTERANCES_PER_CHAPTER = 30
+UTTERANCES_PER_CHAPTER = 6
+"""Few, so that the mini corpus too has several sessions of each speaker."""
 
 
 @dataclass(frozen=True)
@@ -160,8 +161,8 @@ def make_speaker(job: SpeakerJob) -> None:
             utterance = f"{voice.speaker}-{chapter}-{len(lines):04d}"
             random = generator(job.seed, "utterance", utterance)
             speech = read_aloud(voice, sentence, random)
-            level = voice.level + random.uniform(-2.0, 2.0)
-            samples = rooms.record(speech, response, room, voice.tilt, level, random)
+            level = room.level + random.uniform(-2.0, 2.0)
+            samples = rooms.record(speech, response, room, voice.tilt + room.microphone, level, random)
             soundfile.write(
                 chapter_folder / f"{utterance}.flac", samples, rooms.SAMPLE_RATE, subtype="PCM_16"
             )

@@ -16,7 +16,7 @@ NOISE_COLOURS = {"white": 0.0, "pink": -1.0, "brown": -2.0}
 
 @dataclass(frozen=True)
 class Room:
-    """Where a chapter is recorded."""
+    """Where and with what a chapter is recorded: its session, for a speaker's chapters differ in it."""
 
     reverberation: float
     """Time until the echo has fallen by 60 dB, s."""
@@ -26,6 +26,10 @@ class Room:
     """A key of NOISE_COLOURS."""
     snr: float
     """Speech over background noise, dB."""
+    microphone: float
+    """Spectral tilt of the microphone, dB between 250 Hz and 4 kHz."""
+    level: float
+    """Loudness of the recordings, dB relative to full scale (RMS of the speech)."""
 
 
 def draw_room(random: np.random.Generator, other: bool) -> Room:
@@ -34,6 +38,7 @@ def draw_room(random: np.random.Generator, other: bool) -> Room:
         ranges = {"reverberation": (0.25, 0.5), "direct_ratio": (4.0, 10.0), "snr": (8.0, 18.0)}
     else:
         ranges = {"reverberation": (0.1, 0.3), "direct_ratio": (9.0, 18.0), "snr": (28.0, 42.0)}
+    ranges |= {"microphone": (-5.0, 5.0), "level": (-30.0, -20.0)}
     values = {name: round(float(random.uniform(*limits)), 3) for name, limits in ranges.items()}
     return Room(noise=list(NOISE_COLOURS)[int(random.integers(len(NOISE_COLOURS)))], **values)
 

@@ -38,9 +38,7 @@ class Voice:
     tract: float
     """Factor on all frequencies: above 1 is a shorter vocal tract."""
     tilt: float
-    """Spectral tilt of voice and microphone, dB between 250 Hz and 4 kHz."""
-    level: float
-    """Loudness of the recordings, dB relative to full scale (RMS of the speech)."""
+    """Spectral tilt, dB between 250 Hz and 4 kHz."""
 
     @property
     def espeak_name(self) -> str:
@@ -62,7 +60,7 @@ def choose_voices(
       counts: voices per group.
       first_speakers: the number of the first speaker of each group; the others count on from it.
       accents: keys of ACCENTS to draw from.
-      spread: 0 gives every voice the same pitch, rate, tract, tilt and level; 1 is the default variety.
+      spread: 0 gives every voice the same pitch, rate, tract and tilt; 1 is the default variety.
     """
     unknown = [accent for accent in accents if accent not in ACCENTS]
     if unknown or not accents:
@@ -113,6 +111,5 @@ def _draw(seed: int, speaker: int, gender: str, accent: str, variant: str, sprea
         pitch_range=int(np.clip(around(50, 20), 5, 95)),
         rate=float(np.clip(around(160, 20), 90, 260)),
         tract=float(np.clip(around(1.0, 0.05), 0.8, 1.2)),
-        tilt=around(0.0, 4.0),
-        level=around(-25.0, 5.0),
+        tilt=around(0.0, 2.0),
     )

@@ -144,6 +144,7 @@ def _read_utterance(part: Path, line: str) -> Cut | str:
         return CORRUPT
     if recording.num_samples == 0:
         return EMPTY
+    segment.custom = {"session": "-".join([speaker, *folders])}  # a chapter is read in one room
     return MonoCut(
         id=segment.id,
         start=0.0,
