@@ -199,7 +199,7 @@ def test_too_many_voices_and_unknown_accents():
 
 def test_room_keeps_direct_sound_first_and_decays():
     random = np.random.default_rng(0)
-    room = rooms.Room(reverberation=0.4, direct_ratio=6.0, noise="pink", snr=20.0, microphone=0.0, level=-25.0)
+    room = rooms.Room(0.4, direct_ratio=6.0, noise="pink", snr=20.0, microphone=0.0, level=-25.0)
     response = rooms.impulse_response(room, random)
     assert len(response) == 6400 and response[0] == 1.0
     tail = response[1:] ** 2
@@ -209,9 +209,9 @@ def test_room_keeps_direct_sound_first_and_decays():
 
 def test_recording_has_the_wanted_snr():
     random = np.random.default_rng(0)
-    room = rooms.Room(reverberation=0.1, direct_ratio=60.0, noise="white", snr=10.0)
+    room = rooms.Room(0.1, direct_ratio=60.0, noise="white", snr=10.0, microphone=0.0, level=-20.0)
     speech = np.sin(2 * np.pi * 1000 * np.arange(32000) / 16000)
-    samples = rooms.record(speech, np.ones(1), room, 0.0, -20.0, random) / 32767
+    samples = rooms.record(speech, np.ones(1), room, room.microphone, room.level, random) / 32767
     # The first 0.1 s is silence: only noise.
     assert 20 * np.log10(rooms.rms(samples[:1600])) == pytest.approx(-30.0, abs=0.5)
     assert 20 * np.log10(rooms.rms(samples[8000:24000])) == pytest.approx(-19.6, abs=0.3)
