@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
 # The paper's ablations at mini scale, in one command: short pre-trainings of one recipe with one thing changed, and
-# linear probes of what was learnt. Two runs go side by side, one thread each; what is finished is not done again.
+# linear probes of what was learnt. Some runs go side by side, one thread each; what is finished is not done again.
 #
 #   tools/ablation.sh             everything, then the table (about an hour on two cores with the default seeds)
 #   tools/ablation.sh speech      alpha, mixing, tokens, number of codebooks, encoder: on egs/librispeech's mini corpus
 #   tools/ablation.sh strategies  joint, disjoint, asymmetrical and the two single models: on egs/mixed's mini corpus
 #   tools/ablation.sh table       the results so far as a table
 #
-# SEEDS="0 1 2", STEPS=600, JOBS=2 and CONF=mini (tiny: to try the script) are from the environment, as are EXP_DIR (default:
+# From the environment: SEEDS="0 1 2"; STEPS=600 of 16 s (half as many of the mixture's 32 s); RUNS, the rows of the
+# table to make (default: all); JOBS=2, runs side by side; CONF=mini (tiny: to try the script); EXP_DIR (default:
 # egs/mixed/exp/ablation), SPEECH_DATA and MIXED_DATA (default: the data folders of the two recipes, which are made
 # where they are missing).
 set -euo pipefail
@@ -26,10 +27,20 @@ cd "$repository"
 # shellcheck source=side_by_side.sh
 source "$repository/tools/side_by_side.sh"
 
-# The schedules of conf/pretrain, for a shorter run.
-short=(--training.max_steps "$steps" --training.lr_batches $((steps / 2)) --training.warmup_batches $((steps / 10))
-  --training.save_interval "$steps" --training.valid_interval 0 --training.average_period 20
-  --training.keep_checkpoints 1 --probe.every 0)
+# run_of STEPS: the schedules of conf/pretrain for a run of so many steps.
+run_of() {
+  printf '%s\n' --training.max_steps "$1" --training.lr_batches $(($1 / 2)) \
+    --training.warmup_batches $((($1 + 9) / 10)) --training.save_interval "$1" --training.valid_interval 0 \
+    --training.average_period $((($1 + 29) / 30)) --training.keep_checkpoints 1 --probe.every 0
+}
+
+# wanted: of the lines "NAME SEED ..." of standard input those whose rows are asked for.
+wanted() {
+  local line
+  while read -r line; do
+    if [[ -z ${RUNS:-} || " $RUNS " == *" ${line%% *} "* ]]; then printf '%s\n' "$line"; fi
+  done
+}
 
 # store_value FILE KEY
 store_value() {
@@ -81,11 +92,11 @@ pretrain_and_probe() {
   if [[ -f $folder/probe/probes.json ]]; then return; fi
   mkdir -p "$folder"
   {
-    "$python" -m spear_lib.bin.pretrain "$@" "${short[@]}" --experiment_dir "$folder" --training.seed "$seed"
-    "$python" -m spear_lib.bin.average_checkpoints --experiment_dir "$folder" --output "$folder/encoder"
-    "$python" -m spear_lib.bin.probe --config "$repository/egs/librispeech/conf/probe/$conf.yaml" \
-      --encoder "$folder/encoder" --train_cuts "${sets[0]}" --dev_cuts "${sets[1]}" \
-      --test_cuts "${sets[2]}" --output_dir "$folder/probe" --seed "$seed"
+    "$python" -m spear_lib.bin.pretrain "$@" --experiment_dir "$folder" --training.seed "$seed" &&
+      "$python" -m spear_lib.bin.average_checkpoints --experiment_dir "$folder" --output "$folder/encoder" &&
+      "$python" -m spear_lib.bin.probe --config "$repository/egs/librispeech/conf/probe/$conf.yaml" \
+        --encoder "$folder/encoder" --train_cuts "${sets[0]}" --dev_cuts "${sets[1]}" \
+        --test_cuts "${sets[2]}" --output_dir "$folder/probe" --seed "$seed"
   } >"$folder/output.txt" 2>&1 || {
     printf 'error: %s failed, see %s/output.txt\n' "$folder" "$folder" >&2
     return 1
@@ -99,13 +110,14 @@ speech() {
   shift 3
   cd "$repository/egs/librispeech"
   local store=$exp/speech/tokens/$kind/train/store.json
+  # shellcheck disable=SC2046 # run_of prints options without spaces
   pretrain_and_probe "$exp/runs/$name/seed-$seed" "$seed" \
     "[${manifests}_train.jsonl.gz]" "[${manifests}_dev.jsonl.gz]" \
     "[${manifests}_test-clean.jsonl.gz,${manifests}_test-other.jsonl.gz]" -- \
     --config "conf/pretrain/$conf.yaml" --data.train_cuts "[$exp/speech/train.jsonl.gz]" \
     --valid_cuts "[$exp/speech/dev.jsonl.gz]" --data.noise_cuts "[$speech_data/manifests/noise_cuts.jsonl.gz]" \
     --data.token_fields "[$(store_value "$store" field)]" \
-    --data.quantizer_ids "[$(store_value "$store" quantizer_id)]" "$@"
+    --data.quantizer_ids "[$(store_value "$store" quantizer_id)]" $(run_of "$steps") "$@"
 }
 
 speech_runs() {
@@ -125,7 +137,7 @@ speech_runs() {
       "tokens-mvq8 $seed mvq8" \
       "tokens-kmeans500 $seed kmeans500" \
       "encoder-transformer $seed mvq16 ${transformer//$'\n'/ }"
-  done | side_by_side speech
+  done | wanted | side_by_side speech
 }
 
 # strategies NAME SEED PARTS DOMAINS OPTIONS...: PARTS are the corpora trained on, DOMAINS the teachers, with commas.
@@ -143,12 +155,13 @@ strategies() {
     quantizers+=${quantizers:+,}$(store_value "$store" quantizer_id)
   done
   local of_part=$mixed_data/manifests/mixed_cuts_ of_test=$exp/mixed
+  # shellcheck disable=SC2046 # run_of prints options without spaces
   pretrain_and_probe "$exp/runs/$name/seed-$seed" "$seed" "[${of_part}speech-train.jsonl.gz,${of_part}audio-train.jsonl.gz]" \
     "[${of_part}speech-dev.jsonl.gz,${of_part}audio-dev.jsonl.gz]" \
     "[$of_test/test-clean.jsonl.gz,$of_test/test-other.jsonl.gz,$of_test/eval.jsonl.gz]" -- \
     --config "conf/pretrain/$conf.yaml" --data.train_cuts "[$train]" --valid_cuts "[$valid]" \
     --data.noise_cuts "[$mixed_data/manifests/noise_cuts.jsonl.gz]" --data.token_fields "[$fields]" \
-    --data.quantizer_ids "[$quantizers]" "$@"
+    --data.quantizer_ids "[$quantizers]" $(run_of $((steps / 2))) "$@"
 }
 
 # Test sets are no business of the mixture: they stay in its parts, with paths that hold there.
@@ -175,7 +188,7 @@ strategy_runs() {
     # Audio is never token-mixed.
     printf '%s\n' "single-speech $seed speech speech" \
       "single-audio $seed audio audio --data.mixing.token_probability 0"
-  done | side_by_side strategies
+  done | wanted | side_by_side strategies
 }
 
 table() {
