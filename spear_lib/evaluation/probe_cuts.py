@@ -5,6 +5,7 @@ of ``spear_lib.data.labelled_clips``. Sets of several corpora may carry differen
 """
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -76,6 +77,11 @@ class LabelledCuts:
         """In which session each of them was recorded: where that is not known every cut counts as one."""
         named = zip(self.ids, self.labels)
         return [labels.session or id for id, labels in named if labels.speaker is not None]
+
+    def speakers_recorded_twice(self) -> set[str]:
+        """Who was recorded in more than one session."""
+        sessions = Counter(who for who, _ in set(zip(self.speakers, self.sessions)))
+        return {who for who, count in sessions.items() if count > 1}
 
     def rows(self, kind: str) -> list[int]:
         """Positions of the cuts with labels of a kind: ``words``, ``speaker`` or ``events``."""

@@ -15,6 +15,7 @@ follows from the labels of the cuts.
 All choices here are ours; the idea is that of SUPERB's frozen upstreams (spec evaluation §9, §11).
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -28,6 +29,8 @@ from spear_lib.evaluation.ridge import (
     mean_average_precision,
     speaker_accuracy,
 )
+
+logger = logging.getLogger(__name__)
 
 MULTI_LABEL, SPEAKER = ("words", "events"), "speaker"
 """Kinds of labels of which a cut has several, and of which it has one."""
@@ -153,14 +156,18 @@ class Probes:
 
     def __post_init__(self) -> None:
         self.kinds = [kind for kind in MULTI_LABEL if all(part.rows(kind) for part in self.sets)]
-        if all(len(set(part.speakers)) > 1 for part in self.sets[1:]):
+        if all(len(part.speakers_recorded_twice()) > 1 for part in self.sets[1:]):
             self.kinds.append(SPEAKER)
+        elif all(part.speakers for part in self.sets[1:]):
+            logger.info(
+                "no probe of speakers: dev_cuts and test_cuts need two with two recording sessions each"
+            )
         if not self.kinds:
             names = ("train_cuts", "dev_cuts", "test_cuts")
             carried = "; ".join(f"{name} {part.describe()}" for name, part in zip(names, self.sets))
             raise ValueError(
                 f"these cuts carry nothing that can be probed: {carried}. Words or sound events are needed "
-                "in all three sets, or at least two speakers each in dev_cuts and test_cuts"
+                "in all three sets, or two speakers with two recording sessions each in dev_cuts and test_cuts"
             )
         self.chosen = {kind: self._frequent(kind) for kind in self.kinds if kind in MULTI_LABEL}
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from spear_lib import keyed_random
-from spear_lib.evaluation import probes, ridge
+from spear_lib.evaluation import probe_cuts, probes, ridge
 from spear_lib.evaluation.probe_features import statistics
 
 
@@ -114,3 +114,22 @@ def test_ridge_with_fewer_cuts_than_features_is_the_same_regression():
     weights = np.linalg.solve(z.T @ z / 12 + 0.2 * np.eye(30), z.T @ (y - y.mean(0)) / 12)
     expected = (new - x.mean(0)) / x.std(0) @ weights + y.mean(0)
     np.testing.assert_allclose(ridge.Ridge(x, y).predict(new, 0.2), expected, atol=1e-10)
+
+
+def test_speakers_of_one_session_each_are_not_asked_for(caplog):
+    def part(number: int, sessions: list[str]) -> probe_cuts.LabelledCuts:
+        labels = [
+            probe_cuts.Labels(
+                words=("A",) if row % 2 else ("B",), speaker=f"{number}-{row % 2}", session=name
+            )
+            for row, name in enumerate(sessions)
+        ]
+        return probe_cuts.LabelledCuts([f"{number}-{row}" for row in range(len(labels))], labels)
+
+    several, single = ["a", "b", "c", "d"], ["a", "b", "a", "b"]
+    counts = {"words": 1, "events": 1}
+    asked = probes.Probes((part(0, several), part(1, several), part(2, several)), counts, 1)
+    assert asked.kinds == ["words", "speaker"]
+    with caplog.at_level("INFO"):
+        fewer = probes.Probes((part(0, several), part(1, single), part(2, several)), counts, 1)
+    assert fewer.kinds == ["words"] and "two with two recording sessions each" in caplog.text

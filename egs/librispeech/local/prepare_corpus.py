@@ -18,7 +18,7 @@ SIZES = {
     "tiny": {
         "speech": shlex.split(
             "--train-minutes 4 --labelled-minutes 2 --num-train-voices 6 --labelled-speakers 2 "
-            "--dev-minutes 0.4 --test-minutes 0.4 --num-test-voices 2"
+            "--dev-minutes 0.6 --test-minutes 0.6 --num-test-voices 2"
         ),
         "noise": ["--minutes", "1"],
     },
