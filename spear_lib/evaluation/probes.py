@@ -167,7 +167,7 @@ class Probes:
             carried = "; ".join(f"{name} {part.describe()}" for name, part in zip(names, self.sets))
             raise ValueError(
                 f"these cuts carry nothing that can be probed: {carried}. Words or sound events are needed "
-                "in all three sets, or two speakers with two recording sessions each in dev_cuts and test_cuts"
+                "in all three sets, or two speakers of two recording sessions each in dev_cuts and test_cuts"
             )
         self.chosen = {kind: self._frequent(kind) for kind in self.kinds if kind in MULTI_LABEL}
 
