@@ -128,15 +128,15 @@ speech_runs() {
     --transformer.feedforward_dim 512 --transformer.position_kernel 32 --transformer.position_groups 8"
   for seed in $seeds; do
     printf '%s\n' \
-      "base $seed mvq16" \
-      "alpha-0 $seed mvq16 --objective.alpha 0" \
-      "alpha-1 $seed mvq16 --objective.alpha 1" \
-      "mixing-none $seed mvq16 --data.mixing.token_probability 0" \
-      "mixing-denoising $seed mvq16 --data.mixing.token_probability 0 --data.mixing.utterance_probability 0.1" \
-      "tokens-mvq4 $seed mvq4" \
+      "base $seed mvq4" \
+      "alpha-0 $seed mvq4 --objective.alpha 0" \
+      "alpha-1 $seed mvq4 --objective.alpha 1" \
+      "mixing-none $seed mvq4 --data.mixing.token_probability 0" \
+      "mixing-denoising $seed mvq4 --data.mixing.token_probability 0 --data.mixing.utterance_probability 0.1" \
       "tokens-mvq8 $seed mvq8" \
+      "tokens-mvq16 $seed mvq16" \
       "tokens-kmeans500 $seed kmeans500" \
-      "encoder-transformer $seed mvq16 ${transformer//$'\n'/ }"
+      "encoder-transformer $seed mvq4 ${transformer//$'\n'/ }"
   done | wanted | side_by_side speech
 }
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from spear_lib.data.features import PAD_VALUE, SAMPLE_RATE, FbankExtractor, fbank_length
 
-INSTALL = "pip install kaldifeat (builds for each torch version: https://csukuangfj.github.io/kaldifeat)"
+INSTALL = "tools/install_kaldifeat.sh builds it (wheels: https://csukuangfj.github.io/kaldifeat)"
 
 
 class KaldifeatFbank(nn.Module):
