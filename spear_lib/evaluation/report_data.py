@@ -199,14 +199,17 @@ def short_names(folders: list[Path]) -> list[str]:
 
 
 def _collect_corpus(data: ReportData, data_dir: Path) -> None:
-    for path in sorted((data_dir / "manifests").glob("*.json")):
+    paths = sorted((data_dir / "manifests").glob("*.json"))
+    for path in paths:
         statistics = read_json(path)
+        # A mixture has the sets of several corpora.
+        corpus = f"{path.stem.removesuffix('_statistics')}, " if len(paths) > 1 else ""
         # Corpora of clips say of each table how many clips are there.
         for name, counts in statistics.pop("tables", {}).items():
             found = {kind: counts[kind]["skipped"] for kind in ("missing", "other")}
             data.tables.append({"table": name, "clips": counts["missing"]["seen"], **found})
         for name, values in corpus_rows(path.stem, statistics):
-            data.corpus.append({"set": name, **values})
+            data.corpus.append({"set": corpus + name if name != path.stem else name, **values})
     if not data.corpus:
         data.missing.append("corpus statistics (data/manifests/*.json): prepare.sh stage 1")
 

@@ -66,29 +66,30 @@ def _legend(figure: Figure, axes: Sequence[Axes]) -> None:
 
 
 def pretraining_loss(
-    panels: Sequence[tuple[str, dict[str, Curve], dict[str, float]]], codebook_size: int = 256
+    panels: Sequence[tuple[str, dict[str, Curve], dict[str, float], Sequence[int]]],
 ) -> bytes:
     """Token cross-entropy against the two baselines, one panel for training and one for each validation set.
 
     Args:
-      panels: title, line name (e.g. "masked frames") -> (steps, nats per codebook and frame), and token field
-        ("" where there is one) -> cross-entropy of the best constant guess, in nats.
-      codebook_size: codes per codebook; its logarithm is the chance level.
+      panels: title, line name (e.g. "masked frames") -> (steps, nats per codebook and frame), token field
+        ("" where there is one) -> cross-entropy of the best constant guess, in nats, and numbers of codes per
+        codebook, whose logarithms are the chance levels.
     """
     figure, axes = _figure(max(len(panels), 1))
-    for axis, (name, curves, entropies) in zip(axes, panels):
+    for axis, (name, curves, entropies, sizes) in zip(axes, panels):
         _plot(axis, curves)
-        axis.axhline(math.log(codebook_size), color="#555555", linestyle="--", linewidth=1)
-        axis.annotate(
-            f"chance, ln {codebook_size} = {math.log(codebook_size):.2f}",
-            (0.98, math.log(codebook_size)),
-            xycoords=("axes fraction", "data"),
-            xytext=(0, 3),
-            textcoords="offset points",
-            ha="right",
-            fontsize=8,
-            color="#555555",
-        )
+        for size in sizes:
+            axis.axhline(math.log(size), color="#555555", linestyle="--", linewidth=1)
+            axis.annotate(
+                f"chance, ln {size} = {math.log(size):.2f}",
+                (0.98, math.log(size)),
+                xycoords=("axes fraction", "data"),
+                xytext=(0, 3),
+                textcoords="offset points",
+                ha="right",
+                fontsize=8,
+                color="#555555",
+            )
         for field, entropy in entropies.items():
             axis.axhline(entropy, color="#555555", linestyle=":", linewidth=1.2)
             axis.annotate(
@@ -103,7 +104,7 @@ def pretraining_loss(
             )
         low, high = axis.get_ylim()
         # Room for what stands below the lowest line.
-        axis.set_ylim(low - 0.08 * (high - low), max(high, math.log(codebook_size) * 1.06))
+        axis.set_ylim(low - 0.08 * (high - low), max([high, *(1.06 * math.log(size) for size in sizes)]))
         axis.set(title=name, xlabel="optimiser step", ylabel="loss (nats per codebook and frame)")
     _legend(figure, axes)
     return _png(figure)
@@ -134,22 +135,17 @@ def lines(
     return _png(figure)
 
 
-def code_usage(entropies: dict[str, Sequence[float]], codebook_size: int) -> bytes:
-    """Perplexity of each codebook's codes (how many codes are in effective use), per token field."""
+def code_usage(usage: dict[str, Sequence[float]]) -> bytes:
+    """How many of each codebook's codes are in effective use, in percent, per token store."""
     figure, (axis,) = _figure()
-    width = 0.8 / max(len(entropies), 1)
-    for position, (name, values) in enumerate(entropies.items()):
-        places = [index + (position - (len(entropies) - 1) / 2) * width for index in range(len(values))]
-        axis.bar(places, [math.exp(v) for v in values], width, color=COLOURS[position % 7], label=name)
-        axis.set_xticks(range(len(values)))
-    axis.axhline(codebook_size, color="#555555", linestyle="--", linewidth=1)
-    axis.set(
-        xlabel="codebook (number)",
-        ylabel=f"codes in effective use (of {codebook_size})",
-        ylim=(0, codebook_size * 1.08),
-    )
-    if len(entropies) > 1:
-        axis.legend(frameon=False, fontsize=8)
+    width = 0.8 / max(len(usage), 1)
+    for position, (name, values) in enumerate(usage.items()):
+        places = [index + (position - (len(usage) - 1) / 2) * width for index in range(len(values))]
+        axis.bar(places, values, width, color=COLOURS[position % 7], label=name)
+    axis.set_xticks(range(max(len(values) for values in usage.values())))
+    axis.set(xlabel="codebook (number)", ylabel="codes in effective use (% of all)", ylim=(0, 108))
+    axis.axhline(100, color="#555555", linestyle="--", linewidth=1)
+    _legend(figure, [axis])
     return _png(figure)
 
 

@@ -1,6 +1,7 @@
 """The sections of the report: what was read, as sentences, tables and pictures."""
 
 import math
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -29,24 +30,25 @@ def last_record(records: list[dict], kind: str) -> dict[str, Any]:
 
 def _summary(data: ReportData) -> Section:
     section = Section("In short")
-    audio, labels, model = "Audio without labels", "labelled", "a model of the task"
+    audio, labels, model = "audio without labels", "labelled", "a model of the task"
     if data.results and not data.tagging:
-        audio, labels, model = "Speech without transcripts", "transcribed", "a speech recogniser"
+        audio, labels, model = "speech without transcripts", "transcribed", "a speech recogniser"
     elif data.tagging and not data.results:
-        audio, model = "Sounds without labels", "a tagger of sounds"
+        audio, model = "sounds without labels", "a tagger of sounds"
     section.blocks.append(
-        f"{audio} teach an encoder to predict the tokens of masked audio; then a few {labels} minutes turn "
-        f"the encoder into {model}. The same model trained without the first step (from scratch) is the "
+        f"From {audio} an encoder learns to predict the tokens of masked audio; then a few {labels} minutes "
+        f"turn the encoder into {model}. The same model trained without the first step (from scratch) is the "
         "comparison."
     )
     rows = []
     for run in data.experiments:
         if run.kind == "pretraining":
-            chance = math.log(codebook_size(data))
+            sizes = codebook_sizes(data)
             for kind in run.valid_kinds or ["train"]:
                 entropies = _unigrams(data, run, kind)
                 for metric in run.names(kind, "masked_loss"):
                     field = _field(metric)
+                    chance = math.log(sizes[field])
                     where = ", ".join(filter(None, (run.name, kind, field)))
                     rows.append(
                         [
@@ -96,9 +98,13 @@ def _unigrams(data: ReportData, run: Experiment, kind: str) -> dict[str, float]:
     return {} if stored is None else {"": stored}
 
 
-def codebook_size(data: ReportData) -> int:
-    """Codes per codebook of the tokens; 256 (one byte, as in the paper) when no store was found."""
-    return int(data.tokens[0]["info"].get("codebook_size", 256)) if data.tokens else 256
+def codebook_sizes(data: ReportData) -> dict[str, int]:
+    """Token field -> codes per codebook ("": of the only one); 256 (one byte, as in the paper) when no store
+    was found."""
+    sizes: dict[str, int] = defaultdict(lambda: 256)
+    for item in data.tokens:
+        sizes[item["info"].get("field", "")] = sizes[""] = int(item["info"].get("codebook_size", 256))
+    return sizes
 
 
 def _corpus(data: ReportData) -> Section | None:
@@ -181,7 +187,7 @@ def _tokens(data: ReportData) -> Section | None:
         "The tokens are what the encoder learns to predict. A codebook is well used when its codes occur "
         "about equally often; the entropy of the codes is the loss of the best guess that does not listen."
     )
-    rows, entropies = [], {}
+    rows, usage = [], {}
     for item in data.tokens:
         info, values = item["info"], item["entropies"]
         mean = sum(values) / len(values) if values else None
@@ -195,13 +201,16 @@ def _tokens(data: ReportData) -> Section | None:
                 number(mean),
             ]
         )
-        if values and item["set"] == "train":
-            entropies[item["name"]] = values
+        if values and item["set"].split("-")[-1] == "train":
+            usage[item["name"]] = [100 * math.exp(value) / info.get("codebook_size", 256) for value in values]
     header = ["store", "cuts", "frames", "frames/s", "codebooks × codes", "entropy (nats)"]
     section.blocks.append(Table(header, rows))
-    if entropies:
-        png = report_plots.code_usage(entropies, codebook_size(data))
-        caption = "Perplexity of each codebook: the number of equally frequent codes that would be as varied."
+    if usage:
+        png = report_plots.code_usage(usage)
+        caption = (
+            "Perplexity of each codebook, the number of equally frequent codes that would be as varied, as a "
+            "share of all its codes."
+        )
         section.blocks.append(Picture("code-usage", png, caption))
     return section
 
@@ -217,8 +226,17 @@ def _pretraining(data: ReportData, run: Experiment) -> Section:
     losses = {"masked frames": "masked_loss", "unmasked frames": "unmasked_loss"}
     shares = {"masked frames": "masked_accuracy", "unmasked frames": "unmasked_accuracy"}
     slug = run.name.replace("/", "-")
-    panels = [(name, _curves(run, kind, losses), _unigrams(data, run, kind)) for kind, name in kinds.items()]
-    png = report_plots.pretraining_loss([panel for panel in panels if panel[1]], codebook_size(data))
+    sizes = codebook_sizes(data)
+    panels = [
+        (
+            name,
+            _curves(run, kind, losses),
+            _unigrams(data, run, kind),
+            sorted({sizes[_field(metric)] for metric in run.names(kind, "masked_loss")}),
+        )
+        for kind, name in kinds.items()
+    ]
+    png = report_plots.pretraining_loss([panel for panel in panels if panel[1]])
     section.blocks.append(Picture(f"pretrain-loss-{slug}", png, "Token loss; lower is better."))
     panels = []
     for kind, name in kinds.items():

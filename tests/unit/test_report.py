@@ -130,8 +130,19 @@ def test_rendering_escapes_and_folds():
 
 
 def test_two_token_fields_are_told_apart(tmp_path, monkeypatch):
-    """egs/mixed: two teachers, two validation sets, each loss beside the entropy of its own tokens."""
+    """egs/mixed: two teachers, two validation sets, each loss beside chance and entropy of its own tokens."""
     make_everything(tmp_path)
+    store = tmp_path / "data" / "tokens" / "spectral" / "train" / "store.json"
+    info = json.loads(store.read_text())
+    for field, size in (("s16", 4), ("a8", 32)):
+        for part, statistics in (("train", "corpus_a"), ("dev", "corpus_b")):
+            other = tmp_path / "data" / "tokens" / field / f"part-{part}" / "store.json"
+            other.parent.mkdir(parents=True)
+            other.write_text(json.dumps({**info, "field": field, "codebook_size": size}))
+            numbers = {"train": {"cuts": 7, "hours": 0.5}}
+            (tmp_path / "data" / "manifests" / f"{statistics}_statistics.json").write_text(
+                json.dumps(numbers)
+            )
     records = []
     for step in (100, 200):
         speech = {"s16/masked_loss": 5.0 - step / 1000, "s16/speech/masked_loss": 5.0 - step / 1000}
@@ -149,7 +160,9 @@ def test_two_token_fields_are_told_apart(tmp_path, monkeypatch):
     text = (tmp_path / "report" / "report.md").read_text()
     rows = dict(re.findall(r"^\| Token loss on masked frames \((.*?)\) \| (.*?) \|$", text, re.MULTILINE))
     assert rows == {
-        "pretrain, valid/speech-dev, s16": "4.800 nats | chance 5.545, token frequencies alone 4.440",
-        "pretrain, valid/audio-dev, s16": "4.800 nats | chance 5.545, token frequencies alone 4.220",
-        "pretrain, valid/audio-dev, a8": "3.800 nats | chance 5.545, token frequencies alone 3.330",
+        "pretrain, valid/speech-dev, s16": "4.800 nats | chance 1.386, token frequencies alone 4.440",
+        "pretrain, valid/audio-dev, s16": "4.800 nats | chance 1.386, token frequencies alone 4.220",
+        "pretrain, valid/audio-dev, a8": "3.800 nats | chance 3.466, token frequencies alone 3.330",
     }
+    assert (tmp_path / "report" / "pictures" / "code-usage.png").is_file()
+    assert "| corpus_a, train |" in text and "| corpus_b, train |" in text

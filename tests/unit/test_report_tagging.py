@@ -48,7 +48,7 @@ def test_a_tagging_report_is_complete(tmp_path, num_classes):
     found = {(each["arm"], each["set"]): each["map"] for each in content["tagging"]}
     assert found["pretrained", "eval"] > found["scratch", "eval"]
     text = (tmp_path / "report" / "report.md").read_text()
-    assert "Sounds without labels" in text and "Speech" not in text.split("## Corpus")[0]
+    assert "From sounds without labels" in text and "Speech" not in text.split("## Corpus")[0]
     assert f"Mean average precision, eval | pretrained {found['pretrained', 'eval']:.2f} %" in text
     for heading in ("## Fine-tuning: tagging", "## Tagging", "Every class of eval", "mean ROC area"):
         assert heading in text
