@@ -7,7 +7,7 @@
 #   tools/ablation.sh strategies  joint, disjoint, asymmetrical and the two single models: on egs/mixed's mini corpus
 #   tools/ablation.sh table       the results so far as a table
 #
-# From the environment: SEEDS="0 1 2"; STEPS=600 of 16 s (half as many of the mixture's 32 s); RUNS, the rows of the
+# From the environment: SEEDS="0 1 2"; STEPS=600, of 16 s each; RUNS, the rows of the
 # table to make (default: all); JOBS=2, runs side by side; CONF=mini (tiny: to try the script); EXP_DIR (default:
 # egs/mixed/exp/ablation), SPEECH_DATA and MIXED_DATA (default: the data folders of the two recipes, which are made
 # where they are missing).
@@ -161,7 +161,7 @@ strategies() {
     "[$of_test/test-clean.jsonl.gz,$of_test/test-other.jsonl.gz,$of_test/eval.jsonl.gz]" -- \
     --config "conf/pretrain/$conf.yaml" --data.train_cuts "[$train]" --valid_cuts "[$valid]" \
     --data.noise_cuts "[$mixed_data/manifests/noise_cuts.jsonl.gz]" --data.token_fields "[$fields]" \
-    --data.quantizer_ids "[$quantizers]" $(run_of $((steps / 2))) "$@"
+    --data.quantizer_ids "[$quantizers]" $(run_of "$steps") "$@"
 }
 
 # Test sets are no business of the mixture: they stay in its parts, with paths that hold there.
