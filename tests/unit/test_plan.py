@@ -244,7 +244,7 @@ def configurations():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", configurations())
+@pytest.mark.parametrize("path", list(configurations()))
 def test_every_configuration_can_be_planned(path):
     values = yaml.safe_load(path.read_text(encoding="utf-8"))
     values["data"].pop("train_repeats", None)  # belongs to train_cuts, which run.sh gives
