@@ -76,7 +76,7 @@ mini_recipe() {
   "$python" egs/common/headline.py "$scratch/librispeech-mini/exp"
 }
 
-# Ends with the encoder; its tiny size is among the quick tests.
+# Sounds: ends with tagging; its tiny size is among the quick tests.
 mini_audioset() {
   run_recipe audioset mini 7
 }

@@ -14,7 +14,7 @@ from spear_lib.bin.common import as_list, first_screen, run
 from spear_lib.config import parse
 from spear_lib.data.manifests import Manifest
 from spear_lib.data.problems import Problems
-from spear_lib.data.tokens_making import TokenField, facts_of, load_teacher, log_agreement, make_shard
+from spear_lib.data.tokens_making import FieldInMaking, facts_of, load_teacher, log_agreement, make_shard
 from spear_lib.data.tokens_plan import SHARD_SECONDS, ShardPlan, cuts_hash, refuse_same_audio
 from spear_lib.data.tokens_store import TokenStoreWriter
 from spear_lib.quantization import load_tokeniser
@@ -78,7 +78,7 @@ class Options:
 
 def open_fields(
     options: Options, manifest: Manifest, device: torch.device, num_parts: int
-) -> list[TokenField]:
+) -> list[FieldInMaking]:
     """What is to be made: one field per quantiser; quantisers of the same teacher share it."""
     names = as_list(options.quantizer)
     paths = as_list(options.teacher_path)
@@ -95,7 +95,7 @@ def open_fields(
         teacher = load_teacher(quantizer, name, path, options.teacher_dtype)
         teacher = teachers.setdefault((teacher.id, teacher.dtype), teacher).to(device)
         facts = facts_of(teacher, quantizer, cuts_id, options.refine_iters, options.channels)
-        fields.append(TokenField(teacher, quantizer, TokenStoreWriter(store, facts, plan)))
+        fields.append(FieldInMaking(teacher, quantizer, TokenStoreWriter(store, facts, plan)))
     if any(field.writer.plan != fields[0].writer.plan for field in fields):
         raise ValueError(
             "these stores were begun with different shards, so they cannot go on in one pass: run "

@@ -35,7 +35,7 @@ AGREEMENT_CUTS = 8
 
 
 @dataclass(frozen=True)
-class TokenField:
+class FieldInMaking:
     """A token field in the making: whose embeddings, which codes, where to."""
 
     teacher: Teacher
@@ -83,7 +83,7 @@ def facts_of(
     )
 
 
-def log_agreement(fields: list[TokenField], manifest: Manifest, shard: int) -> None:
+def log_agreement(fields: list[FieldInMaking], manifest: Manifest, shard: int) -> None:
     """Say how many tokens change because a teacher does not compute in float32, on the first cuts of a shard
     (spec teachers §1)."""
     for each in fields:
@@ -102,7 +102,7 @@ def log_agreement(fields: list[TokenField], manifest: Manifest, shard: int) -> N
 
 
 def make_shard(
-    fields: list[TokenField],
+    fields: list[FieldInMaking],
     shard: int,
     manifest: Manifest,
     problems: Problems,
@@ -142,7 +142,7 @@ def make_shard(
 
 
 def _make(
-    fields: list[TokenField],
+    fields: list[FieldInMaking],
     shard: int,
     manifest: Manifest,
     problems: Problems,
@@ -191,7 +191,7 @@ def _make(
 
 
 def _tokens_of(
-    fields: list[TokenField],
+    fields: list[FieldInMaking],
     audio: dict[int, np.ndarray],
     codes: list[dict[int, np.ndarray]],
     batch_seconds: float,

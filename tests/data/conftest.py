@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 import yaml
 from asr_fixtures import TINY_ENCODER, make_cuts
+from token_fixtures import cut_of, make_store
 
 from spear_lib.bin import finetune_asr
+from spear_lib.data.tokens import attach_tokens
 
 
 @pytest.fixture(scope="session")
@@ -53,3 +55,11 @@ def trained_toy(tmp_path_factory) -> dict[str, Path]:
         monkeypatch.setattr(sys, "argv", ["finetune_asr", "--config", str(path)])
         finetune_asr.main()
     return {"experiment": folder / "experiment", "cuts": cuts, "folder": folder / "audio"}
+
+
+@pytest.fixture
+def store(tmp_path):
+    """Folder of a token store, its three cuts with the tokens attached, and the codes of each by name."""
+    cuts = [cut_of("a", 1.0), cut_of("b", 0.5), cut_of("c", 2.0, start=1.0, recording_duration=4.0)]
+    codes = make_store(tmp_path / "store", cuts)
+    return tmp_path / "store", list(attach_tokens(cuts, tmp_path / "store")), codes

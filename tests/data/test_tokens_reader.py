@@ -5,7 +5,7 @@ import os
 
 import numpy as np
 import pytest
-from test_tokens import FACTS, codes_of, cut_of
+from token_fixtures import FACTS, codes_of, cut_of
 
 from spear_lib.data import tokens_reader
 from spear_lib.data.manifests import Manifest, save_cuts

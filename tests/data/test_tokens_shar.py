@@ -8,7 +8,7 @@ import soundfile
 from lhotse import CutSet, Recording
 from lhotse.shar import SharWriter
 from test_token_stages import call
-from test_tokens import FACTS, codes_of
+from token_fixtures import FACTS, codes_of
 
 from spear_lib.bin import export_shar as export_command
 from spear_lib.data.manifests import save_cuts
