@@ -7,18 +7,18 @@
 #   tools/ablation.sh strategies  joint, disjoint, asymmetrical and the two single models: on egs/mixed's mini corpus
 #   tools/ablation.sh table       the results so far as a table
 #
-# From the environment: SEEDS="0 1 2"; STEPS=600, of 16 s each; RUNS, the rows of the
-# table to make (default: all); JOBS=2, runs side by side; CONF=mini (tiny: to try the script); EXP_DIR (default:
-# egs/mixed/exp/ablation), SPEECH_DATA and MIXED_DATA (default: the data folders of the two recipes, which are made
-# where they are missing).
+# From the environment: SEEDS="0 1 2"; STEPS=500, of 16 s each; RUNS, the rows of the table to make (default: all);
+# JOBS=2, runs side by side; CONF=mini (tiny: to try the script); EXP_DIR (default: egs/mixed/exp/ablation), SPEECH_DATA
+# (default: the data folder of egs/librispeech) and MIXED_DATA (default: a folder of its own, because joint needs more
+# tokens than egs/mixed makes by itself). What is missing there is made.
 set -euo pipefail
 
 repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 exp=${EXP_DIR:-$repository/egs/mixed/exp/ablation}
 speech_data=${SPEECH_DATA:-$repository/egs/librispeech/data}
-mixed_data=${MIXED_DATA:-$repository/egs/mixed/data}
+mixed_data=${MIXED_DATA:-$exp/mixed/data}
 seeds=${SEEDS:-0 1 2}
-steps=${STEPS:-600}
+steps=${STEPS:-500}
 conf=${CONF:-mini}
 python=${PYTHON:-$repository/.venv/bin/python}
 export PYTHON=$python OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
