@@ -12,12 +12,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
 
-LN_256 = math.log(256.0)
-"""Cross-entropy of guessing among 256 codes, in nats: what a model that knows nothing scores."""
-
 # A palette that stays apart in grey print and for colour-blind readers (Okabe & Ito).
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
 _ERROR_COLOURS = {"substitutions": "#0072B2", "insertions": "#E69F00", "deletions": "#D55E00"}
+
+_ON_WHITE = {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.5}
+"""Behind words that curves may cross."""
 
 Curve = tuple[Sequence[float], Sequence[float]]
 """Steps and values of one line."""
@@ -46,12 +46,15 @@ def _png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def _plot(axis: Axes, curves: dict[str, Curve]) -> None:
-    for position, (name, (steps, values)) in enumerate(curves.items()):
-        colour = COLOURS[position % len(COLOURS)]
-        # Few points are measurements, not a curve: show where they are.
-        style = "o-" if len(steps) <= 20 else "-"
-        axis.plot(steps, values, style, color=colour, label=name, markersize=3.5, linewidth=1.4)
+def plot_curves(panels: Sequence[tuple[Axes, dict[str, Curve]]]) -> None:
+    """Draw the curves of each panel; a name has one colour in all of them, for they share a legend."""
+    names = list(dict.fromkeys(name for _, curves in panels for name in curves))
+    for axis, curves in panels:
+        for name, (steps, values) in curves.items():
+            colour = COLOURS[names.index(name) % len(COLOURS)]
+            # Few points are measurements, not a curve: show where they are.
+            style = "o-" if len(steps) <= 20 else "-"
+            axis.plot(steps, values, style, color=colour, label=name, markersize=3.5, linewidth=1.4)
 
 
 def _legend(figure: Figure, axes: Sequence[Axes]) -> None:
@@ -76,8 +79,8 @@ def pretraining_loss(
         codebook, whose logarithms are the chance levels.
     """
     figure, axes = _figure(max(len(panels), 1))
-    for axis, (name, curves, entropies, sizes) in zip(axes, panels):
-        _plot(axis, curves)
+    plot_curves([(axis, curves) for axis, (_, curves, _, _) in zip(axes, panels)])
+    for axis, (name, _, entropies, sizes) in zip(axes, panels):
         for size in sizes:
             axis.axhline(math.log(size), color="#555555", linestyle="--", linewidth=1)
             axis.annotate(
@@ -89,6 +92,7 @@ def pretraining_loss(
                 ha="right",
                 fontsize=8,
                 color="#555555",
+                bbox=_ON_WHITE,
             )
         for field, entropy in entropies.items():
             axis.axhline(entropy, color="#555555", linestyle=":", linewidth=1.2)
@@ -101,6 +105,7 @@ def pretraining_loss(
                 ha="right",
                 fontsize=8,
                 color="#555555",
+                bbox=_ON_WHITE,
             )
         low, high = axis.get_ylim()
         # Room for what stands below the lowest line.
@@ -121,8 +126,8 @@ def lines(
       logarithmic: names of vertical axes whose scale is, where values differ by more than a factor of 10.
     """
     figure, axes = _figure(len(panels))
+    plot_curves([(axis, curves) for axis, (_, _, curves) in zip(axes, panels)])
     for axis, (title, y_label, curves) in zip(axes, panels):
-        _plot(axis, curves)
         axis.set(title=title, xlabel=x_label, ylabel=y_label)
         lowest = min(min(values) for _, values in curves.values())
         highest = max(max(values) for _, values in curves.values())
