@@ -42,7 +42,9 @@ def with_spread(values: list[float]) -> str:
 
 
 def rows(folder: Path) -> list[str]:
-    """The table; features that no training touches (log-mel, random weights) are rows of their own."""
+    """The table; features that no training touches (log-mel, random weights) are rows of their own, from the
+    first run that was probed so: base for speech (random weights of the Transformer are others).
+    """
     runs = {run.name: scores(run) for run in folder.iterdir() if run.is_dir()}
     unknown = sorted(set(runs) - set(ORDER))
     runs = {name: runs[name] for name in (*ORDER, *unknown) if runs.get(name)}
@@ -55,7 +57,7 @@ def rows(folder: Path) -> list[str]:
         cells = []
         for task in tasks:
             of_task = [run[task] for run in runs.values() if features in run.get(task, {})]
-            cells.append(with_spread(of_task[-1][features]) if of_task else "")
+            cells.append(with_spread(of_task[0][features]) if of_task else "")
         lines.append(f"| {features} | {' | '.join(cells)} |")
     return lines
 

@@ -16,8 +16,6 @@ from matplotlib.ticker import LogFormatter
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
 _ERROR_COLOURS = {"substitutions": "#0072B2", "insertions": "#E69F00", "deletions": "#D55E00"}
 
-_ON_WHITE = {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.5}
-"""Behind words that curves may cross."""
 
 Curve = tuple[Sequence[float], Sequence[float]]
 """Steps and values of one line."""
@@ -68,6 +66,16 @@ def _legend(figure: Figure, axes: Sequence[Axes]) -> None:
         )
 
 
+def _level(axis: Axes, value: float, style: str, words: str, vertical: str) -> None:
+    """A horizontal line across the panel, with its name to the right of it."""
+    grey = "#555555"
+    axis.axhline(value, color=grey, linestyle=style, linewidth=1.2)
+    place = (1.01, value)
+    axis.annotate(
+        words, place, xycoords=("axes fraction", "data"), va=vertical, fontsize=7, color=grey, linespacing=1.0
+    )
+
+
 def pretraining_loss(
     panels: Sequence[tuple[str, dict[str, Curve], dict[str, float], Sequence[int]]],
 ) -> bytes:
@@ -81,35 +89,13 @@ def pretraining_loss(
     figure, axes = _figure(max(len(panels), 1))
     plot_curves([(axis, curves) for axis, (_, curves, _, _) in zip(axes, panels)])
     for axis, (name, _, entropies, sizes) in zip(axes, panels):
+        # Outside, where no curve crosses the words; chance is never below the frequencies.
         for size in sizes:
-            axis.axhline(math.log(size), color="#555555", linestyle="--", linewidth=1)
-            axis.annotate(
-                f"chance, ln {size} = {math.log(size):.2f}",
-                (0.98, math.log(size)),
-                xycoords=("axes fraction", "data"),
-                xytext=(0, 3),
-                textcoords="offset points",
-                ha="right",
-                fontsize=8,
-                color="#555555",
-                bbox=_ON_WHITE,
-            )
+            _level(axis, math.log(size), "--", f"chance {math.log(size):.2f}\n(ln {size})", "bottom")
         for field, entropy in entropies.items():
-            axis.axhline(entropy, color="#555555", linestyle=":", linewidth=1.2)
-            axis.annotate(
-                f"{field + ': ' if field else ''}token frequencies alone = {entropy:.2f}",
-                (0.98, entropy),
-                xycoords=("axes fraction", "data"),
-                xytext=(0, -10),
-                textcoords="offset points",
-                ha="right",
-                fontsize=8,
-                color="#555555",
-                bbox=_ON_WHITE,
-            )
-        low, high = axis.get_ylim()
-        # Room for what stands below the lowest line.
-        axis.set_ylim(low - 0.08 * (high - low), max([high, *(1.06 * math.log(size) for size in sizes)]))
+            lines = f"unigram {entropy:.2f}" + (f"\n({field})" if field else "")
+            _level(axis, entropy, ":", lines, "top")
+        axis.set_ylim(top=max([axis.get_ylim()[1], *(1.06 * math.log(size) for size in sizes)]))
         axis.set(title=name, xlabel="optimiser step", ylabel="loss (nats per codebook and frame)")
     _legend(figure, axes)
     return _png(figure)

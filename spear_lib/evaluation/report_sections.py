@@ -237,7 +237,8 @@ def _pretraining(data: ReportData, run: Experiment) -> Section:
         for kind, name in kinds.items()
     ]
     png = report_plots.pretraining_loss([panel for panel in panels if panel[1]])
-    section.blocks.append(Picture(f"pretrain-loss-{slug}", png, "Token loss; lower is better."))
+    caption = "Token loss; lower is better. Unigram: the token frequencies alone."
+    section.blocks.append(Picture(f"pretrain-loss-{slug}", png, caption))
     panels = []
     for kind, name in kinds.items():
         curves = _curves(run, kind, shares, scale=100)

@@ -27,8 +27,10 @@ def run_tool(folder: Path) -> subprocess.CompletedProcess:
 
 def test_means_spread_and_order(tmp_path):
     for seed, value in enumerate((20.0, 22.0)):
-        write_probes(tmp_path / "base", seed, words={"pre-trained": value, "log-mel": 12.0})
+        words = {"pre-trained": value, "log-mel": 12.0, "random weights": 14.0}
+        write_probes(tmp_path / "base", seed, words=words)
     write_probes(tmp_path / "alpha-0", 0, words={"pre-trained": 18.0, "log-mel": 12.0})
+    write_probes(tmp_path / "encoder-transformer", 0, words={"pre-trained": 18.4, "random weights": 8.6})
     write_probes(
         tmp_path / "strategy-joint",
         0,
@@ -43,9 +45,10 @@ def test_means_spread_and_order(tmp_path):
         "|---|---|---|",
         "| base |  | 21.0 ± 1.4 (20.0, 22.0) |",
         "| alpha-0 |  | 18.0 (18.0) |",
+        "| encoder-transformer |  | 18.4 (18.4) |",
         "| strategy-joint | 60.0 (60.0) | 21.0 (21.0) |",
-        "| log-mel | 50.0 (50.0) | 12.0 (12.0) |",
-        "| random weights |  |  |",
+        "| log-mel | 50.0 (50.0) | 12.0 ± 0.0 (12.0, 12.0) |",
+        "| random weights |  | 14.0 ± 0.0 (14.0, 14.0) |",
     ]
 
 
