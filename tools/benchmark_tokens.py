@@ -37,7 +37,7 @@ from spear_lib.data import decoding
 from spear_lib.data.manifests import Manifest, save_cuts
 from spear_lib.data.problems import Problems
 from spear_lib.data.tokens import load_tokens
-from spear_lib.data.tokens_making import TokenField, make_shard
+from spear_lib.data.tokens_making import FieldInMaking, make_shard
 from spear_lib.data.tokens_plan import ShardPlan, TokenFacts, cuts_hash
 from spear_lib.data.tokens_store import TokenStoreWriter, write_store
 from spear_lib.quantization import Quantizer
@@ -134,7 +134,7 @@ def stage_5(folder: Path, rounds: int, clips: int) -> None:
         store = folder / "store"
         shutil.rmtree(store, ignore_errors=True)
         writer = TokenStoreWriter(store, facts_of(manifest, 50.0, 16), ShardPlan((len(manifest),)))
-        fields = [TokenField(teacher, quantizer, writer)]
+        fields = [FieldInMaking(teacher, quantizer, writer)]
         make_shard(fields, 0, manifest, Problems(0.0), batch_seconds, 4, "stage 5")
 
     whole()
@@ -256,7 +256,7 @@ def flat_memory(folder: Path, count: int) -> None:
     quantizer, teacher = Quantizer(4, 2, 16).eval(), InstantTeacher()
     plan = ShardPlan.over(manifest.durations, float(manifest.durations.sum()) / 20)
     writer = TokenStoreWriter(folder / "store", facts_of(manifest, 50.0, 2), plan)
-    fields = [TokenField(teacher, quantizer, writer)]
+    fields = [FieldInMaking(teacher, quantizer, writer)]
     samples = np.random.default_rng(0).normal(0, 0.1, 32000).astype(np.float32)
     # The recordings exist on paper only.
     with mock.patch.object(decoding, "load_audio", lambda cut, *_: samples[: round(cut.duration * 16000)]):
