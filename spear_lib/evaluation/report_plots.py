@@ -16,7 +16,6 @@ from matplotlib.ticker import LogFormatter
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
 _ERROR_COLOURS = {"substitutions": "#0072B2", "insertions": "#E69F00", "deletions": "#D55E00"}
 
-
 Curve = tuple[Sequence[float], Sequence[float]]
 """Steps and values of one line."""
 

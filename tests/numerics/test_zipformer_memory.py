@@ -3,23 +3,14 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from zipformer_fixtures import TINY as THREE_STACKS
 
 from spear_lib import keyed_random
 from spear_lib.zipformer import SpearEncoder, ZipformerConfig, activations
 from spear_lib.zipformer.activations import pointwise_network, swoosh, swoosh_linear
 from spear_lib.zipformer.regularisers import BalancerLimits, balance
 
-TINY = {
-    "frontend_channels": (2, 3, 4),
-    "encoder_dim": 32,
-    "encoder_unmasked_dim": 20,
-    "feedforward_dim": 48,
-    "num_heads": 2,
-    "query_head_dim": 8,
-    "downsampling_factor": (1, 2),
-    "num_encoder_layers": (1, 2),
-    "cnn_module_kernel": 7,
-}
+TINY = {**THREE_STACKS, "downsampling_factor": (1, 2), "num_encoder_layers": (1, 2)}
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import logging
 import pytest
 import torch
 from safetensors.torch import save_file
+from zipformer_fixtures import TINY as THREE_STACKS
 
 from spear_lib import load_encoder
 from spear_lib.pretrained import encoder_id, save_encoder
@@ -13,12 +14,7 @@ from spear_lib.pretrained.shapes import config_from_shapes
 from spear_lib.zipformer import SpearEncoder, ZipformerConfig
 
 TINY = {
-    "frontend_channels": (2, 3, 4),
-    "encoder_dim": 32,
-    "encoder_unmasked_dim": 20,
-    "feedforward_dim": 48,
-    "num_heads": 2,
-    "query_head_dim": 8,
+    **THREE_STACKS,
     "downsampling_factor": (1, 2),
     "num_encoder_layers": (1, 2),
     "cnn_module_kernel": (7, 5),
