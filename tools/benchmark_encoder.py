@@ -38,8 +38,9 @@ from pathlib import Path
 import torch
 from encoder_subjects import SAMPLE_RATE, Options, Subject
 
-from spear_lib.bin.common import first_screen, run
+from spear_lib.bin.common import run
 from spear_lib.config import parse
+from spear_lib.runtime.log import first_screen
 from spear_lib.training.cpu_memory import keep_freed_memory
 
 _MATMUL_SIZE = 8192  # of the matrix product whose rate MFU is measured against

@@ -44,7 +44,7 @@ from spear_lib.data.manifests import save_cuts
 from spear_lib.data.mixing import MixingConfig
 from spear_lib.data.pretraining_data import PretrainingData, PretrainingDataConfig
 from spear_lib.data.tokens import TokenFacts, attach_tokens, write_store
-from spear_lib.training.progress import progress
+from spear_lib.runtime.progress import progress
 
 FIELD, CODEBOOKS = "tokens", 16
 MIXED_SHARE = 0.2

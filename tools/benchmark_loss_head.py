@@ -25,9 +25,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from spear_lib.bin.common import first_screen, run
+from spear_lib.bin.common import run
 from spear_lib.config import parse
 from spear_lib.pretraining.heads import MaskedPredictionHead
+from spear_lib.runtime.log import first_screen
 
 
 @dataclass(frozen=True)

@@ -24,11 +24,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
-from spear_lib.bin.common import first_screen, run
+from spear_lib.bin.common import run
 from spear_lib.config import parse
 from spear_lib.data.masking import MaskingConfig
 from spear_lib.optim import ScaledAdam, parameter_groups
 from spear_lib.pretraining import ObjectiveConfig, PretrainingModel, PretrainingTask
+from spear_lib.runtime.log import first_screen
 from spear_lib.training.options import TrainingConfig
 from spear_lib.training.plan import (
     PRECISIONS,

@@ -28,11 +28,12 @@ import multi_quantization
 import torch
 from torch import Tensor
 
-from spear_lib.bin.common import first_screen, run
+from spear_lib.bin.common import run
 from spear_lib.config import parse
 from spear_lib.quantization import Quantizer
 from spear_lib.quantization.reference_trainer import ReferenceTrainer
 from spear_lib.quantization.search import choose_kernel
+from spear_lib.runtime.log import first_screen
 
 
 @dataclass(frozen=True)

@@ -22,13 +22,14 @@ import multi_quantization
 import torch
 from torch import Tensor
 
-from spear_lib.bin.common import first_screen, run
+from spear_lib.bin.common import run
 from spear_lib.config import parse
-from spear_lib.files import write_json
 from spear_lib.quantization import Quantizer, trainer
 from spear_lib.quantization.embeddings import FrameStream, StoredFrames, statistics
 from spear_lib.quantization.options import QuantizerTrainingOptions
 from spear_lib.quantization.report import code_usage, gaussian_bound
+from spear_lib.runtime.files import write_json
+from spear_lib.runtime.log import first_screen
 
 
 @dataclass(frozen=True)

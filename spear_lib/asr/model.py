@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spear_lib import keyed_random
+from spear_lib.runtime import keyed_random
 from spear_lib.transducer import (
     Joiner,
     StatelessDecoder,

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spear_lib.files import atomic_file
+from spear_lib.runtime.files import atomic_file
 
 BEGIN, END, UNKNOWN = "<s>", "</s>", "<unk>"
 SPECIAL_WORDS = (BEGIN, END, UNKNOWN)

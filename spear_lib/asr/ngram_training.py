@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from spear_lib.asr.ngram import BEGIN, END, SPECIAL_WORDS, UNKNOWN
-from spear_lib.files import atomic_file
+from spear_lib.runtime.files import atomic_file
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from spear_lib.asr.hypothesis import Hypothesis
 from spear_lib.asr.model import AsrModel
 from spear_lib.asr.word_scores import FORBIDDEN, WordScorer
-from spear_lib.devices import on_host
+from spear_lib.runtime.devices import on_host
 
 
 def check_batch(frames: Tensor, lengths: Tensor) -> tuple[list[int], list[int]]:

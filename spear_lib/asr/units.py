@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from spear_lib.files import atomic_file
+from spear_lib.runtime.files import atomic_file
 
 logger = logging.getLogger(__name__)
 

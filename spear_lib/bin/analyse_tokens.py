@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from spear_lib.bin.common import commit, first_screen, run
+from spear_lib.bin.common import run
 from spear_lib.config import parse, to_dict
 from spear_lib.data.manifests import Manifest
 from spear_lib.data.tokens_making import load_teacher
@@ -22,10 +22,11 @@ from spear_lib.evaluation.token_analysis import (
     utterance_vectors,
 )
 from spear_lib.evaluation.token_analysis_plot import plot_numbers, plot_speakers
-from spear_lib.files import write_json
 from spear_lib.quantization import load_tokeniser
+from spear_lib.runtime.files import write_json
+from spear_lib.runtime.log import commit, first_screen
+from spear_lib.runtime.world import choose_device
 from spear_lib.teachers.embedding import resolve_manifests
-from spear_lib.training.distributed import choose_device
 
 logger = logging.getLogger(__name__)
 

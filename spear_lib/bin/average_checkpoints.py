@@ -13,9 +13,10 @@ from typing import Any
 
 from torch import Tensor
 
-from spear_lib.bin.common import commit, first_screen, run
+from spear_lib.bin.common import run
 from spear_lib.config import parse
 from spear_lib.pretrained import load_encoder, save_encoder
+from spear_lib.runtime.log import commit, first_screen
 from spear_lib.training.checkpoint_average import average_checkpoints
 
 logger = logging.getLogger(__name__)

@@ -9,14 +9,15 @@ from pathlib import Path
 import numpy as np
 from lhotse.cut import Cut
 
-from spear_lib.bin.common import as_list, first_screen, run
+from spear_lib.bin.common import as_list, run
 from spear_lib.config import parse
 from spear_lib.data.manifests import Manifest, save_cuts
 from spear_lib.data.tokens import TokenStoreReader, attach_tokens, validate, write_store_facts
 from spear_lib.data.tokens_plan import refuse_same_audio
 from spear_lib.data.tokens_report import find_gaps, summary_lines, usage_summary
-from spear_lib.files import write_text
 from spear_lib.quantization.storage import quantizer_file, read_quantizer
+from spear_lib.runtime.files import write_text
+from spear_lib.runtime.log import first_screen
 from spear_lib.teachers.embedding import resolve_manifests
 
 logger = logging.getLogger(__name__)

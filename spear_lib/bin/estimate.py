@@ -9,14 +9,15 @@ from dataclasses import dataclass, field
 
 import torch
 
-from spear_lib.bin.common import device_name, first_screen, run
+from spear_lib.bin.common import run
 from spear_lib.config import parse
 from spear_lib.data.tokens_plan import SHARD_SECONDS
 from spear_lib.quantization import Quantizer
 from spear_lib.quantization.options import SamplingOptions, SpectralOptions
+from spear_lib.runtime.log import device_name, first_screen
+from spear_lib.runtime.world import choose_device
 from spear_lib.teachers import Teacher
 from spear_lib.teachers.options import TeacherOptions
-from spear_lib.training.distributed import choose_device
 
 logger = logging.getLogger(__name__)
 

@@ -5,12 +5,13 @@ from dataclasses import dataclass
 
 from lhotse.array import TemporalArray
 
-from spear_lib.bin.common import first_screen, run
+from spear_lib.bin.common import run
 from spear_lib.config import parse
 from spear_lib.data.manifests import Manifest
 from spear_lib.data.tokens_shar import export_shar
+from spear_lib.runtime.log import first_screen
+from spear_lib.runtime.progress import progress
 from spear_lib.teachers.embedding import resolve_manifests
-from spear_lib.training.progress import progress
 
 logger = logging.getLogger(__name__)
 

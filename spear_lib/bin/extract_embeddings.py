@@ -5,7 +5,7 @@ import logging
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from spear_lib.bin.common import first_screen, run
+from spear_lib.bin.common import run
 from spear_lib.config import parse
 from spear_lib.data.frame_sampling import choose_cuts, write_frames
 from spear_lib.data.manifests import Manifest
@@ -13,9 +13,10 @@ from spear_lib.data.problems import Problems
 from spear_lib.data.tokens_store import read_json, write_json
 from spear_lib.quantization.embeddings import SUMMARY_FILE
 from spear_lib.quantization.options import QuantizerTrainingOptions, SamplingOptions, SpectralOptions
+from spear_lib.runtime.log import first_screen
+from spear_lib.runtime.world import choose_device
 from spear_lib.teachers.embedding import resolve_manifests
 from spear_lib.teachers.options import TeacherOptions
-from spear_lib.training.distributed import choose_device
 
 logger = logging.getLogger(__name__)
 

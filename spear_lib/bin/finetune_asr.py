@@ -4,14 +4,15 @@ from dataclasses import dataclass, field
 
 import torch
 
-from spear_lib import keyed_random
 from spear_lib.asr.model import AsrModel, TransducerConfig
 from spear_lib.asr.task import AsrTask
 from spear_lib.asr.units import load_units
-from spear_lib.bin.common import first_screen, run
+from spear_lib.bin.common import run
 from spear_lib.config import parse
 from spear_lib.data.asr_data import AsrData, AsrDataConfig
-from spear_lib.training.distributed import world as open_world
+from spear_lib.runtime import keyed_random
+from spear_lib.runtime.log import first_screen
+from spear_lib.runtime.world import world as open_world
 from spear_lib.training.finetuning import (
     FinetuningOptions,
     build_encoder,

@@ -15,8 +15,7 @@ from pathlib import Path
 
 import torch
 
-from spear_lib import keyed_random
-from spear_lib.bin.common import first_screen, run
+from spear_lib.bin.common import run
 from spear_lib.config import parse
 from spear_lib.data.audio import SAMPLE_RATE
 from spear_lib.data.pretraining_data import PretrainingData, PretrainingDataConfig
@@ -24,9 +23,11 @@ from spear_lib.evaluation.validation_probe import ValidationProbe, ValidationPro
 from spear_lib.pretrained.kinds import ENCODER_TYPES, build_encoder
 from spear_lib.pretraining import ObjectiveConfig, PretrainingModel, PretrainingTask, token_fields
 from spear_lib.pretraining.facts import run_facts
-from spear_lib.training.distributed import World, world
+from spear_lib.runtime import keyed_random
+from spear_lib.runtime.log import first_screen
+from spear_lib.runtime.metrics_log import log_file
+from spear_lib.runtime.world import World, world
 from spear_lib.training.loop import train
-from spear_lib.training.metrics import log_file
 from spear_lib.training.options import TrainingConfig
 from spear_lib.training.plan import PlanConfig
 from spear_lib.training.plan_report import plan_lines

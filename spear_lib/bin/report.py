@@ -4,8 +4,9 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from spear_lib.bin.common import commit, first_screen, run
+from spear_lib.bin.common import run
 from spear_lib.config import parse
+from spear_lib.runtime.log import commit, first_screen
 
 logger = logging.getLogger(__name__)
 

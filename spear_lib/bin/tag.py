@@ -9,15 +9,16 @@ from pathlib import Path
 
 import numpy as np
 
-from spear_lib.bin.common import commit, first_screen, run
+from spear_lib.bin.common import run
 from spear_lib.config import parse, positional
 from spear_lib.data.audio_files import find_audio, result_names
 from spear_lib.data.audio_windows import WindowConfig
-from spear_lib.files import atomic_file, write_text
+from spear_lib.runtime.files import atomic_file, write_text
+from spear_lib.runtime.log import commit, first_screen
+from spear_lib.runtime.progress import format_seconds, progress
+from spear_lib.runtime.world import choose_device
 from spear_lib.tagging.events import EventConfig, find_events
 from spear_lib.tagging.inference import TaggedFile, Tagger, load_tagger, tag_file
-from spear_lib.training.distributed import choose_device
-from spear_lib.training.progress import format_seconds, progress
 
 logger = logging.getLogger(__name__)
 

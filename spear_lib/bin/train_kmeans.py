@@ -4,13 +4,14 @@ import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from spear_lib.bin.common import first_screen, run
+from spear_lib.bin.common import run
 from spear_lib.config import parse
 from spear_lib.quantization.embeddings import StoredFrames
 from spear_lib.quantization.kmeans_trainer import KMeansOptions, train_kmeans
 from spear_lib.quantization.quantizer import NORMALISATION_EPS
 from spear_lib.quantization.report import finish, make_report
-from spear_lib.training.distributed import choose_device
+from spear_lib.runtime.log import first_screen
+from spear_lib.runtime.world import choose_device
 
 logger = logging.getLogger(__name__)
 

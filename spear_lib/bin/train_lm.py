@@ -9,11 +9,12 @@ from pathlib import Path
 
 from spear_lib.asr.ngram import load_ngram_model
 from spear_lib.asr.ngram_training import train_ngram
-from spear_lib.bin.common import first_screen, run
+from spear_lib.bin.common import run
 from spear_lib.config import parse
 from spear_lib.data.manifests import Manifest
 from spear_lib.evaluation.references import transcript
-from spear_lib.files import write_json
+from spear_lib.runtime.files import write_json
+from spear_lib.runtime.log import first_screen
 
 logger = logging.getLogger(__name__)
 

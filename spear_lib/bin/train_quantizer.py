@@ -7,7 +7,7 @@ import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from spear_lib.bin.common import first_screen, run
+from spear_lib.bin.common import run
 from spear_lib.config import parse
 from spear_lib.quantization.embeddings import FrameStream, StoredFrames
 from spear_lib.quantization.options import QuantizerTrainingOptions, SamplingOptions, SpectralOptions
@@ -16,7 +16,8 @@ from spear_lib.quantization.reference_trainer import train_reference
 from spear_lib.quantization.report import finish, make_report
 from spear_lib.quantization.search import choose_kernel
 from spear_lib.quantization.trainer import train_quantizer
-from spear_lib.training.distributed import World, world
+from spear_lib.runtime.log import first_screen
+from spear_lib.runtime.world import World, world
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from typing import Any, NoReturn, TypeVar
 import yaml
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
-from spear_lib.files import write_text
+from spear_lib.runtime.files import write_text
 
 Options = TypeVar("Options")
 

@@ -14,7 +14,7 @@ import torch
 from lhotse.augmentation.resample import Resample
 from torch import Tensor
 
-from spear_lib.keyed_random import uniform
+from spear_lib.runtime.keyed_random import uniform
 
 _SITE = 920_001  # first of this module's sites for keyed_random.uniform
 

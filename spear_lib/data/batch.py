@@ -19,7 +19,7 @@ class Batch:
     ids: list[str]
     """Cut ids, B of them."""
     keys: Tensor
-    """(B,) int64: the randomness of each utterance in this epoch, for spear_lib.keyed_random.uniform."""
+    """(B,) int64: what spear_lib.runtime.keyed_random draws from for each utterance in this epoch."""
     waveforms: Tensor
     """(B, N) float32 in [-1, 1] (mixtures may exceed it), zero behind the end."""
     num_samples: Tensor

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from lhotse.cut import Cut
 
-from spear_lib import keyed_random
 from spear_lib.data.manifests import Manifest
 from spear_lib.evaluation.references import speaker
+from spear_lib.runtime import keyed_random
 
 
 def select_hours(manifest: Manifest, hours: float, seed: int = 0) -> list[Cut]:

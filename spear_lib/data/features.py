@@ -15,7 +15,7 @@ import torch
 from lhotse.features.kaldi.layers import create_frame_window, get_mel_banks
 from torch import Tensor, nn
 
-from spear_lib.devices import on_host
+from spear_lib.runtime.devices import on_host
 
 SAMPLE_RATE = 16000
 """Samples per second of every waveform that reaches the features (ours: one rate everywhere)."""

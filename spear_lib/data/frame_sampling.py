@@ -5,16 +5,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from spear_lib import keyed_random
 from spear_lib.data.decoding import decode_ahead
 from spear_lib.data.manifests import Manifest
 from spear_lib.data.problems import Problems
 from spear_lib.data.tokens_store import write_json
-from spear_lib.files import atomic_file
 from spear_lib.quantization.options import SamplingOptions
+from spear_lib.runtime import keyed_random
+from spear_lib.runtime.files import atomic_file
+from spear_lib.runtime.progress import progress
 from spear_lib.teachers import Teacher
 from spear_lib.teachers.embedding import embed_batches, length_batches
-from spear_lib.training.progress import progress
 
 
 def choose_cuts(manifest: Manifest, frame_rate: float, sampling: SamplingOptions, seed: int) -> list[int]:

@@ -27,7 +27,7 @@ import numpy as np
 
 from spear_lib.data.domains import is_audio
 from spear_lib.data.shar_index import is_shar, shar_identity, shar_lines, shar_size
-from spear_lib.locks import exclusive
+from spear_lib.runtime.locks import exclusive
 
 logger = logging.getLogger(__name__)
 

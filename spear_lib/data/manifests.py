@@ -13,7 +13,7 @@ from lhotse.cut import Cut
 from lhotse.serialization import deserialize_item
 
 from spear_lib.data.manifest_index import ManifestIndex, open_index
-from spear_lib.files import atomic_file
+from spear_lib.runtime.files import atomic_file
 
 _ID_BLOCK = 65536
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from spear_lib.keyed_random import uniform
+from spear_lib.runtime.keyed_random import uniform
 
 # Which draw is meant, see keyed_random.uniform. Any fixed distinct numbers do.
 _SITE_TIME_COUNT, _SITE_TIME_START = 910_001, 910_002

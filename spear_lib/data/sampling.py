@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from spear_lib.data.selection import Selection, occurrences
-from spear_lib.keyed_random import generator
+from spear_lib.runtime.keyed_random import generator
 
 logger = logging.getLogger(__name__)
 

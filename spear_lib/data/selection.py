@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from spear_lib.keyed_random import generator
+from spear_lib.runtime.keyed_random import generator
 
 Selection = Callable[[int], np.ndarray]
 """epoch -> positions of the cuts that it takes, (n,) int64, repeats allowed; a pure function of (seed,

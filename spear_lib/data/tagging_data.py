@@ -16,7 +16,7 @@ from spear_lib.data.datasets import CutData, LoadingConfig, open_sources
 from spear_lib.data.examples import Example, Examples, Making
 from spear_lib.data.mixing import FINETUNING_MIXING, MixingConfig
 from spear_lib.data.selection import Selection
-from spear_lib.keyed_random import generator
+from spear_lib.runtime.keyed_random import generator
 
 logger = logging.getLogger(__name__)
 

@@ -21,11 +21,11 @@ from spear_lib.data.problems import Problems
 from spear_lib.data.tokens_plan import TokenFacts
 from spear_lib.data.tokens_store import TokenStoreWriter
 from spear_lib.quantization import Tokeniser
+from spear_lib.runtime.progress import progress
 from spear_lib.teachers import Teacher
 from spear_lib.teachers.agreement import token_agreement
 from spear_lib.teachers.embedding import embed_batches, length_batches
 from spear_lib.teachers.options import TeacherOptions
-from spear_lib.training.progress import progress
 
 logger = logging.getLogger(__name__)
 

@@ -27,8 +27,8 @@ from lhotse.cut import Cut
 from spear_lib.data.manifest_index import audio_key
 from spear_lib.data.tokens_plan import ShardPlan, TokenFacts
 from spear_lib.data.tokens_reader import PackedTokenReader, make_key
-from spear_lib.files import atomic_path, write_text
-from spear_lib.locks import exclusive
+from spear_lib.runtime.files import atomic_path, write_text
+from spear_lib.runtime.locks import exclusive
 
 STORE_FILE = "store.json"
 PLAN_FILE = "plan.json"

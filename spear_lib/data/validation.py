@@ -8,7 +8,7 @@ from lhotse.cut import Cut
 
 from spear_lib.data.audio import SAMPLE_RATE, AudioError, load_audio
 from spear_lib.data.problems import Problems
-from spear_lib.training.progress import progress
+from spear_lib.runtime.progress import progress
 
 NO_TRANSCRIPT, DUPLICATE, LENGTH = "without transcript", "duplicate id", "of unfit length"
 _BLOCK = 1024  # cuts that are read ahead

@@ -13,10 +13,10 @@ from typing import NamedTuple
 import numpy as np
 from lhotse.cut import Cut
 
-from spear_lib import keyed_random
 from spear_lib.data.domains import DOMAINS, domain_of
 from spear_lib.data.labelled_clips import labels_of
 from spear_lib.data.manifests import Manifest
+from spear_lib.runtime import keyed_random
 
 logger = logging.getLogger(__name__)
 

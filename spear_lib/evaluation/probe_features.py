@@ -14,7 +14,7 @@ from spear_lib.data.features import FbankExtractor
 from spear_lib.data.manifests import Manifest
 from spear_lib.evaluation.audio_batches import load_waveforms, position_batches
 from spear_lib.pretrained.kinds import Encoder
-from spear_lib.training.progress import progress
+from spear_lib.runtime.progress import progress
 
 Sources = list[tuple[Manifest, list[int]]]
 """Manifests and positions in them, in the order of the wanted rows."""

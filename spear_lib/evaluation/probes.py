@@ -21,7 +21,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from spear_lib import keyed_random
 from spear_lib.evaluation.probe_cuts import LabelledCuts
 from spear_lib.evaluation.ridge import (
     STRENGTHS,
@@ -29,6 +28,7 @@ from spear_lib.evaluation.ridge import (
     mean_average_precision,
     speaker_accuracy,
 )
+from spear_lib.runtime import keyed_random
 
 logger = logging.getLogger(__name__)
 

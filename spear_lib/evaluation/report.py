@@ -8,7 +8,7 @@ from spear_lib.config import to_dict
 from spear_lib.evaluation import report_render
 from spear_lib.evaluation.report_data import ReportData, collect
 from spear_lib.evaluation.report_sections import build_sections, last_record
-from spear_lib.files import write_json, write_text
+from spear_lib.runtime.files import write_json, write_text
 
 
 def write_report(

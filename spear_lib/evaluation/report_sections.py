@@ -10,7 +10,7 @@ from spear_lib.evaluation.report_data import Experiment, ReportData
 from spear_lib.evaluation.report_finetuning import finetuning, tagging_results, word_error_results
 from spear_lib.evaluation.report_probes import probes, probes_in_training
 from spear_lib.evaluation.report_render import Code, Fold, Picture, Section, Table, number, ordered
-from spear_lib.training.progress import format_seconds
+from spear_lib.runtime.progress import format_seconds
 
 
 def build_sections(data: ReportData) -> list[Section]:

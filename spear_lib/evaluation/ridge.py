@@ -5,7 +5,7 @@ Legend: U utterances, D dimensions, K labels or classes.
 
 import numpy as np
 
-from spear_lib import keyed_random
+from spear_lib.runtime import keyed_random
 
 STRENGTHS = tuple(10.0**power for power in range(-4, 3))
 """Ridge strengths to choose from, relative to the mean variance of the features."""

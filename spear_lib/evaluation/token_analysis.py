@@ -15,14 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spear_lib import keyed_random
 from spear_lib.data.decoding import decode_ahead
 from spear_lib.data.manifests import Manifest
 from spear_lib.evaluation.references import speaker
 from spear_lib.quantization.tokeniser import Tokeniser
+from spear_lib.runtime import keyed_random
+from spear_lib.runtime.progress import progress
 from spear_lib.teachers import Teacher
 from spear_lib.teachers.embedding import embed_batches, length_batches
-from spear_lib.training.progress import progress
 
 POOLINGS = ("mean", "mean_std")
 TEACHER = "teacher's frames"

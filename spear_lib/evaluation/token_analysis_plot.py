@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from spear_lib.files import atomic_path
+from spear_lib.runtime.files import atomic_path
 
 MARKERS = "osD^vP"
 

@@ -13,8 +13,8 @@ from functools import cached_property
 import kaldialign
 import numpy as np
 
-from spear_lib import keyed_random
-from spear_lib.files import write_text
+from spear_lib.runtime import keyed_random
+from spear_lib.runtime.files import write_text
 
 # kaldialign fills the gaps of an alignment with this. Words come from str.split, so none is ever empty and
 # the marker cannot be mistaken for one (a literal "*" in a transcript could).

@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spear_lib.devices import on_host
 from spear_lib.optim.reports import report_clipping, report_explosion, report_skip
+from spear_lib.runtime.devices import on_host
 
 VARIANTS = ("spear", "master")
 # "master" sets first, generous thresholds early.

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 
 from spear_lib.asr.model import AsrModel
 from spear_lib.asr.words import WORD_START
-from spear_lib.files import write_text
 from spear_lib.pretrained.onnx_runtime import ENCODER, INSTALL, TOKENS, OnnxPart
+from spear_lib.runtime.files import write_text
 from spear_lib.zipformer import SpearEncoder
 
 logger = logging.getLogger(__name__)

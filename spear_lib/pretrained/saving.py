@@ -4,8 +4,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from spear_lib.files import atomic_path, write_json
 from spear_lib.pretrained.kinds import Encoder
+from spear_lib.runtime.files import atomic_path, write_json
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from spear_lib.devices import on_host
+from spear_lib.runtime.devices import on_host
 
 # Logits held at once: 8 MB in float32 stay near a CPU's cache, a GPU is kept busy by 128 MB.
 CPU_CHUNK_ELEMENTS = 1 << 21

@@ -13,9 +13,9 @@ from spear_lib.quantization.initialisation import discriminants
 from spear_lib.quantization.options import QuantizerTrainingOptions
 from spear_lib.quantization.quantizer import Quantizer
 from spear_lib.quantization.ranks import add_up, add_up_gradients, read_share
-from spear_lib.training.distributed import World
-from spear_lib.training.metrics import MetricsLog
-from spear_lib.training.progress import progress
+from spear_lib.runtime.metrics_log import MetricsLog
+from spear_lib.runtime.progress import progress
+from spear_lib.runtime.world import World
 
 _SAVE_EVERY = 100  # steps
 

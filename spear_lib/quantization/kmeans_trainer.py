@@ -17,12 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spear_lib import keyed_random
 from spear_lib.quantization.embeddings import CHUNK, StoredFrames
 from spear_lib.quantization.initialisation import nearest
 from spear_lib.quantization.kmeans import KMeans
 from spear_lib.quantization.trainer import CHECKPOINT, load_state, save_state
-from spear_lib.training.progress import progress
+from spear_lib.runtime import keyed_random
+from spear_lib.runtime.progress import progress
 
 logger = logging.getLogger(__name__)
 

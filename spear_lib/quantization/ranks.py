@@ -6,7 +6,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from spear_lib.quantization.embeddings import FrameStream
-from spear_lib.training.distributed import World
+from spear_lib.runtime.world import World
 
 
 def read_share(frames: FrameStream, begin: int, count: int, world: World, chunk: int) -> Iterator[Tensor]:

@@ -16,8 +16,8 @@ from spear_lib.quantization.embeddings import FrameStream
 from spear_lib.quantization.initialisation import nearest, principal_blocks
 from spear_lib.quantization.options import QuantizerTrainingOptions
 from spear_lib.quantization.ranks import add_up, read_share
-from spear_lib.training.distributed import World
-from spear_lib.training.progress import progress
+from spear_lib.runtime.progress import progress
+from spear_lib.runtime.world import World
 
 FORGETTING = 0.5
 """Weight of the earlier passes' sums: more frames per centre, but assigned by older centres."""

@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from spear_lib.files import atomic_path
+from spear_lib.runtime.files import atomic_path
 
 if TYPE_CHECKING:
     from spear_lib.quantization.kmeans import KMeans

@@ -24,8 +24,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spear_lib import keyed_random
-from spear_lib.files import atomic_path
 from spear_lib.quantization import search
 from spear_lib.quantization.classifiers import fit_classifiers
 from spear_lib.quantization.embeddings import FrameStream
@@ -33,9 +31,11 @@ from spear_lib.quantization.options import QuantizerTrainingOptions
 from spear_lib.quantization.quantizer import Quantizer
 from spear_lib.quantization.ranks import add_up, read_share
 from spear_lib.quantization.start import start_codebooks
-from spear_lib.training.distributed import World
-from spear_lib.training.metrics import MetricsLog
-from spear_lib.training.progress import progress
+from spear_lib.runtime import keyed_random
+from spear_lib.runtime.files import atomic_path
+from spear_lib.runtime.metrics_log import MetricsLog
+from spear_lib.runtime.progress import progress
+from spear_lib.runtime.world import World
 
 logger = logging.getLogger(__name__)
 

@@ -22,9 +22,9 @@ from spear_lib.data.problems import Problems
 from spear_lib.evaluation.audio_batches import MIN_SAMPLES, position_batches
 from spear_lib.evaluation.decoding import weights_hash
 from spear_lib.pretrained import load_encoder
+from spear_lib.runtime.progress import progress
 from spear_lib.tagging.model import TaggingConfig, TaggingModel
 from spear_lib.training.checkpoint_average import average_checkpoints
-from spear_lib.training.progress import progress
 
 
 @dataclass

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spear_lib import keyed_random
+from spear_lib.runtime import keyed_random
 
 # Which draw of keyed_random the dropout is (any number that no other module uses).
 _DROPOUT_SITE = 0x544147

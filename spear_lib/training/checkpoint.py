@@ -28,7 +28,7 @@ from typing import Any
 
 import torch
 
-from spear_lib.files import atomic_path
+from spear_lib.runtime.files import atomic_path
 
 logger = logging.getLogger(__name__)
 

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from spear_lib import keyed_random
 from spear_lib.data.datasets import CutData
 from spear_lib.pretrained import load_encoder
+from spear_lib.runtime import keyed_random
 from spear_lib.training.options import TrainingConfig
 from spear_lib.zipformer import SpearEncoder, ZipformerConfig
 

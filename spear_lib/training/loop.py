@@ -16,21 +16,22 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from spear_lib import keyed_random
 from spear_lib.config import save as save_options
 from spear_lib.config import to_dict
 from spear_lib.optim import Eden, ScaledAdam, parameter_groups
+from spear_lib.runtime import keyed_random
+from spear_lib.runtime.metrics_log import MetricsLog, log_file
+from spear_lib.runtime.progress import time_left
+from spear_lib.runtime.world import World
 from spear_lib.training import distributed
 from spear_lib.training.averaging import ModelAverage
 from spear_lib.training.checkpoint import CheckpointFolder, load, lock
 from spear_lib.training.cpu_memory import keep_freed_memory
-from spear_lib.training.distributed import World
 from spear_lib.training.freezing import freeze, thaw
 from spear_lib.training.health import STATUS_INTERRUPTED, LossGuard, SkippedSteps, stop_on_signal
-from spear_lib.training.metrics import MetricsLog, Totals, log_file
+from spear_lib.training.metrics import Totals
 from spear_lib.training.options import TrainingConfig
 from spear_lib.training.precision import Precision
-from spear_lib.training.progress import time_left
 from spear_lib.training.resuming import (
     RESEED,
     AudioClock,

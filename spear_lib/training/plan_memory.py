@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from spear_lib.devices import plan_for_accelerator
+from spear_lib.runtime.devices import plan_for_accelerator
 from spear_lib.training.task import StepClock, Task
 
 _UNKNOWN = 1.0e30

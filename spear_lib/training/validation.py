@@ -6,8 +6,9 @@ from typing import Any, Protocol
 
 import torch
 
-from spear_lib.training.distributed import World
-from spear_lib.training.metrics import MetricsLog, Totals
+from spear_lib.runtime.metrics_log import MetricsLog
+from spear_lib.runtime.world import World
+from spear_lib.training.metrics import Totals
 from spear_lib.training.task import Task
 
 logger = logging.getLogger(__name__)

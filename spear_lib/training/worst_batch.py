@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spear_lib.training.distributed import World
+from spear_lib.runtime.world import World
 from spear_lib.training.precision import Precision
 from spear_lib.training.task import StepClock, Task
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spear_lib.devices import on_host
+from spear_lib.runtime.devices import on_host
 from spear_lib.transformer.config import TransformerConfig
 from spear_lib.transformer.extractor import MIN_SAMPLES, WaveformExtractor, extracted_frames
 from spear_lib.transformer.layer import ChannelDropout, TransformerLayer

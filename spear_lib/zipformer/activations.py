@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from spear_lib.devices import on_host, recording
+from spear_lib.runtime.devices import on_host, recording
 from spear_lib.zipformer.modules import at_least_float32
 from spear_lib.zipformer.regularisers import BalancerLimits, apply_limits
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from spear_lib.devices import on_host, recording
+from spear_lib.runtime.devices import on_host, recording
 from spear_lib.zipformer.modules import scaled_linear
 from spear_lib.zipformer.regularisers import Balancer, Whiten, score_penalty
 from spear_lib.zipformer.schedule import Schedule, StepContext

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from spear_lib.devices import on_host
+from spear_lib.runtime.devices import on_host
 
 _TILE = 16  # outputs per matrix product along the convolved axis
 _FREQUENCY_TILE = 8

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from spear_lib.data.features import create_fbank, fbank_length
 from spear_lib.data.masking import student_mask
-from spear_lib.devices import on_host
+from spear_lib.runtime.devices import on_host
 from spear_lib.zipformer.config import ZipformerConfig
 from spear_lib.zipformer.front_end import MIN_FBANK_FRAMES, ConvolutionalFrontEnd, embedding_frames
 from spear_lib.zipformer.regularisers import limit_gradients

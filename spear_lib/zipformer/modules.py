@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from spear_lib.devices import recording
+from spear_lib.runtime.devices import recording
 from spear_lib.zipformer.regularisers import Limiter
 from spear_lib.zipformer.schedule import Schedule, StepContext, as_schedule
 

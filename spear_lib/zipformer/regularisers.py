@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from spear_lib.devices import on_host
+from spear_lib.runtime.devices import on_host
 from spear_lib.zipformer.schedule import Schedule, StepContext, as_schedule
 
 _FLOOR = 1.0e-20

@@ -8,7 +8,7 @@ device: coins that concern a whole call are hashed on the host, draws that conce
 import torch
 from torch import Tensor
 
-from spear_lib import keyed_random
+from spear_lib.runtime import keyed_random
 
 # Sites of keyed_random.uniform; positional dropout takes _SITE_SHARED + its own number.
 _SITE_COINS = 1
@@ -97,7 +97,7 @@ class StepContext:
         Args:
           batch_count: schedule clock, in batches of the reference size (spec: 600 s of audio each).
           step_key: key of the draws shared by the batch; the same on all processes.
-          utterance_keys: (B,) int64, one key per utterance, see ``spear_lib.keyed_random.keys``.
+          utterance_keys: (B,) int64, one key per utterance, see ``spear_lib.runtime.keyed_random.keys``.
           gradient_scale: what the loss is multiplied by before backward (the number of processes whose
             gradients are averaged); gradients that do not come from the loss are multiplied by it too.
         """

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from spear_lib.devices import on_host
+from spear_lib.runtime.devices import on_host
 from spear_lib.zipformer.attention import MASKED_SCORE, PositionalEncoding
 from spear_lib.zipformer.config import ZipformerConfig
 from spear_lib.zipformer.layer import ZipformerLayer

@@ -10,8 +10,8 @@ import soundfile
 from lhotse import Recording, SupervisionSegment
 from lhotse.cut import MonoCut
 
-from spear_lib import keyed_random
 from spear_lib.data.manifests import save_cuts
+from spear_lib.runtime import keyed_random
 
 WORDS = ["ONE", "TWO", "RED", "BLUE", "GO", "STOP"]
 SAMPLE_RATE = 16000

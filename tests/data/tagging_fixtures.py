@@ -7,9 +7,9 @@ import soundfile
 from lhotse import Recording, SupervisionSegment
 from lhotse.cut import Cut
 
-from spear_lib import keyed_random
 from spear_lib.data.labelled_clips import LABEL_FIELD, SEPARATOR, labels_of
 from spear_lib.data.manifests import save_cuts
+from spear_lib.runtime import keyed_random
 
 SAMPLE_RATE = 16000
 CLASSES = {f"/m/tone{number}": f"Tone, number {number}" for number in range(6)}

@@ -13,7 +13,7 @@ from test_manifests import make_cuts
 from spear_lib.data import manifest_index
 from spear_lib.data.manifest_index import open_index
 from spear_lib.data.manifests import Manifest, save_cuts
-from spear_lib.locks import exclusive
+from spear_lib.runtime.locks import exclusive
 
 
 @pytest.fixture(autouse=True)

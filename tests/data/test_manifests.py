@@ -13,7 +13,7 @@ from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
 from lhotse.audio import AudioSource
 
 from spear_lib.data.manifests import Manifest, save_cuts
-from spear_lib.files import atomic_file
+from spear_lib.runtime.files import atomic_file
 
 
 def make_cuts(count: int, prefix: str = "cut") -> list[MonoCut]:

@@ -8,7 +8,7 @@ import time
 import pytest
 from pretraining_fixtures import FIELD, command, environment, make_corpus, run, write_config
 
-from spear_lib.training.metrics import read_metrics
+from spear_lib.runtime.metrics_log import read_metrics
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import yaml
 sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
 from pretraining_fixtures import command, make_corpus, run, write_two_domain_config
 
-from spear_lib.training.metrics import read_metrics
+from spear_lib.runtime.metrics_log import read_metrics
 
 pytestmark = pytest.mark.slow
 

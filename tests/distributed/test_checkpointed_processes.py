@@ -8,7 +8,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
 from pretraining_fixtures import AUDIO_FIELD, FIELD, command, run, write_two_domain_config
 
-from spear_lib.training.metrics import read_metrics
+from spear_lib.runtime.metrics_log import read_metrics
 
 pytestmark = pytest.mark.slow
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from spear_lib.files import write_text
 from spear_lib.quantization import Quantizer
+from spear_lib.runtime.files import write_text
 
 REPOSITORY = Path(__file__).parents[2]
 sys.path.append(str(REPOSITORY / "tests" / "numerics"))

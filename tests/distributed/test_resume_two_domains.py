@@ -15,7 +15,7 @@ from dataset_fixtures import make_cuts
 from pretraining_fixtures import command, environment, run, write_two_domain_config
 
 from spear_lib.data.manifests import save_cuts
-from spear_lib.training.metrics import read_metrics
+from spear_lib.runtime.metrics_log import read_metrics
 
 STEPS = 14
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from spear_lib.training.metrics import read_metrics
+from spear_lib.runtime.metrics_log import read_metrics
 
 REPOSITORY = Path(__file__).parents[2]
 

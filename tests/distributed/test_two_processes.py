@@ -16,7 +16,7 @@ from pretraining_fixtures import (
     write_two_domain_config,
 )
 
-from spear_lib.training.metrics import read_metrics
+from spear_lib.runtime.metrics_log import read_metrics
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
 from toy_task import BATCH_SECONDS, ToyData, ToyTask, toy_config
 
-from spear_lib.training.distributed import world
+from spear_lib.runtime.world import world
 from spear_lib.training.loop import train
 
 

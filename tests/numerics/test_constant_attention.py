@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from spear_lib import keyed_random
+from spear_lib.runtime import keyed_random
 from spear_lib.zipformer import SpearEncoder, ZipformerConfig
 from spear_lib.zipformer.attention import constant_attention
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from spear_lib import keyed_random
 from spear_lib.data.batch import Batch
 from spear_lib.data.features import fbank_length
 from spear_lib.data.masking import channel_mask, student_mask, time_mask
 from spear_lib.pretraining import ObjectiveConfig, PretrainingModel, PretrainingTask, TokenField
+from spear_lib.runtime import keyed_random
 from spear_lib.training.task import StepClock
 from spear_lib.zipformer import SpearEncoder, ZipformerConfig
 

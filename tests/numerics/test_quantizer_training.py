@@ -16,8 +16,8 @@ from spear_lib.quantization.options import QuantizerTrainingOptions
 from spear_lib.quantization.report import code_usage, gaussian_bound, make_report, plot_report
 from spear_lib.quantization.start import start_codebooks
 from spear_lib.quantization.trainer import train_quantizer
-from spear_lib.training.distributed import World
-from spear_lib.training.metrics import read_metrics
+from spear_lib.runtime.metrics_log import read_metrics
+from spear_lib.runtime.world import World
 
 OPTIONS = QuantizerTrainingOptions(
     num_codebooks=3,

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from spear_lib import keyed_random
+from spear_lib.runtime import keyed_random
 from spear_lib.zipformer.regularisers import (
     WHITEN_PROBABILITY,
     Balancer,

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from spear_lib import keyed_random
 from spear_lib.data.batch import Batch
 from spear_lib.data.masking import student_mask
 from spear_lib.pretraining import ObjectiveConfig, PretrainingModel, PretrainingTask, TokenField
+from spear_lib.runtime import keyed_random
 
 FIELDS = [
     TokenField("wavlm_cb16", 16, 6, 50.0, 12.5, "quantiser-s", "teacher-s"),

@@ -6,8 +6,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from spear_lib import keyed_random, load_encoder
+from spear_lib import load_encoder
 from spear_lib.pretrained import encoder_id, save_encoder
+from spear_lib.runtime import keyed_random
 from spear_lib.transformer import TransformerConfig, TransformerEncoder
 
 transformers = pytest.importorskip("transformers")

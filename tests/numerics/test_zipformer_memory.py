@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from zipformer_fixtures import TINY as THREE_STACKS
 
-from spear_lib import keyed_random
+from spear_lib.runtime import keyed_random
 from spear_lib.zipformer import SpearEncoder, ZipformerConfig, activations
 from spear_lib.zipformer.activations import pointwise_network, swoosh, swoosh_linear
 from spear_lib.zipformer.regularisers import BalancerLimits, balance

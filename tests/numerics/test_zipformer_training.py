@@ -6,7 +6,7 @@ import pytest
 import torch
 from zipformer_fixtures import tiny
 
-from spear_lib import keyed_random
+from spear_lib.runtime import keyed_random
 from spear_lib.zipformer import SpearEncoder, ZipformerConfig
 from spear_lib.zipformer.modules import Bypass
 from spear_lib.zipformer.regularisers import Balancer, Whiten

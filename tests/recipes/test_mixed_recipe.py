@@ -23,7 +23,7 @@ from spear_lib.data.domains import domain_of
 from spear_lib.data.manifests import Manifest, save_cuts
 from spear_lib.data.tokens import load_tokens, token_facts
 from spear_lib.quantization import Quantizer
-from spear_lib.training.metrics import read_metrics
+from spear_lib.runtime.metrics_log import read_metrics
 
 RECIPE = REPOSITORY / "egs" / "mixed"
 SPEECH, AUDIO = "spectral_cb2", "spectral_25hz_cb3"

@@ -8,10 +8,10 @@ import pytest
 import torch
 from toy_task import BATCH_SECONDS, ToyData, ToyTask, losses, toy_config
 
+from spear_lib.runtime.metrics_log import read_metrics
 from spear_lib.training import checkpoint
 from spear_lib.training.checkpoint import CheckpointFolder
 from spear_lib.training.loop import train
-from spear_lib.training.metrics import read_metrics
 
 
 def run(folder, config, task=None, data=None):
@@ -147,7 +147,7 @@ def test_files_that_are_no_checkpoints(tmp_path, content, message):
 
 
 def test_progress_without_a_terminal_logs_lines(monkeypatch, caplog):
-    from spear_lib.training import progress
+    from spear_lib.runtime import progress
 
     monkeypatch.setattr(progress, "LOG_SECONDS", 0.0)
     monkeypatch.setattr(progress.sys.stderr, "isatty", lambda: False, raising=False)

@@ -7,9 +7,9 @@ import pytest
 import torch
 from toy_task import BATCH_SECONDS, ToyData, ToyTask, losses, toy_config
 
-from spear_lib.training.distributed import World
+from spear_lib.runtime.metrics_log import read_metrics
+from spear_lib.runtime.world import World
 from spear_lib.training.loop import Trainer, train
-from spear_lib.training.metrics import read_metrics
 
 
 def run(folder, config=None, task=None, data=None, **changes):

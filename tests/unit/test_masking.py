@@ -15,7 +15,7 @@ from spear_lib.data.masking import (
     student_mask_fraction,
     time_mask,
 )
-from spear_lib.keyed_random import keys
+from spear_lib.runtime.keyed_random import keys
 
 STATISTICS = json.loads((Path(__file__).parent.parent / "golden" / "masking_stats.json").read_text())
 DRAWS = 2000

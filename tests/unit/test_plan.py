@@ -15,9 +15,9 @@ from torch import nn
 from spear_lib.bin.pretrain import PretrainOptions
 from spear_lib.config import load
 from spear_lib.data.masking import MaskingConfig
-from spear_lib.devices import on_host, plan_for_accelerator
 from spear_lib.optim import ScaledAdam, parameter_groups
 from spear_lib.pretraining import ObjectiveConfig
+from spear_lib.runtime.devices import on_host, plan_for_accelerator
 from spear_lib.training.options import TrainingConfig
 from spear_lib.training.plan import (
     PlanConfig,

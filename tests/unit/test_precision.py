@@ -6,7 +6,7 @@ import pytest
 import torch
 from toy_task import BATCH_SECONDS, ToyData, ToyTask, toy_config
 
-from spear_lib.training.distributed import World
+from spear_lib.runtime.world import World
 from spear_lib.training.loop import Trainer
 from spear_lib.training.precision import Precision
 

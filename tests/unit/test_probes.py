@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from spear_lib import keyed_random
 from spear_lib.evaluation import probe_cuts, probes, ridge
 from spear_lib.evaluation.probe_features import statistics
+from spear_lib.runtime import keyed_random
 
 
 def test_ridge_solves_the_normal_equations():

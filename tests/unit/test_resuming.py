@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 from toy_task import BATCH_SECONDS, ToyData, ToyTask, losses, toy_config
 
+from spear_lib.runtime.metrics_log import read_metrics
 from spear_lib.training.loop import train
-from spear_lib.training.metrics import read_metrics
 from spear_lib.training.resuming import AudioClock, check_same_options
 
 

@@ -10,7 +10,7 @@ from spear_lib.data.augmentation import (
     spec_augment,
     spec_augment_time_mask,
 )
-from spear_lib.keyed_random import keys
+from spear_lib.runtime.keyed_random import keys
 
 ALWAYS = {"probability": 1.0, "time_warp": 0}
 

@@ -5,8 +5,8 @@ import itertools
 
 import pytest
 
-from spear_lib import keyed_random
 from spear_lib.evaluation import wer
+from spear_lib.runtime import keyed_random
 
 
 def levenshtein(a: tuple[str, ...], b: tuple[str, ...]) -> int:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from spear_lib import keyed_random
+from spear_lib.runtime import keyed_random
 from spear_lib.training.options import TrainingConfig
 from spear_lib.training.task import StepClock, StepResult, Task
 
@@ -110,7 +110,7 @@ def toy_config(**changes) -> TrainingConfig:
 
 def losses(experiment_dir, kind: str = "train") -> dict[int, float]:
     """Step -> loss of an experiment's metrics.jsonl."""
-    from spear_lib.training.metrics import read_metrics
+    from spear_lib.runtime.metrics_log import read_metrics
 
     lines = [line for line in read_metrics(experiment_dir / "metrics.jsonl") if line["kind"] == kind]
     assert len({line["step"] for line in lines}) == len(lines), "a step was reported twice"

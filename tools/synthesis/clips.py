@@ -15,7 +15,7 @@ import numpy as np
 import soundfile
 
 from spear_lib.data.clip_tables import AUDIOSET_PARTS, read_class_list
-from spear_lib.keyed_random import generator
+from spear_lib.runtime.keyed_random import generator
 from tools.synthesis.events import EVENTS
 from tools.synthesis.layout import FACTS_FILE, FORMAT_VERSION
 from tools.synthesis.rooms import NOISE_COLOURS, SAMPLE_RATE, coloured_noise, rms, to_int16

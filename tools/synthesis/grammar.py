@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from spear_lib.keyed_random import key
+from spear_lib.runtime.keyed_random import key
 
 SPLITS = ("train", "dev", "test")
 MIN_WORDS, MAX_WORDS = 3, 9

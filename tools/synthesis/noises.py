@@ -10,7 +10,7 @@ import numpy as np
 import soundfile
 from scipy import signal
 
-from spear_lib.keyed_random import generator
+from spear_lib.runtime.keyed_random import generator
 from tools.synthesis import espeak
 from tools.synthesis.grammar import SMALL, Grammar
 from tools.synthesis.layout import FACTS_FILE, FORMAT_VERSION, read_aloud

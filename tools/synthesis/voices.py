@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from spear_lib.keyed_random import generator
+from spear_lib.runtime.keyed_random import generator
 
 ACCENTS = {"us": "en-us", "gb": "en", "rp": "en-gb-x-rp", "scotland": "en-gb-scotland"}
 """Our name -> espeak-ng's voice name."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import connection
 from pathlib import Path
 
-from spear_lib.training.progress import progress
+from spear_lib.runtime.progress import progress
 
 logger = logging.getLogger(__name__)
 

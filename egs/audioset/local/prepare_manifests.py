@@ -21,9 +21,9 @@ from spear_lib.bin.common import run
 from spear_lib.data.clip_tables import AUDIOSET_PARTS, Clip, read_audioset_segments, read_class_list
 from spear_lib.data.labelled_clips import ClipChecks, ClipFiles, ClipProblems, clip_cuts, labels_of
 from spear_lib.data.manifests import save_cuts
-from spear_lib.files import atomic_file
-from spear_lib.keyed_random import key
-from spear_lib.training.progress import progress
+from spear_lib.runtime.files import atomic_file
+from spear_lib.runtime.keyed_random import key
+from spear_lib.runtime.progress import progress
 
 logger = logging.getLogger("prepare_manifests")
 

@@ -25,7 +25,7 @@ from spear_lib.data.manifests import save_cuts
 from spear_lib.data.problems import Problems
 from spear_lib.data.speech_corpora import SPEECH_CORPORA, limit_length, read_speech_corpus
 from spear_lib.data.validation import NO_TRANSCRIPT, usable_cuts, validate_cuts
-from spear_lib.files import atomic_file
+from spear_lib.runtime.files import atomic_file
 
 logger = logging.getLogger("prepare_manifests")
 
