@@ -15,7 +15,7 @@ __all__ = ["__version__", "load_encoder"]
 def __getattr__(name: str):
     # Imported on first use, so that `import spear_lib` stays light and free of import cycles.
     if name == "load_encoder":
-        from spear_lib.pretrained import load_encoder
+        from spear_lib.encoders import load_encoder
 
         return load_encoder
     raise AttributeError(f"module 'spear_lib' has no attribute {name!r}")

@@ -26,7 +26,8 @@ import torch
 
 from spear_lib.bin.common import run
 from spear_lib.config import parse
-from spear_lib.data.masking import MaskingConfig
+from spear_lib.encoders.zipformer import SpearEncoder, ZipformerConfig
+from spear_lib.features.masking import MaskingConfig
 from spear_lib.optim import ScaledAdam, parameter_groups
 from spear_lib.pretraining import ObjectiveConfig, PretrainingModel, PretrainingTask
 from spear_lib.runtime.log import first_screen
@@ -41,7 +42,6 @@ from spear_lib.training.plan import (
     with_checkpoints,
 )
 from spear_lib.training.task import StepClock
-from spear_lib.zipformer import SpearEncoder, ZipformerConfig
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from spear_lib.bin.common import run
 from spear_lib.config import parse
-from spear_lib.pretrained import load_encoder, save_encoder
+from spear_lib.encoders import load_encoder, save_encoder
 from spear_lib.runtime.log import commit, first_screen
 from spear_lib.training.checkpoint_average import average_checkpoints
 

@@ -19,8 +19,8 @@ from spear_lib.bin.common import run
 from spear_lib.config import parse
 from spear_lib.data.audio import SAMPLE_RATE
 from spear_lib.data.pretraining_data import PretrainingData, PretrainingDataConfig
+from spear_lib.encoders.kinds import KINDS, EncoderConfig, EncoderOptions, build_encoder
 from spear_lib.evaluation.validation_probe import ValidationProbe, ValidationProbeConfig
-from spear_lib.pretrained.kinds import ENCODER_TYPES, build_encoder
 from spear_lib.pretraining import ObjectiveConfig, PretrainingModel, PretrainingTask, token_fields
 from spear_lib.pretraining.facts import run_facts
 from spear_lib.runtime import keyed_random
@@ -31,14 +31,12 @@ from spear_lib.training.loop import train
 from spear_lib.training.options import TrainingConfig
 from spear_lib.training.plan import PlanConfig
 from spear_lib.training.plan_report import plan_lines
-from spear_lib.transformer import TransformerConfig
-from spear_lib.zipformer import ZipformerConfig
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class PretrainOptions:
+@dataclass(frozen=True, kw_only=True)
+class PretrainOptions(EncoderOptions):
     """Pre-training of one encoder."""
 
     experiment_dir: str
@@ -47,8 +45,6 @@ class PretrainOptions:
     """Manifests of validation cuts with the same token fields; each is a set, named after its file."""
     encoder_type: str = "zipformer"
     """zipformer, of the settings in ``encoder``; or transformer, of those in ``transformer`` (paper F.3)."""
-    encoder: ZipformerConfig = field(default_factory=ZipformerConfig)
-    transformer: TransformerConfig = field(default_factory=TransformerConfig)
     data: PretrainingDataConfig = field(default_factory=PretrainingDataConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
@@ -58,19 +54,25 @@ class PretrainOptions:
     plan: PlanConfig = field(default_factory=PlanConfig)
 
     def __post_init__(self) -> None:
-        if self.encoder_type not in ENCODER_TYPES:
-            raise ValueError(f"encoder_type is {self.encoder_type!r}; use {' or '.join(ENCODER_TYPES)}")
+        if self.encoder_type not in KINDS:
+            raise ValueError(f"encoder_type is {self.encoder_type!r}; use {' or '.join(KINDS)}")
         masking = self.data.masking
         if self.objective.alpha == 1.0 and not (masking.enabled and masking.time_probability > 0):
             raise ValueError(
                 "objective.alpha is 1, so only masked frames count, and no frame is masked: the loss would "
                 "be 0. Lower alpha, or set data.masking.enabled and data.masking.time_probability"
             )
-        if self.encoder_type == "transformer" and masking.enabled and masking.channel_probability > 0:
+        reads_waveforms = KINDS[self.encoder_type].encoder.input_kind == "waveform"
+        if reads_waveforms and masking.enabled and masking.channel_probability > 0:
             raise ValueError(
-                "a transformer reads waveforms and has no mel bins to mask: set "
+                f"a {self.encoder_type} reads waveforms and has no mel bins to mask: set "
                 "data.masking.channel_probability to 0"
             )
+
+    @property
+    def encoder_config(self) -> EncoderConfig:
+        """The settings of the encoder to build."""
+        return getattr(self, KINDS[self.encoder_type].option)
 
 
 def main() -> None:
@@ -99,8 +101,7 @@ def pretrain(options: PretrainOptions, processes: World) -> None:
     fields = token_fields(train_data, valid_data)
 
     torch.manual_seed(keyed_random.key("initialisation", seed) & 0xFFFFFFFF)
-    config = options.transformer if options.encoder_type == "transformer" else options.encoder
-    model = PretrainingModel(build_encoder(config), fields)
+    model = PretrainingModel(build_encoder(options.encoder_config), fields)
     if model.encoder.input_kind == "fbank":
         model.encoder.use_fbank_backend(options.data.fbank_backend)
     shortest = model.encoder.min_samples / SAMPLE_RATE

@@ -14,11 +14,11 @@ import torch
 
 from spear_lib.bin.common import run
 from spear_lib.config import parse, to_dict
+from spear_lib.encoders import load_encoder
+from spear_lib.encoders.kinds import Encoder
 from spear_lib.evaluation.probe_cuts import read_cuts
 from spear_lib.evaluation.probe_features import encoder_features, log_mel_features
 from spear_lib.evaluation.probes import Probes
-from spear_lib.pretrained import load_encoder
-from spear_lib.pretrained.kinds import Encoder
 from spear_lib.runtime import keyed_random
 from spear_lib.runtime.files import write_json
 from spear_lib.runtime.log import commit, first_screen

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from spear_lib.asr.onnx_runtime import OnnxTransducer, is_onnx_folder
 from spear_lib.asr.searcher import SearchConfig, Searcher
 from spear_lib.asr.transcription import Recogniser, Transcript, transcribe
 from spear_lib.bin.common import run
@@ -17,7 +18,6 @@ from spear_lib.config import parse, positional
 from spear_lib.data.audio_files import find_audio, result_names
 from spear_lib.data.audio_windows import WindowConfig
 from spear_lib.evaluation.decoding import build_model, load_weights
-from spear_lib.pretrained.onnx_runtime import OnnxTransducer, is_onnx_folder
 from spear_lib.runtime.files import write_json, write_text
 from spear_lib.runtime.log import commit, first_screen
 from spear_lib.runtime.progress import format_seconds, progress

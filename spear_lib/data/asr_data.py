@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass, field, replace
 
-from spear_lib.data.augmentation import SpecAugmentConfig, perturb_speed
 from spear_lib.data.batch import Batch
 from spear_lib.data.datasets import CutData, LoadingConfig, open_sources
 from spear_lib.data.examples import Example, Examples, Making
 from spear_lib.data.mixing import FINETUNING_MIXING, MixingConfig, mix_utterance
+from spear_lib.features.spec_augment import SpecAugmentConfig, perturb_speed
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 
 from spear_lib.data.batch import Batch, pad_waveforms
-from spear_lib.data.features import SAMPLE_RATE, fbank_length
 from spear_lib.data.loading import Work
 from spear_lib.data.mixing import MixingConfig, Mixture, mix_noise
+from spear_lib.features.fbank import SAMPLE_RATE, fbank_length
 from spear_lib.runtime.keyed_random import generator, key
 
 logger = logging.getLogger(__name__)

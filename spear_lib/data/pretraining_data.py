@@ -10,9 +10,9 @@ from spear_lib.data.batch import Batch
 from spear_lib.data.datasets import CutData, LoadingConfig, open_sources
 from spear_lib.data.domains import DOMAINS, SPEECH, domain_of
 from spear_lib.data.examples import Example, Examples, Making
-from spear_lib.data.features import SAMPLE_RATE, fbank_length
-from spear_lib.data.masking import MaskingConfig, channel_mask, time_mask
 from spear_lib.data.mixing import IGNORE, MixingConfig, Mixture, draw_token_mixture, mix_utterance
+from spear_lib.features.fbank import SAMPLE_RATE, fbank_length
+from spear_lib.features.masking import MaskingConfig, channel_mask, time_mask
 
 
 @dataclass(frozen=True)

@@ -145,8 +145,8 @@ def load_tokens(cut: Cut, field: str) -> np.ndarray:
     if isinstance(cut, MixedCut):
         raise ValueError(
             f"cut {cut.id} is a mixture: lhotse grows and zero-fills token fields of mixtures. Load the "
-            "tokens of the primary cut before mixing (spear_lib.data.augmentation mixes waveforms and tokens "
-            "after loading)"
+            "tokens of the primary cut before mixing (spear_lib.data.mixing mixes waveforms and tokens after "
+            "loading)"
         )
     manifest = (cut.custom or {}).get(field)
     if not isinstance(manifest, TemporalArray):

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spear_lib.data.features import FbankExtractor
 from spear_lib.data.manifests import Manifest
+from spear_lib.encoders.kinds import Encoder
 from spear_lib.evaluation.audio_batches import load_waveforms, position_batches
-from spear_lib.pretrained.kinds import Encoder
+from spear_lib.features.fbank import FbankExtractor
 from spear_lib.runtime.progress import progress
 
 Sources = list[tuple[Manifest, list[int]]]

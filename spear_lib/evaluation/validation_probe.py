@@ -18,11 +18,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from spear_lib.encoders.kinds import Encoder
 from spear_lib.evaluation.probe_cuts import LabelledCuts, read_cuts
 from spear_lib.evaluation.probe_features import batch_features, log_mel_features, probe_batches
 from spear_lib.evaluation.probes import frequent_labels, label_targets
 from spear_lib.evaluation.ridge import Ridge, mean_average_precision
-from spear_lib.pretrained.kinds import Encoder
 from spear_lib.runtime import keyed_random
 from spear_lib.runtime.world import World
 

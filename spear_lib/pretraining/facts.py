@@ -3,11 +3,11 @@
 from typing import Any
 
 from spear_lib.data.pretraining_data import PretrainingData
+from spear_lib.encoders.zipformer.activations import swoosh_kernels
 from spear_lib.evaluation.validation_probe import ValidationProbe
 from spear_lib.pretraining.task import PretrainingTask
 from spear_lib.runtime.world import World
 from spear_lib.training.precision import Precision
-from spear_lib.zipformer.activations import swoosh_kernels
 
 
 def run_facts(

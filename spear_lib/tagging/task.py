@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from spear_lib.config import to_dict
-from spear_lib.data.augmentation import SpecAugmentConfig
+from spear_lib.features.spec_augment import SpecAugmentConfig
 from spear_lib.tagging.metrics import ScoreCounts
 from spear_lib.tagging.model import TaggingModel
 from spear_lib.training.augmented_encoder import AugmentedEncoder

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spear_lib.pretrained.weights import load_strictly, read_weights
+from spear_lib.encoders.weights import load_strictly, read_weights
 from spear_lib.teachers.base import Teacher, weights_hash
 from spear_lib.teachers.decibel_mel import NUM_MELS, decibel_mel, mel_filters, mel_length
 from spear_lib.teachers.patch_transformer import (

@@ -14,7 +14,7 @@ class EncoderTeacher(Teacher):
     """Hidden states of a pre-trained encoder, 50 Hz.
 
     Args:
-      path: encoder folder or checkpoint that ``spear_lib.pretrained.load_encoder`` reads.
+      path: encoder folder or checkpoint that ``spear_lib.encoders.load_encoder`` reads.
       layer: index into the encoder's hidden_states; negative counts from the last.
     """
 
@@ -23,7 +23,7 @@ class EncoderTeacher(Teacher):
 
     def __init__(self, path: str | Path, layer: int = -1) -> None:
         super().__init__()
-        from spear_lib.pretrained import load_encoder
+        from spear_lib.encoders import load_encoder
 
         self._set_encoder(load_encoder(path), layer, str(path))
 

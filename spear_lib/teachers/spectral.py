@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spear_lib.data.features import FbankExtractor, fbank_length
+from spear_lib.features.fbank import FbankExtractor, fbank_length
 from spear_lib.teachers.base import Teacher
 
 _NATS_PER_DB = math.log(10.0) / 10.0

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from spear_lib.data.augmentation import SpecAugmentConfig, spec_augment, spec_augment_time_mask
-from spear_lib.data.features import FbankExtractor, fbank_length
+from spear_lib.features.fbank import FbankExtractor, fbank_length
+from spear_lib.features.spec_augment import SpecAugmentConfig, spec_augment, spec_augment_time_mask
 
 
 class AugmentedEncoder:

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from spear_lib.data.datasets import CutData
-from spear_lib.pretrained import load_encoder
+from spear_lib.encoders import load_encoder
+from spear_lib.encoders.zipformer import SpearEncoder, ZipformerConfig
 from spear_lib.runtime import keyed_random
 from spear_lib.training.options import TrainingConfig
-from spear_lib.zipformer import SpearEncoder, ZipformerConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from spear_lib.data.batch import Batch
-from spear_lib.data.features import SAMPLE_RATE, fbank_length
-from spear_lib.data.masking import MaskingConfig, channel_mask, time_mask
+from spear_lib.encoders.kinds import EncoderConfig, build_encoder
+from spear_lib.features.fbank import SAMPLE_RATE, fbank_length
+from spear_lib.features.masking import MaskingConfig, channel_mask, time_mask
 from spear_lib.optim import ScaledAdam, parameter_groups
-from spear_lib.pretrained.kinds import EncoderConfig, build_encoder
 from spear_lib.pretraining import ObjectiveConfig, PretrainingModel, PretrainingTask, TokenField
 from spear_lib.training.options import TrainingConfig
 from spear_lib.training.plan_memory import Pretence, StepMemory, count_step

@@ -4,7 +4,7 @@ import logging
 from typing import Any, NamedTuple
 
 from spear_lib.data.manifests import Manifest
-from spear_lib.pretrained.kinds import EncoderConfig
+from spear_lib.encoders.kinds import EncoderConfig
 from spear_lib.pretraining import TokenField
 from spear_lib.pretraining.alignment import frames_per_student_frame
 from spear_lib.pretraining.heads import GPU_CHUNK_ELEMENTS

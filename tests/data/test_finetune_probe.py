@@ -8,9 +8,9 @@ import torch
 from asr_fixtures import TINY_ENCODER, make_cuts
 
 from spear_lib.bin import probe
+from spear_lib.encoders import load_encoder, save_encoder
 from spear_lib.evaluation.probe_cuts import read_cuts
 from spear_lib.evaluation.probe_features import encoder_features
-from spear_lib.pretrained import load_encoder, save_encoder
 
 
 @pytest.fixture(scope="module")

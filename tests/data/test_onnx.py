@@ -9,13 +9,14 @@ import soundfile
 import torch
 from asr_fixtures import TINY_ENCODER
 
+from spear_lib.asr import onnx_export
 from spear_lib.asr.model import AsrModel, TransducerConfig
+from spear_lib.asr.onnx_export import export_encoder, export_transducer, token_lines
+from spear_lib.asr.onnx_runtime import OnnxPart, OnnxTransducer, TokenTable
 from spear_lib.asr.searcher import SearchConfig, Searcher
 from spear_lib.asr.units import TextUnits, character_units, train_bpe
 from spear_lib.bin import export_onnx, transcribe
-from spear_lib.pretrained import load_encoder, onnx_export, save_encoder
-from spear_lib.pretrained.onnx_export import export_encoder, export_transducer, token_lines
-from spear_lib.pretrained.onnx_runtime import OnnxPart, OnnxTransducer, TokenTable
+from spear_lib.encoders import load_encoder, save_encoder
 
 
 def call(module, monkeypatch, *arguments: object) -> None:
@@ -77,7 +78,7 @@ def test_files_compute_what_pytorch_does(changes, tmp_path):
 
 def test_a_size_that_became_a_constant_is_found(tmp_path, monkeypatch):
     """The check of the export can fail: here recording is not noticed, and sizes of the example stay."""
-    monkeypatch.setattr("spear_lib.zipformer.modules.recording", lambda: False)
+    monkeypatch.setattr("spear_lib.encoders.zipformer.modules.recording", lambda: False)
     with pytest.raises(RuntimeError, match=r"encoder\.onnx (cannot be run on|gives|\(batch)"):
         export_transducer(tiny_model(), character_units(), tmp_path / "onnx")
     assert list(tmp_path.iterdir()) == []

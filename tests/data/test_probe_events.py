@@ -12,8 +12,8 @@ from lhotse.cut import MonoCut
 from test_finetune_probe import call
 
 from spear_lib.data.manifests import save_cuts
+from spear_lib.encoders import load_encoder, save_encoder
 from spear_lib.evaluation.probe_cuts import read_cuts
-from spear_lib.pretrained import load_encoder, save_encoder
 from spear_lib.runtime import keyed_random
 
 PITCHES = {"/m/low": 250.0, "/m/middle": 900.0, "/m/high": 3100.0}

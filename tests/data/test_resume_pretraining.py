@@ -127,7 +127,7 @@ def test_average_checkpoints_writes_an_encoder(corpus, unbroken):
     import torch
 
     from spear_lib.bin.average_checkpoints import AverageOptions, average
-    from spear_lib.pretrained import load_encoder
+    from spear_lib.encoders import load_encoder
 
     folder, _ = corpus
     arguments = command(corpus[1], unbroken[0])[:2] + ["spear_lib.bin.average_checkpoints"]

@@ -9,8 +9,8 @@ from test_pretrain_two_teachers import call
 from test_probe_events import make_clips
 
 from spear_lib.data.manifests import Manifest, save_cuts
+from spear_lib.encoders import load_encoder
 from spear_lib.evaluation.validation_probe import ValidationProbe, ValidationProbeConfig
-from spear_lib.pretrained import load_encoder
 from spear_lib.runtime.world import World
 from spear_lib.training.validation import ProbeReports
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from spear_lib.zipformer import SpearEncoder, ZipformerConfig
+from spear_lib.encoders.zipformer import SpearEncoder, ZipformerConfig
 
 TINY = {
     "frontend_channels": (2, 3, 4),

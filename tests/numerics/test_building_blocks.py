@@ -8,12 +8,14 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from spear_lib.zipformer import SpearEncoder, ZipformerConfig
-from spear_lib.zipformer.activations import swoosh
-from spear_lib.zipformer.attention import MASKED_SCORE, positional_table
-from spear_lib.zipformer.layer import ZipformerLayer
-from spear_lib.zipformer.modules import Downsample, bias_norm, upsample
-from spear_lib.zipformer.regularisers import (
+from spear_lib.encoders.base import MASKED_SCORE
+from spear_lib.encoders.step_context import Schedule, StepContext
+from spear_lib.encoders.zipformer import SpearEncoder, ZipformerConfig
+from spear_lib.encoders.zipformer.activations import swoosh
+from spear_lib.encoders.zipformer.attention import positional_table
+from spear_lib.encoders.zipformer.layer import ZipformerLayer
+from spear_lib.encoders.zipformer.modules import Downsample, bias_norm, upsample
+from spear_lib.encoders.zipformer.regularisers import (
     Balancer,
     ScaleGrad,
     Whiten,
@@ -24,7 +26,6 @@ from spear_lib.zipformer.regularisers import (
     whiten,
     whitening_metric,
 )
-from spear_lib.zipformer.schedule import Schedule, StepContext
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 

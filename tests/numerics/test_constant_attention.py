@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from spear_lib.encoders.zipformer import SpearEncoder, ZipformerConfig
+from spear_lib.encoders.zipformer.attention import constant_attention
 from spear_lib.runtime import keyed_random
-from spear_lib.zipformer import SpearEncoder, ZipformerConfig
-from spear_lib.zipformer.attention import constant_attention
 
 TINY = {
     "frontend_channels": (2, 3, 4),

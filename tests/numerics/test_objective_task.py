@@ -8,12 +8,12 @@ import torch
 from torch import nn
 
 from spear_lib.data.batch import Batch
-from spear_lib.data.features import fbank_length
-from spear_lib.data.masking import channel_mask, student_mask, time_mask
+from spear_lib.encoders.zipformer import SpearEncoder, ZipformerConfig
+from spear_lib.features.fbank import fbank_length
+from spear_lib.features.masking import channel_mask, student_mask, time_mask
 from spear_lib.pretraining import ObjectiveConfig, PretrainingModel, PretrainingTask, TokenField
 from spear_lib.runtime import keyed_random
 from spear_lib.training.task import StepClock
-from spear_lib.zipformer import SpearEncoder, ZipformerConfig
 
 FIELD = TokenField("tones", 3, 7, 50.0, 12.5, "quantiser", "teacher")
 SLOW = TokenField("slow", 2, 5, 25.0, 15.0, "quantiser-2", "teacher-2")

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from spear_lib.runtime import keyed_random
-from spear_lib.zipformer.regularisers import (
+from spear_lib.encoders.step_context import Schedule, StepContext
+from spear_lib.encoders.zipformer.regularisers import (
     WHITEN_PROBABILITY,
     Balancer,
     Whiten,
@@ -17,7 +17,7 @@ from spear_lib.zipformer.regularisers import (
     whiten,
     whitening_metric,
 )
-from spear_lib.zipformer.schedule import Schedule, StepContext
+from spear_lib.runtime import keyed_random
 
 FRAMES, CHANNELS = 4000, 6
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from spear_lib.data.batch import Batch
-from spear_lib.data.masking import student_mask
+from spear_lib.features.masking import student_mask
 from spear_lib.pretraining import ObjectiveConfig, PretrainingModel, PretrainingTask, TokenField
 from spear_lib.runtime import keyed_random
 

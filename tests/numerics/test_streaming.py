@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from spear_lib.zipformer import SpearEncoder, StreamingEncoder, StreamingState, ZipformerConfig
+from spear_lib.encoders.zipformer import SpearEncoder, StreamingEncoder, StreamingState, ZipformerConfig
 
 TOLERANCE = 1e-5
 # Fbank frames: a final partial chunk, an end on a chunk, a stream shorter than any chunk, the shortest one.

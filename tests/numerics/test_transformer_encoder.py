@@ -7,9 +7,9 @@ import torch
 from safetensors.torch import save_file
 
 from spear_lib import load_encoder
-from spear_lib.pretrained import encoder_id, save_encoder
+from spear_lib.encoders import encoder_id, save_encoder
+from spear_lib.encoders.transformer import TransformerConfig, TransformerEncoder
 from spear_lib.runtime import keyed_random
-from spear_lib.transformer import TransformerConfig, TransformerEncoder
 
 transformers = pytest.importorskip("transformers")
 

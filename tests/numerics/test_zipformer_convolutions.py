@@ -7,8 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from spear_lib.zipformer import cpu_convolutions
-from spear_lib.zipformer.cpu_convolutions import depthwise_conv1d, first_conv2d, use_matrix_products
+from spear_lib.encoders.zipformer import cpu_convolutions
+from spear_lib.encoders.zipformer.cpu_convolutions import depthwise_conv1d, first_conv2d, use_matrix_products
 
 
 def _gradients(function, inputs, weights):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from zipformer_fixtures import TINY, tiny
 
-from spear_lib.zipformer import ZipformerConfig
+from spear_lib.encoders.zipformer import ZipformerConfig
 
 
 def _bad_inputs():

@@ -8,7 +8,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from spear_lib.zipformer import SpearEncoder, ZipformerConfig
+from spear_lib.encoders.zipformer import SpearEncoder, ZipformerConfig
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 ATOL = 2e-5

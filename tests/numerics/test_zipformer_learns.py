@@ -6,9 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from spear_lib.encoders.zipformer import SpearEncoder, ZipformerConfig
 from spear_lib.optim import Eden, ScaledAdam, parameter_groups
 from spear_lib.runtime import keyed_random
-from spear_lib.zipformer import SpearEncoder, ZipformerConfig
 
 TOKENS = 16
 UTTERANCES = 6

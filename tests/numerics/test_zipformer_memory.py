@@ -5,10 +5,10 @@ import torch
 import torch.nn.functional as F
 from zipformer_fixtures import TINY as THREE_STACKS
 
+from spear_lib.encoders.zipformer import SpearEncoder, ZipformerConfig, activations
+from spear_lib.encoders.zipformer.activations import pointwise_network, swoosh, swoosh_linear
+from spear_lib.encoders.zipformer.regularisers import BalancerLimits, balance
 from spear_lib.runtime import keyed_random
-from spear_lib.zipformer import SpearEncoder, ZipformerConfig, activations
-from spear_lib.zipformer.activations import pointwise_network, swoosh, swoosh_linear
-from spear_lib.zipformer.regularisers import BalancerLimits, balance
 
 TINY = {**THREE_STACKS, "downsampling_factor": (1, 2), "num_encoder_layers": (1, 2)}
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 from zipformer_fixtures import tiny
 
+from spear_lib.encoders.step_context import Schedule
+from spear_lib.encoders.zipformer import SpearEncoder, ZipformerConfig
+from spear_lib.encoders.zipformer.modules import Bypass
+from spear_lib.encoders.zipformer.regularisers import Balancer, Whiten
 from spear_lib.runtime import keyed_random
-from spear_lib.zipformer import SpearEncoder, ZipformerConfig
-from spear_lib.zipformer.modules import Bypass
-from spear_lib.zipformer.regularisers import Balancer, Whiten
-from spear_lib.zipformer.schedule import Schedule
 
 
 @pytest.fixture(scope="module")

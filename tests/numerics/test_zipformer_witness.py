@@ -6,8 +6,8 @@ import pytest
 import torch
 from test_zipformer_golden import ATOL, _encoder, _read
 
-from spear_lib.data.features import FbankExtractor
-from spear_lib.zipformer import SpearEncoder, StreamingEncoder, ZipformerConfig
+from spear_lib.encoders.zipformer import SpearEncoder, StreamingEncoder, ZipformerConfig
+from spear_lib.features.fbank import FbankExtractor
 
 
 def _valid(x, lengths):

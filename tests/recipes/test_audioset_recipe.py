@@ -23,7 +23,7 @@ from spear_lib.data.clip_tables import read_class_list
 from spear_lib.data.labelled_clips import labels_of
 from spear_lib.data.manifests import Manifest
 from spear_lib.data.tokens import load_tokens, token_facts
-from spear_lib.pretrained import save_encoder
+from spear_lib.encoders import save_encoder
 from spear_lib.quantization import Quantizer
 from spear_lib.teachers import create_teacher
 

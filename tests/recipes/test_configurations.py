@@ -16,7 +16,7 @@ from spear_lib.bin.pretrain import PretrainOptions
 from spear_lib.bin.probe import ProbeOptions
 from spear_lib.bin.train_quantizer import Options as QuantizerOptions
 from spear_lib.config import load
-from spear_lib.zipformer import ZipformerConfig
+from spear_lib.encoders.zipformer import ZipformerConfig
 
 # What the recipe scripts give on the command line.
 GIVEN = {

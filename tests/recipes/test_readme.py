@@ -85,8 +85,8 @@ def test_the_two_commands_are_there_and_executable():
 
 
 def test_the_example_of_the_encoder_runs(tmp_path):
-    from spear_lib.pretrained import save_encoder
-    from spear_lib.zipformer import SpearEncoder, ZipformerConfig
+    from spear_lib.encoders import save_encoder
+    from spear_lib.encoders.zipformer import SpearEncoder, ZipformerConfig
 
     config = ZipformerConfig.mini(encoder_dim=(32,), feedforward_dim=(64,), encoder_unmasked_dim=(32,))
     torch.manual_seed(0)

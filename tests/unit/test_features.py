@@ -8,7 +8,7 @@ import torch
 from lhotse import Fbank, FbankConfig
 from safetensors.torch import load_file
 
-from spear_lib.data.features import PAD_VALUE, FbankExtractor, fbank_length
+from spear_lib.features.fbank import PAD_VALUE, FbankExtractor, fbank_length
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 

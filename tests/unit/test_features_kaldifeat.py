@@ -16,8 +16,9 @@ import torch
 from lhotse import Fbank, FbankConfig
 from safetensors.torch import load_file
 
-from spear_lib.data.features import FbankExtractor, create_fbank
-from spear_lib.zipformer import SpearEncoder, ZipformerConfig
+from spear_lib.encoders.zipformer import SpearEncoder, ZipformerConfig
+from spear_lib.features.backends import create_fbank
+from spear_lib.features.fbank import FbankExtractor
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 

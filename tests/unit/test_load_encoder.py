@@ -9,9 +9,9 @@ from safetensors.torch import save_file
 from zipformer_fixtures import TINY as THREE_STACKS
 
 from spear_lib import load_encoder
-from spear_lib.pretrained import encoder_id, save_encoder
-from spear_lib.pretrained.shapes import config_from_shapes
-from spear_lib.zipformer import SpearEncoder, ZipformerConfig
+from spear_lib.encoders import encoder_id, save_encoder
+from spear_lib.encoders.zipformer import SpearEncoder, ZipformerConfig
+from spear_lib.encoders.zipformer.published import config_from_shapes
 
 TINY = {
     **THREE_STACKS,
@@ -288,7 +288,7 @@ def test_file_of_something_else(tmp_path):
 
 
 def test_extract_gives_what_the_features_give(encoder):
-    from spear_lib.data.features import FbankExtractor
+    from spear_lib.features.fbank import FbankExtractor
 
     waveforms, lengths = 0.1 * torch.randn(2, 16000), torch.tensor([16000, 9000])
     output = encoder.extract(waveforms, lengths)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from spear_lib.data.masking import (
+from spear_lib.features.masking import (
     MaskingConfig,
     channel_mask,
     span_counts,

@@ -14,7 +14,8 @@ from torch import nn
 
 from spear_lib.bin.pretrain import PretrainOptions
 from spear_lib.config import load
-from spear_lib.data.masking import MaskingConfig
+from spear_lib.encoders.zipformer import ZipformerConfig
+from spear_lib.features.masking import MaskingConfig
 from spear_lib.optim import ScaledAdam, parameter_groups
 from spear_lib.pretraining import ObjectiveConfig
 from spear_lib.runtime.devices import on_host, plan_for_accelerator
@@ -31,7 +32,6 @@ from spear_lib.training.plan import (
 from spear_lib.training.plan_memory import MemoryCounter, Pretence, Work, count_step
 from spear_lib.training.plan_report import plan_lines, time_lines
 from spear_lib.training.task import StepClock, StepResult, Task
-from spear_lib.zipformer import ZipformerConfig
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TINY = ZipformerConfig(

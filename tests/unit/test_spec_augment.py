@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from spear_lib.data.augmentation import (
+from spear_lib.features.spec_augment import (
     SpecAugmentConfig,
     perturb_speed,
     spec_augment,

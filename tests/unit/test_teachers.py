@@ -7,15 +7,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from spear_lib import pretrained
-from spear_lib.pretrained.kinds import build_encoder
+from spear_lib import encoders
+from spear_lib.encoders.kinds import build_encoder
+from spear_lib.encoders.transformer import TransformerConfig
+from spear_lib.encoders.zipformer import ZipformerConfig
 from spear_lib.quantization.options import SpectralOptions
 from spear_lib.teachers import create_teacher
 from spear_lib.teachers.embedding import length_batches
 from spear_lib.teachers.options import TeacherOptions
 from spear_lib.teachers.spectral import cosine_basis
-from spear_lib.transformer import TransformerConfig
-from spear_lib.zipformer import ZipformerConfig
 
 
 def noise(*lengths: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -172,7 +172,7 @@ class StubEncoder(torch.nn.Module):
 
 
 def test_encoder_as_a_teacher(monkeypatch):
-    monkeypatch.setattr(pretrained, "load_encoder", lambda path: StubEncoder().train(), raising=False)
+    monkeypatch.setattr(encoders, "load_encoder", lambda path: StubEncoder().train(), raising=False)
     teacher = create_teacher("spear", "some/folder", layer=-1)
     assert (teacher.layer, teacher.field_prefix, teacher.embedding_dim) == ("hidden_states[2]", "spear_l2", 6)
     assert (teacher.frame_rate, teacher.first_frame_center_ms) == (50.0, 45.0)
@@ -184,7 +184,7 @@ def test_encoder_as_a_teacher(monkeypatch):
     other = StubEncoder()
     with torch.no_grad():
         other.weight[0] = 2
-    monkeypatch.setattr(pretrained, "load_encoder", lambda path: other)
+    monkeypatch.setattr(encoders, "load_encoder", lambda path: other)
     assert teacher.id != create_teacher("spear", "some/folder").id
     with pytest.raises(ValueError, match="layer is 3: the encoder at some/folder has hidden states 0..2"):
         create_teacher("spear", "some/folder", layer=3)
@@ -195,7 +195,7 @@ def test_a_real_encoder_does_not_see_batch_mates(monkeypatch, kind, expected):
     torch.manual_seed(0)
     config = ZipformerConfig.mini() if kind == "zipformer" else TransformerConfig.mini()
     encoder = build_encoder(config)
-    monkeypatch.setattr(pretrained, "load_encoder", lambda path: encoder, raising=False)
+    monkeypatch.setattr(encoders, "load_encoder", lambda path: encoder, raising=False)
     teacher = create_teacher("spear", "folder", layer=1)
     waveforms, lengths = noise(8000, 5000, 400)
     together, counts = teacher.embed(waveforms, lengths)

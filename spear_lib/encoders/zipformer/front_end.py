@@ -6,12 +6,12 @@ Shapes: B utterances, F fbank frames, M mel bins, T = (F - 7) // 2 frames, C cha
 import torch
 from torch import Tensor, nn
 
-from spear_lib.zipformer.activations import pointwise_network, swoosh
-from spear_lib.zipformer.config import ZipformerConfig
-from spear_lib.zipformer.cpu_convolutions import first_conv2d
-from spear_lib.zipformer.modules import BiasNorm, scale_initialisation
-from spear_lib.zipformer.regularisers import Balancer, ScaleGrad, Whiten
-from spear_lib.zipformer.schedule import Schedule, StepContext
+from spear_lib.encoders.step_context import Schedule, StepContext
+from spear_lib.encoders.zipformer.activations import pointwise_network, swoosh
+from spear_lib.encoders.zipformer.config import ZipformerConfig
+from spear_lib.encoders.zipformer.cpu_convolutions import first_conv2d
+from spear_lib.encoders.zipformer.modules import BiasNorm, scale_initialisation
+from spear_lib.encoders.zipformer.regularisers import Balancer, ScaleGrad, Whiten
 
 MIN_FBANK_FRAMES = 9
 

@@ -10,12 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from spear_lib.encoders.base import MASKED_SCORE
+from spear_lib.encoders.step_context import Schedule, StepContext
+from spear_lib.encoders.zipformer.attention import PositionalEncoding
+from spear_lib.encoders.zipformer.config import ZipformerConfig
+from spear_lib.encoders.zipformer.layer import ZipformerLayer
+from spear_lib.encoders.zipformer.modules import Bypass, Downsample, upsample
 from spear_lib.runtime.devices import on_host
-from spear_lib.zipformer.attention import MASKED_SCORE, PositionalEncoding
-from spear_lib.zipformer.config import ZipformerConfig
-from spear_lib.zipformer.layer import ZipformerLayer
-from spear_lib.zipformer.modules import Bypass, Downsample, upsample
-from spear_lib.zipformer.schedule import Schedule, StepContext
 
 
 class HiddenStates(Sequence):

@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spear_lib.zipformer.activations import swoosh_linear
-from spear_lib.zipformer.cpu_convolutions import depthwise_conv1d
-from spear_lib.zipformer.modules import scaled_linear
-from spear_lib.zipformer.regularisers import Balancer, Whiten
-from spear_lib.zipformer.schedule import Schedule, StepContext
+from spear_lib.encoders.step_context import Schedule, StepContext
+from spear_lib.encoders.zipformer.activations import swoosh_linear
+from spear_lib.encoders.zipformer.cpu_convolutions import depthwise_conv1d
+from spear_lib.encoders.zipformer.modules import scaled_linear
+from spear_lib.encoders.zipformer.regularisers import Balancer, Whiten
 
 
 class ChunkCausalDepthwiseConv1d(nn.Module):

@@ -53,6 +53,10 @@ class TransformerConfig:
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must lie in [0, 1)")
 
+    def structure(self) -> list:
+        """The settings that change the output but no shape: part of an encoder's identity."""
+        return [self.type, self.num_heads, self.max_distance]
+
     @classmethod
     def base(cls, **changes) -> "TransformerConfig":
         """WavLM Base, 94,381,936 parameters; ``changes`` replace single fields."""

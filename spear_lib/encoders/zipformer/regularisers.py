@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from spear_lib.encoders.step_context import Schedule, StepContext, as_schedule
 from spear_lib.runtime.devices import on_host
-from spear_lib.zipformer.schedule import Schedule, StepContext, as_schedule
 
 _FLOOR = 1.0e-20
 _RMS_OF_ABS = 1.25331413732  # RMS / mean absolute value of a Gaussian: sqrt(pi / 2)

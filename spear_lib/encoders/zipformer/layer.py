@@ -6,17 +6,17 @@ Shapes: B utterances, T frames of the stack, D channels, H heads.
 import torch
 from torch import Tensor, nn
 
-from spear_lib.zipformer.activations import swoosh_linear
-from spear_lib.zipformer.attention import (
+from spear_lib.encoders.step_context import Schedule, StepContext
+from spear_lib.encoders.zipformer.activations import swoosh_linear
+from spear_lib.encoders.zipformer.attention import (
     NonlinAttention,
     RelPositionMultiheadAttentionWeights,
     SelfAttention,
     constant_attention,
 )
-from spear_lib.zipformer.convolution import ConvolutionModule
-from spear_lib.zipformer.modules import BiasNorm, Bypass, scaled_linear
-from spear_lib.zipformer.regularisers import Balancer, Whiten
-from spear_lib.zipformer.schedule import Schedule, StepContext
+from spear_lib.encoders.zipformer.convolution import ConvolutionModule
+from spear_lib.encoders.zipformer.modules import BiasNorm, Bypass, scaled_linear
+from spear_lib.encoders.zipformer.regularisers import Balancer, Whiten
 
 
 class FeedForward(nn.Module):

@@ -1,6 +1,6 @@
 """Shape and training behaviour of the SPEAR Zipformer encoder."""
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 _PER_STACK = (
     "downsampling_factor",
@@ -16,6 +16,9 @@ _PER_STACK = (
     "checkpoint_activations",
 )
 _TUPLES = (*_PER_STACK, "frontend_channels", "chunk_size", "left_context_frames")
+
+
+_STRUCTURE = ("downsampling_factor", "num_heads", "query_head_dim", "pos_head_dim", "value_head_dim")
 
 
 @dataclass(frozen=True)
@@ -133,6 +136,11 @@ class ZipformerConfig:
         value = getattr(self, name)
         return value * self.num_stacks if len(value) == 1 else value
 
+    def structure(self) -> list:
+        """The settings that change the output but no shape: part of an encoder's identity."""
+        facts: list = [self.per_stack(name) for name in _STRUCTURE]
+        return facts + [self.pos_dim, self.causal, self.chunk_size, self.left_context_frames]
+
     @classmethod
     def base(cls, **changes) -> "ZipformerConfig":
         """SPEAR Base, 93,289,489 parameters (paper Table 8); ``changes`` replace single fields."""
@@ -180,8 +188,3 @@ class ZipformerConfig:
             cnn_module_kernel=(31, 15, 31),
         )
         return replace(mini, **changes)
-
-
-def config_field_names() -> list[str]:
-    """Names of all configuration fields."""
-    return [field.name for field in fields(ZipformerConfig)]

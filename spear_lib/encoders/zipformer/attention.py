@@ -11,12 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from spear_lib.encoders.step_context import Schedule, StepContext
+from spear_lib.encoders.zipformer.modules import scaled_linear
+from spear_lib.encoders.zipformer.regularisers import Balancer, Whiten, score_penalty
 from spear_lib.runtime.devices import on_host, recording
-from spear_lib.zipformer.modules import scaled_linear
-from spear_lib.zipformer.regularisers import Balancer, Whiten, score_penalty
-from spear_lib.zipformer.schedule import Schedule, StepContext
 
-MASKED_SCORE = -1000.0  # finite, so that a row without any source stays finite
 _PENALTY_PROBABILITY = 0.1
 _PENALTY = 1.0e-4
 

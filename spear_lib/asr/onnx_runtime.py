@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from spear_lib.asr.words import WORD_START
-from spear_lib.data.features import FbankExtractor
-from spear_lib.zipformer.encoder import EncoderOutput
+from spear_lib.encoders.base import EncoderOutput
+from spear_lib.features.fbank import FbankExtractor
 
 ENCODER, DECODER, JOINER, TOKENS = "encoder.onnx", "decoder.onnx", "joiner.onnx", "tokens.txt"
 _PROVENANCE = ("weights", "weights_hash", "step")  # metadata that say where the weights come from

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from spear_lib.encoders.step_context import Schedule, StepContext, as_schedule
+from spear_lib.encoders.zipformer.regularisers import Limiter
 from spear_lib.runtime.devices import recording
-from spear_lib.zipformer.regularisers import Limiter
-from spear_lib.zipformer.schedule import Schedule, StepContext, as_schedule
 
 
 def at_least_float32(x: Tensor) -> Tensor:

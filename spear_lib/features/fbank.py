@@ -26,9 +26,6 @@ NUM_MEL_BINS = 128
 PAD_VALUE = math.log(1e-10)
 """Value of the frames behind an utterance's end (the reference's padding value, -23.0259)."""
 
-FBANK_BACKENDS = ("torch", "kaldifeat")
-"""What may compute the features of training: this module, or the package kaldifeat (features_kaldifeat)."""
-
 _FRAME_LENGTH = 400  # samples, 25 ms
 _FRAME_SHIFT = 160  # samples, 10 ms
 _FFT_LENGTH = 512
@@ -145,21 +142,6 @@ class FbankExtractor(nn.Module):
                     f"num_samples lies in [{shortest}, {longest}], but the waveforms have "
                     f"{waveforms.shape[1]} samples"
                 )
-
-
-def create_fbank(num_mel_bins: int, backend: str = "torch") -> nn.Module:
-    """An extractor of one of ``FBANK_BACKENDS``: a module like ``FbankExtractor``.
-
-    Raises:
-      ValueError: another backend, or what KaldifeatFbank refuses.
-    """
-    if backend == "torch":
-        return FbankExtractor(num_mel_bins)
-    if backend != "kaldifeat":
-        raise ValueError(f"fbank_backend is {backend!r}; use {' or '.join(FBANK_BACKENDS)}")
-    from spear_lib.data.features_kaldifeat import KaldifeatFbank
-
-    return KaldifeatFbank(num_mel_bins)
 
 
 def _log_mel_of(frames: Tensor, window: Tensor, mel_filters: Tensor) -> Tensor:

@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from spear_lib.encoders.zipformer.modules import at_least_float32
+from spear_lib.encoders.zipformer.regularisers import BalancerLimits, apply_limits
 from spear_lib.runtime.devices import on_host, recording
-from spear_lib.zipformer.modules import at_least_float32
-from spear_lib.zipformer.regularisers import BalancerLimits, apply_limits
 
 _LINEAR_TERM = 0.08
 _SHIFT = {"L": 4.0, "R": 1.0}

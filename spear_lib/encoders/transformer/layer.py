@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spear_lib.transformer.config import TransformerConfig
-from spear_lib.zipformer.schedule import StepContext
+from spear_lib.encoders.step_context import StepContext
+from spear_lib.encoders.transformer.config import TransformerConfig
 
 
 class ChannelDropout(nn.Module):

@@ -23,10 +23,10 @@ import torch
 from torch import Tensor, nn
 
 from spear_lib.asr.model import AsrModel
+from spear_lib.asr.onnx_runtime import ENCODER, INSTALL, TOKENS, OnnxPart
 from spear_lib.asr.words import WORD_START
-from spear_lib.pretrained.onnx_runtime import ENCODER, INSTALL, TOKENS, OnnxPart
+from spear_lib.encoders.zipformer import SpearEncoder
 from spear_lib.runtime.files import write_text
-from spear_lib.zipformer import SpearEncoder
 
 logger = logging.getLogger(__name__)
 

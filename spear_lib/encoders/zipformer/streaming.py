@@ -15,13 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spear_lib.zipformer.activations import swoosh
-from spear_lib.zipformer.attention import MASKED_SCORE, positional_table
-from spear_lib.zipformer.encoder import EncoderOutput, SpearEncoder
-from spear_lib.zipformer.front_end import MIN_FBANK_FRAMES
-from spear_lib.zipformer.layer import ZipformerLayer
-from spear_lib.zipformer.modules import upsample
-from spear_lib.zipformer.stack import DownsampledStack, HiddenStates, adapt_width, assemble
+from spear_lib.encoders.base import MASKED_SCORE, EncoderOutput
+from spear_lib.encoders.zipformer.activations import swoosh
+from spear_lib.encoders.zipformer.attention import positional_table
+from spear_lib.encoders.zipformer.encoder import SpearEncoder
+from spear_lib.encoders.zipformer.front_end import MIN_FBANK_FRAMES
+from spear_lib.encoders.zipformer.layer import ZipformerLayer
+from spear_lib.encoders.zipformer.modules import upsample
+from spear_lib.encoders.zipformer.stack import DownsampledStack, HiddenStates, adapt_width, assemble
 
 _CONVOLUTION_FRAMES = 7  # fbank frames that the three front-end convolutions use up
 _CONTEXT = 3  # frames at 50 Hz that ConvNeXt sees on either side

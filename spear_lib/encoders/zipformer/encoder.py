@@ -3,21 +3,21 @@
 Shapes: B utterances, F fbank frames (100 Hz), T frames at 50 Hz, T' output frames, D output channels.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 
 import torch
 from torch import Tensor, nn
 
-from spear_lib.data.features import create_fbank, fbank_length
-from spear_lib.data.masking import student_mask
+from spear_lib.encoders.base import EncoderOutput, check_range
+from spear_lib.encoders.step_context import StepContext
+from spear_lib.encoders.zipformer.config import ZipformerConfig
+from spear_lib.encoders.zipformer.front_end import MIN_FBANK_FRAMES, ConvolutionalFrontEnd, embedding_frames
+from spear_lib.encoders.zipformer.regularisers import limit_gradients
+from spear_lib.encoders.zipformer.stack import Zipformer
+from spear_lib.features.backends import create_fbank
+from spear_lib.features.fbank import fbank_length
+from spear_lib.features.masking import student_mask
 from spear_lib.runtime.devices import on_host
-from spear_lib.zipformer.config import ZipformerConfig
-from spear_lib.zipformer.front_end import MIN_FBANK_FRAMES, ConvolutionalFrontEnd, embedding_frames
-from spear_lib.zipformer.regularisers import limit_gradients
-from spear_lib.zipformer.schedule import StepContext
-from spear_lib.zipformer.stack import Zipformer
 
 MIN_SAMPLES = 1360  # 9 fbank frames at 16 kHz
 
@@ -26,18 +26,6 @@ MIN_SAMPLES = 1360  # 9 fbank frames at 16 kHz
 def _features(num_mel_bins: int, backend: str) -> nn.Module:
     """One extractor for all encoders: its tables are made when they are first needed."""
     return create_fbank(num_mel_bins, backend)
-
-
-@dataclass
-class EncoderOutput:
-    """What an encoder returns; frames at and beyond an utterance's length are undefined."""
-
-    encoder_out: Tensor
-    """(B, T', D) at ``frame_rate``."""
-    lengths: Tensor
-    """(B,) int64, valid frames of encoder_out."""
-    hidden_states: Sequence[Tensor]
-    """One (B, T, D) tensor per layer in order of computation, always at 50 Hz."""
 
 
 class SpearEncoder(nn.Module):
@@ -93,7 +81,7 @@ class SpearEncoder(nn.Module):
         self.context.begin(batch_count, step_key, utterance_keys, gradient_scale)
 
     def use_fbank_backend(self, backend: str) -> None:
-        """What computes the features in ``extract``, of data.features.FBANK_BACKENDS; ValueError if it
+        """What computes the features in ``extract``, of features.backends.FBANK_BACKENDS; ValueError if it
         cannot."""
         _features(self.config.num_mel_bins, backend)
         self.fbank_backend = backend
@@ -191,7 +179,7 @@ class SpearEncoder(nn.Module):
         if fbank.dim() != 3 or fbank.shape[2] != num_mel_bins or not fbank.is_floating_point():
             raise ValueError(
                 f"fbank must be float of (B, F, {num_mel_bins}), got {fbank.dtype} {tuple(fbank.shape)}; "
-                f"compute {num_mel_bins} mel bins with spear_lib.data.features"
+                f"compute {num_mel_bins} mel bins with spear_lib.features.fbank"
             )
         batch, num_frames, _ = fbank.shape
         if lengths.shape != (batch,):
@@ -209,14 +197,3 @@ class SpearEncoder(nn.Module):
             raise ValueError(f"time_mask must be {(batch, num_frames)}, got {tuple(time_mask.shape)}")
         if channel_mask is not None and channel_mask.shape != (batch, num_mel_bins):
             raise ValueError(f"channel_mask must be {(batch, num_mel_bins)}, got {tuple(channel_mask.shape)}")
-
-
-def check_range(name: str, values: Tensor, low: int, high: int, unit: str) -> None:
-    """ValueError if one of ``values`` (B,) lies outside low..high; ``unit`` ends the message's numbers."""
-    wrong = ((values < low) | (values > high)).nonzero().flatten().tolist()
-    if wrong:
-        raise ValueError(
-            f"{name}[{wrong[0]}] is {int(values[wrong[0]])}, outside {low}..{high} {unit} "
-            f"({len(wrong)} of {values.numel()} utterances); drop utterances that are too short, "
-            "and give lengths within the padded input"
-        )

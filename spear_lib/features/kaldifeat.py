@@ -10,7 +10,7 @@ from importlib import import_module
 import torch
 from torch import Tensor, nn
 
-from spear_lib.data.features import PAD_VALUE, SAMPLE_RATE, FbankExtractor, fbank_length
+from spear_lib.features.fbank import PAD_VALUE, SAMPLE_RATE, FbankExtractor, fbank_length
 
 INSTALL = "tools/install_kaldifeat.sh builds it (wheels: https://csukuangfj.github.io/kaldifeat)"
 

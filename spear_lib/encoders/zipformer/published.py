@@ -1,19 +1,33 @@
-"""The configuration of an encoder read off the shapes of its weights.
+"""The configuration of a published encoder, read off the shapes of its weights.
 
 Checkpoints of the authors do not carry all settings (head widths are in none of them), and those that they
 carry come in several spellings. The shapes decide nearly everything and cannot disagree with the weights.
 """
 
 import re
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from spear_lib.zipformer import ZipformerConfig
+from spear_lib.encoders.zipformer.config import ZipformerConfig
 
 # Channels that the training-time feature mask keeps, by model width (paper Table 8); shapes do not show it.
 _UNMASKED = {512: 256, 1024: 512, 1280: 768}
 _POS_HEAD_DIM = 4
+# Settings of a Hugging Face config that shapes do not show; the rest is checked against the shapes.
+_HIDDEN = ("encoder_unmasked_dim", "chunk_size", "left_context_frames")
+_CHECKED = (
+    "downsampling_factor",
+    "num_encoder_layers",
+    "encoder_dim",
+    "feedforward_dim",
+    "num_heads",
+    "cnn_module_kernel",
+    "causal",
+    "output_downsampling_factor",
+)
 
 
 def config_from_shapes(state: dict[str, Tensor], **known: Any) -> ZipformerConfig:
@@ -86,3 +100,38 @@ def config_from_shapes(state: dict[str, Tensor], **known: Any) -> ZipformerConfi
         **known,
     }
     return ZipformerConfig(**settings)
+
+
+def published_config(state: dict[str, Tensor], settings: dict[str, Any], path: Path) -> ZipformerConfig:
+    """Configuration of the authors' checkpoint ``path``.
+
+    Args:
+      state: its tensors, under the names of ``SpearEncoder``.
+      settings: those of its config.json; empty where there is none.
+
+    Raises:
+      ValueError: weights of something else, or settings that contradict them.
+    """
+    config = config_from_shapes(state)
+    hidden = {name: _numbers(settings[name]) for name in _HIDDEN if name in settings}
+    if not config.causal:
+        hidden = {name: value for name, value in hidden.items() if name == "encoder_unmasked_dim"}
+    config = replace(config, **hidden)
+    for name in _CHECKED:
+        if name not in settings:
+            continue
+        listed, found = _as_tuple(_numbers(settings[name])), _as_tuple(getattr(config, name))
+        if listed != found and listed * len(found) != found:
+            raise ValueError(f"{path}: its settings say {name} = {listed}, its weights have {found}")
+    return config
+
+
+def _numbers(value: Any) -> Any:
+    """A comma string of numbers as a tuple; anything else unchanged."""
+    if isinstance(value, str) and value.replace(",", "").replace("-", "").replace(" ", "").isdigit():
+        return tuple(int(item) for item in value.split(","))
+    return value
+
+
+def _as_tuple(value: Any) -> tuple:
+    return tuple(value) if isinstance(value, (list, tuple)) else (value,)

@@ -11,13 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from spear_lib.encoders.base import MASKED_SCORE, EncoderOutput, check_range
+from spear_lib.encoders.step_context import StepContext
+from spear_lib.encoders.transformer.config import TransformerConfig
+from spear_lib.encoders.transformer.extractor import MIN_SAMPLES, WaveformExtractor, extracted_frames
+from spear_lib.encoders.transformer.layer import ChannelDropout, TransformerLayer
 from spear_lib.runtime.devices import on_host
-from spear_lib.transformer.config import TransformerConfig
-from spear_lib.transformer.extractor import MIN_SAMPLES, WaveformExtractor, extracted_frames
-from spear_lib.transformer.layer import ChannelDropout, TransformerLayer
-from spear_lib.zipformer.attention import MASKED_SCORE
-from spear_lib.zipformer.encoder import EncoderOutput, check_range
-from spear_lib.zipformer.schedule import StepContext
 
 
 class FeatureProjection(nn.Module):
