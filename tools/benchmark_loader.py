@@ -42,9 +42,9 @@ from spear_lib.data import audio as _  # noqa: F401 - sets its tolerance before 
 from spear_lib.data.manifests import save_cuts
 from spear_lib.data.mixing import MixingConfig
 from spear_lib.data.pretraining_data import PretrainingData, PretrainingDataConfig
-from spear_lib.data.tokens import TokenFacts, attach_tokens, write_store
 from spear_lib.features.fbank import FbankExtractor
 from spear_lib.runtime.progress import progress
+from spear_lib.tokens.fields import TokenFacts, attach_tokens, write_store
 
 FIELD, CODEBOOKS = "tokens", 16
 MIXED_SHARE = 0.2

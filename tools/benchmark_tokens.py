@@ -36,13 +36,13 @@ from spear_lib.bin import check_tokens
 from spear_lib.data import decoding
 from spear_lib.data.manifests import Manifest, save_cuts
 from spear_lib.data.problems import Problems
-from spear_lib.data.tokens import load_tokens
-from spear_lib.data.tokens_making import FieldInMaking, make_shard
-from spear_lib.data.tokens_plan import ShardPlan, TokenFacts, cuts_hash
-from spear_lib.data.tokens_store import TokenStoreWriter, write_store
 from spear_lib.quantization import Quantizer
 from spear_lib.teachers import Teacher, create_teacher
 from spear_lib.teachers.embedding import embed_batches, length_batches
+from spear_lib.tokens.fields import load_tokens
+from spear_lib.tokens.making import FieldInMaking, make_shard
+from spear_lib.tokens.plan import ShardPlan, TokenFacts, cuts_hash
+from spear_lib.tokens.store import TokenStoreWriter, write_store
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -181,8 +181,8 @@ def random_reads(folder: Path, rounds: int, count: int = 10_000) -> None:
     save_cuts(cuts, folder / "cuts.jsonl.gz")
     facts = facts_of(Manifest(folder / "cuts.jsonl.gz"), 50.0, 16)
     write_store(folder / "packed", facts, cuts, codes)
-    from spear_lib.data.tokens_reader import PackedTokenReader
-    from spear_lib.data.tokens_store import TokenStoreReader
+    from spear_lib.data.packed_arrays import PackedTokenReader
+    from spear_lib.tokens.store import TokenStoreReader
 
     entries = {entry.cut_id: entry for entry in TokenStoreReader(folder / "packed").entries()}
     packed = PackedTokenReader(entries["cut-0"].path)

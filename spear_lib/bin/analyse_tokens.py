@@ -12,8 +12,12 @@ from typing import Any
 from spear_lib.bin.common import run
 from spear_lib.config import parse, to_dict
 from spear_lib.data.manifests import Manifest
-from spear_lib.data.tokens_making import load_teacher
-from spear_lib.evaluation.token_analysis import (
+from spear_lib.quantization import load_tokeniser
+from spear_lib.runtime.files import write_json
+from spear_lib.runtime.log import commit, first_screen
+from spear_lib.runtime.world import choose_device
+from spear_lib.teachers.embedding import resolve_manifests
+from spear_lib.tokens.analysis import (
     choose_utterances,
     drawn,
     named,
@@ -21,12 +25,8 @@ from spear_lib.evaluation.token_analysis import (
     two_dimensions,
     utterance_vectors,
 )
-from spear_lib.evaluation.token_analysis_plot import plot_numbers, plot_speakers
-from spear_lib.quantization import load_tokeniser
-from spear_lib.runtime.files import write_json
-from spear_lib.runtime.log import commit, first_screen
-from spear_lib.runtime.world import choose_device
-from spear_lib.teachers.embedding import resolve_manifests
+from spear_lib.tokens.analysis_plot import plot_numbers, plot_speakers
+from spear_lib.tokens.making import load_teacher
 
 logger = logging.getLogger(__name__)
 

@@ -12,13 +12,13 @@ from lhotse.cut import Cut
 from spear_lib.bin.common import as_list, run
 from spear_lib.config import parse
 from spear_lib.data.manifests import Manifest, save_cuts
-from spear_lib.data.tokens import TokenStoreReader, attach_tokens, validate, write_store_facts
-from spear_lib.data.tokens_plan import refuse_same_audio
-from spear_lib.data.tokens_report import find_gaps, summary_lines, usage_summary
 from spear_lib.quantization.storage import quantizer_file, read_quantizer
 from spear_lib.runtime.files import write_text
 from spear_lib.runtime.log import first_screen
 from spear_lib.teachers.embedding import resolve_manifests
+from spear_lib.tokens.fields import TokenStoreReader, attach_tokens, validate, write_store_facts
+from spear_lib.tokens.plan import refuse_same_audio
+from spear_lib.tokens.report import find_gaps, summary_lines, usage_summary
 
 logger = logging.getLogger(__name__)
 

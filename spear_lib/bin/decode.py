@@ -12,9 +12,9 @@ import numpy as np
 from spear_lib.asr.searcher import SearchConfig, Searcher
 from spear_lib.bin.common import run
 from spear_lib.config import parse, to_dict
-from spear_lib.data.manifests import Manifest
+from spear_lib.data.manifests import Manifest, named_sets
+from spear_lib.data.references import references
 from spear_lib.evaluation.decoding import build_model, load_weights, model_units, recognise, write_recognised
-from spear_lib.evaluation.references import references
 from spear_lib.evaluation.tuning import TuneConfig, choose_search
 from spear_lib.evaluation.wer import score, write_errors
 from spear_lib.runtime.files import write_json
@@ -49,26 +49,6 @@ class DecodeOptions:
     """Search; choose its values on dev, not on the test sets."""
     tune: TuneConfig = field(default_factory=TuneConfig)
     """Choosing weights of the search on one of the sets (never a test set) before the others."""
-
-
-def named_sets(cuts: list[str]) -> dict[str, Path]:
-    """Set name -> manifest.
-
-    Raises:
-      ValueError: no set, or two sets of one name.
-    """
-    sets: dict[str, Path] = {}
-    for item in cuts:
-        name, separator, path = item.partition("=")
-        if not separator:
-            path = item
-            name = Path(item).name.removesuffix(".gz").removesuffix(".jsonl").split("_cuts_")[-1]
-        if name in sets:
-            raise ValueError(f"two sets are called {name!r}: {sets[name]} and {path}; write name=manifest")
-        sets[name] = Path(path)
-    if not sets:
-        raise ValueError("no set to recognise: give cuts one or more manifests")
-    return sets
 
 
 def main() -> None:

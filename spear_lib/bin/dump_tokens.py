@@ -14,13 +14,13 @@ from spear_lib.bin.common import as_list, run
 from spear_lib.config import parse
 from spear_lib.data.manifests import Manifest
 from spear_lib.data.problems import Problems
-from spear_lib.data.tokens_making import FieldInMaking, facts_of, load_teacher, log_agreement, make_shard
-from spear_lib.data.tokens_plan import SHARD_SECONDS, ShardPlan, cuts_hash, refuse_same_audio
-from spear_lib.data.tokens_store import TokenStoreWriter
 from spear_lib.quantization import load_tokeniser
 from spear_lib.runtime.log import first_screen
 from spear_lib.runtime.world import choose_device
 from spear_lib.teachers.embedding import resolve_manifests
+from spear_lib.tokens.making import FieldInMaking, facts_of, load_teacher, log_agreement, make_shard
+from spear_lib.tokens.plan import SHARD_SECONDS, ShardPlan, cuts_hash, refuse_same_audio
+from spear_lib.tokens.store import TokenStoreWriter
 
 logger = logging.getLogger(__name__)
 

@@ -11,13 +11,13 @@ import torch
 
 from spear_lib.bin.common import run
 from spear_lib.config import parse
-from spear_lib.data.tokens_plan import SHARD_SECONDS
 from spear_lib.quantization import Quantizer
-from spear_lib.quantization.options import SamplingOptions, SpectralOptions
 from spear_lib.runtime.log import device_name, first_screen
 from spear_lib.runtime.world import choose_device
 from spear_lib.teachers import Teacher
-from spear_lib.teachers.options import TeacherOptions
+from spear_lib.teachers.options import SpectralOptions, TeacherOptions
+from spear_lib.tokens.frame_sampling import SamplingOptions
+from spear_lib.tokens.plan import SHARD_SECONDS
 
 logger = logging.getLogger(__name__)
 

@@ -8,10 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from spear_lib.bin.common import run
-from spear_lib.bin.decode import named_sets
 from spear_lib.config import parse, to_dict
 from spear_lib.data.class_labels import LabelTable
-from spear_lib.data.manifests import Manifest
+from spear_lib.data.manifests import Manifest, named_sets
 from spear_lib.data.problems import Problems
 from spear_lib.runtime.log import commit, first_screen
 from spear_lib.runtime.world import choose_device

@@ -8,10 +8,10 @@ from lhotse.array import TemporalArray
 from spear_lib.bin.common import run
 from spear_lib.config import parse
 from spear_lib.data.manifests import Manifest
-from spear_lib.data.tokens_shar import export_shar
 from spear_lib.runtime.log import first_screen
 from spear_lib.runtime.progress import progress
 from spear_lib.teachers.embedding import resolve_manifests
+from spear_lib.tokens.shar import export_shar
 
 logger = logging.getLogger(__name__)
 

@@ -7,16 +7,16 @@ from pathlib import Path
 
 from spear_lib.bin.common import run
 from spear_lib.config import parse
-from spear_lib.data.frame_sampling import choose_cuts, write_frames
 from spear_lib.data.manifests import Manifest
 from spear_lib.data.problems import Problems
-from spear_lib.data.tokens_store import read_json, write_json
 from spear_lib.quantization.embeddings import SUMMARY_FILE
-from spear_lib.quantization.options import QuantizerTrainingOptions, SamplingOptions, SpectralOptions
+from spear_lib.quantization.options import QuantizerTrainingOptions
 from spear_lib.runtime.log import first_screen
 from spear_lib.runtime.world import choose_device
 from spear_lib.teachers.embedding import resolve_manifests
-from spear_lib.teachers.options import TeacherOptions
+from spear_lib.teachers.options import SpectralOptions, TeacherOptions
+from spear_lib.tokens.frame_sampling import SamplingOptions, choose_cuts, write_frames
+from spear_lib.tokens.store import read_json, write_json
 
 logger = logging.getLogger(__name__)
 

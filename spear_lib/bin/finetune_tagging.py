@@ -6,7 +6,7 @@ import torch
 
 from spear_lib.bin.common import run
 from spear_lib.config import parse
-from spear_lib.data.clip_tables import read_class_list
+from spear_lib.corpora.clip_tables import read_class_list
 from spear_lib.data.tagging_data import TaggingData, TaggingDataConfig
 from spear_lib.runtime import keyed_random
 from spear_lib.runtime.log import first_screen

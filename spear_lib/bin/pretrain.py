@@ -9,15 +9,14 @@ With --dry_run true nothing is trained: it prints what the run would take (memor
 """
 
 import logging
-import re
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 
 from spear_lib.bin.common import run
 from spear_lib.config import parse
 from spear_lib.data.audio import SAMPLE_RATE
+from spear_lib.data.manifests import set_name
 from spear_lib.data.pretraining_data import PretrainingData, PretrainingDataConfig
 from spear_lib.encoders.kinds import KINDS, EncoderConfig, EncoderOptions, build_encoder
 from spear_lib.evaluation.validation_probe import ValidationProbe, ValidationProbeConfig
@@ -131,12 +130,6 @@ def pretrain(options: PretrainOptions, processes: World) -> None:
         options=options,
         probe=probe,
     )
-
-
-def set_name(path: str) -> str:
-    """``data/cuts/librispeech_cuts_dev.jsonl.gz`` -> ``dev``; other names without their endings."""
-    name = re.sub(r"\.jsonl(\.gz)?$", "", Path(path).name)
-    return name.split("_cuts_", 1)[-1]
 
 
 if __name__ == "__main__":

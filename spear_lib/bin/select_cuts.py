@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 from spear_lib.bin.common import run
 from spear_lib.config import parse
-from spear_lib.data.cut_subsets import select_hours, select_ids
+from spear_lib.corpora.cut_subsets import select_hours, select_ids
 from spear_lib.data.manifests import Manifest, save_cuts
-from spear_lib.evaluation.references import speaker
+from spear_lib.data.references import speaker
 from spear_lib.runtime.log import first_screen
 
 logger = logging.getLogger(__name__)

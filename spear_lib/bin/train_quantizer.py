@@ -10,7 +10,7 @@ from pathlib import Path
 from spear_lib.bin.common import run
 from spear_lib.config import parse
 from spear_lib.quantization.embeddings import FrameStream, StoredFrames
-from spear_lib.quantization.options import QuantizerTrainingOptions, SamplingOptions, SpectralOptions
+from spear_lib.quantization.options import QuantizerTrainingOptions
 from spear_lib.quantization.quantizer import NORMALISATION_EPS, Quantizer
 from spear_lib.quantization.reference_trainer import train_reference
 from spear_lib.quantization.report import finish, make_report
@@ -18,6 +18,8 @@ from spear_lib.quantization.search import choose_kernel
 from spear_lib.quantization.trainer import train_quantizer
 from spear_lib.runtime.log import first_screen
 from spear_lib.runtime.world import World, world
+from spear_lib.teachers.options import SpectralOptions
+from spear_lib.tokens.frame_sampling import SamplingOptions
 
 logger = logging.getLogger(__name__)
 

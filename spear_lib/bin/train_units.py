@@ -9,7 +9,7 @@ from spear_lib.asr.units import TextUnits, character_units, train_bpe
 from spear_lib.bin.common import run
 from spear_lib.config import parse
 from spear_lib.data.manifests import Manifest
-from spear_lib.evaluation.references import transcript
+from spear_lib.data.references import transcript
 from spear_lib.runtime.files import write_json, write_text
 from spear_lib.runtime.log import first_screen
 

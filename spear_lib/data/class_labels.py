@@ -8,7 +8,7 @@ from collections import Counter
 
 import numpy as np
 
-from spear_lib.data.labelled_clips import labels_in
+from spear_lib.corpora.labelled_clips import labels_in
 from spear_lib.data.manifests import Manifest
 
 logger = logging.getLogger(__name__)

@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -190,3 +191,28 @@ class Manifest:
     def hours(self) -> float:
         """Length of all cuts together."""
         return float(self.durations.sum() / 3600)
+
+
+def set_name(path: str) -> str:
+    """``data/cuts/librispeech_cuts_dev.jsonl.gz`` -> ``dev``; other names without their endings."""
+    name = re.sub(r"\.jsonl(\.gz)?$", "", Path(path).name)
+    return name.split("_cuts_", 1)[-1]
+
+
+def named_sets(cuts: list[str]) -> dict[str, Path]:
+    """Set name -> manifest.
+
+    Raises:
+      ValueError: no set, or two sets of one name.
+    """
+    sets: dict[str, Path] = {}
+    for item in cuts:
+        name, separator, path = item.partition("=")
+        if not separator:
+            path, name = item, set_name(item)
+        if name in sets:
+            raise ValueError(f"two sets are called {name!r}: {sets[name]} and {path}; write name=manifest")
+        sets[name] = Path(path)
+    if not sets:
+        raise ValueError("no set to recognise: give cuts one or more manifests")
+    return sets

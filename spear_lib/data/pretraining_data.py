@@ -73,7 +73,7 @@ class PretrainingExamples(Examples):
         self.token_facts: dict[str, dict] = {}
 
     def check_cut(self, cut) -> None:
-        from spear_lib.data.tokens import token_facts
+        from spear_lib.tokens.fields import token_facts
 
         domain = domain_of(cut)
         for position, name in enumerate(self.token_fields):
@@ -101,7 +101,7 @@ class PretrainingExamples(Examples):
                 )
 
     def load(self, number: int) -> Example:
-        from spear_lib.data.tokens import load_tokens
+        from spear_lib.tokens.fields import load_tokens
 
         cut = self.manifest[number]
         waveform = self.load_waveform(cut)
@@ -163,7 +163,7 @@ class PretrainingExamples(Examples):
         )
 
     def collate(self, examples: list[Example], epoch: int) -> Batch:
-        from spear_lib.data.tokens import collate_tokens
+        from spear_lib.tokens.fields import collate_tokens
 
         batch = super().collate(examples, epoch)
         for name in self.token_fields:

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.lib import format as npy
 
-from spear_lib.data.tokens_reader import STORAGE_TYPE, make_key
+from spear_lib.data.packed_arrays import STORAGE_TYPE, make_key
 
 AUDIO_FIELD = "recording"
 RANGE_TYPE = "shar"

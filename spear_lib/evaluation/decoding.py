@@ -22,9 +22,9 @@ from spear_lib.asr.task import check_vocabulary
 from spear_lib.asr.units import CharacterUnits, TextUnits, character_units, load_units
 from spear_lib.asr.words import Unit, words_of
 from spear_lib.config import load as load_options
+from spear_lib.data.audio_batches import waveform_batches
 from spear_lib.data.manifests import Manifest
 from spear_lib.encoders import load_encoder
-from spear_lib.evaluation.audio_batches import waveform_batches
 from spear_lib.runtime.files import write_text
 from spear_lib.runtime.progress import progress
 from spear_lib.training.checkpoint_average import average_checkpoints

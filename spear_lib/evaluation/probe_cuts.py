@@ -1,7 +1,7 @@
 """The cuts that probes learn from and are tested on, with whatever labels they carry.
 
 What can be asked of a cut follows from its labels: the words of a transcript, the speaker, the sound events
-of ``spear_lib.data.labelled_clips``. Sets of several corpora may carry different ones.
+of ``spear_lib.corpora.labelled_clips``. Sets of several corpora may carry different ones.
 """
 
 import logging
@@ -13,8 +13,8 @@ from typing import NamedTuple
 import numpy as np
 from lhotse.cut import Cut
 
+from spear_lib.corpora.labelled_clips import labels_of
 from spear_lib.data.domains import DOMAINS, domain_of
-from spear_lib.data.labelled_clips import labels_of
 from spear_lib.data.manifests import Manifest
 from spear_lib.runtime import keyed_random
 

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from spear_lib.data.audio_batches import load_waveforms, position_batches
 from spear_lib.data.manifests import Manifest
 from spear_lib.encoders.kinds import Encoder
-from spear_lib.evaluation.audio_batches import load_waveforms, position_batches
 from spear_lib.features.fbank import FbankExtractor
 from spear_lib.runtime.progress import progress
 

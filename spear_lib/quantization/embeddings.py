@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spear_lib.data.tokens_store import read_json
 from spear_lib.runtime import keyed_random
 from spear_lib.runtime.progress import progress
+from spear_lib.tokens.store import read_json
 
 SUMMARY_FILE = "embeddings.json"
 CHUNK = 8192  # frames read at once

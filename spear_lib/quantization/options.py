@@ -5,40 +5,6 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class SpectralOptions:
-    """The spectral teacher (ignored by other teachers)."""
-
-    num_mel_coefficients: int = 20
-    """Low-order DCT coefficients over the mel axis: the spectral envelope (ours)."""
-    num_time_coefficients: int = 4
-    """Low-order DCT coefficients over the stacked frames (ours)."""
-    context_frames: int = 4
-    """10 ms frames on each side of the centre: 9 frames in all (ours; the student sees 9 as well)."""
-    dynamic_range_db: float = 60.0
-    """The spectrum is raised to this many dB below the utterance's loudest bin; 0: off (ours)."""
-    mean_normalisation: bool = True
-    """Subtract every mel bin's mean over the utterance, which takes out gain and channel (ours)."""
-    energy_weight: float = 0.5
-    """Factor on the loudness coefficients, which otherwise dominate (ours)."""
-    frame_rate: float = 50.0
-    """Frames per second: 50, or 25 as the paper's audio teachers (ours)."""
-
-
-@dataclass(frozen=True)
-class SamplingOptions:
-    """Which frames become the quantiser's training data."""
-
-    num_frames: int = 200000
-    """Frames wanted in all (SPEAR: about 12 million of WavLM Large)."""
-    frames_per_cut: int = 500
-    """At most this many random frames of one recording (ours)."""
-    batch_seconds: float = 120.0
-    """Audio per teacher call, s (memory; the reference uses 200 on an 80 GB GPU)."""
-    shard_frames: int = 100000
-    """Frames per file, about; an interrupted run goes on with the first missing file (ours)."""
-
-
-@dataclass(frozen=True)
 class QuantizerTrainingOptions:
     """The quantiser and how it is trained (method: ours, see trainer.py)."""
 

@@ -10,12 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spear_lib.data.tokens_store import write_json
 from spear_lib.quantization.embeddings import StoredFrames
 from spear_lib.quantization.kmeans import KMeans
 from spear_lib.quantization.quantizer import Quantizer
 from spear_lib.quantization.trainer import CHECKPOINT
-from spear_lib.runtime.files import atomic_path
+from spear_lib.runtime.files import atomic_path, write_json
 
 REFINEMENTS = (0, 1, 2, 5)
 

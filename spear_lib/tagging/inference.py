@@ -14,13 +14,13 @@ import torch
 
 from spear_lib.config import load as load_options
 from spear_lib.data.audio import SILENT, AudioError, AudioProblems, load_audio
+from spear_lib.data.audio_batches import MIN_SAMPLES, position_batches
 from spear_lib.data.audio_files import open_audio
 from spear_lib.data.audio_windows import WindowConfig, plan_windows
 from spear_lib.data.batch import pad_waveforms
 from spear_lib.data.manifests import Manifest
 from spear_lib.data.problems import Problems
 from spear_lib.encoders import load_encoder
-from spear_lib.evaluation.audio_batches import MIN_SAMPLES, position_batches
 from spear_lib.evaluation.decoding import weights_hash
 from spear_lib.runtime.progress import progress
 from spear_lib.tagging.model import TaggingConfig, TaggingModel

@@ -20,7 +20,7 @@ class Teacher(nn.Module):
       needs: what its path must be, in words; empty for a teacher without weights.
       dtypes: number formats that it can compute in.
       dtype: the one it computes in. Not part of ``id``: the teacher is the same, and how many tokens differ
-        is measured (``spear_lib.teachers.agreement``); ``describe`` has it.
+        is measured (``spear_lib.tokens.agreement``); ``describe`` has it.
       window_seconds, overlap_seconds: recordings longer than the window are cut into overlapping windows
         (``spear_lib.teachers.windows``).
       name: how ``create_teacher`` calls it, for example ``spectral``.

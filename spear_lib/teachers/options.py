@@ -4,8 +4,27 @@ makes the same teacher again."""
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from spear_lib.quantization.options import SpectralOptions
 from spear_lib.teachers import Teacher, create_teacher
+
+
+@dataclass(frozen=True)
+class SpectralOptions:
+    """The spectral teacher (ignored by other teachers)."""
+
+    num_mel_coefficients: int = 20
+    """Low-order DCT coefficients over the mel axis: the spectral envelope (ours)."""
+    num_time_coefficients: int = 4
+    """Low-order DCT coefficients over the stacked frames (ours)."""
+    context_frames: int = 4
+    """10 ms frames on each side of the centre: 9 frames in all (ours; the student sees 9 as well)."""
+    dynamic_range_db: float = 60.0
+    """The spectrum is raised to this many dB below the utterance's loudest bin; 0: off (ours)."""
+    mean_normalisation: bool = True
+    """Subtract every mel bin's mean over the utterance, which takes out gain and channel (ours)."""
+    energy_weight: float = 0.5
+    """Factor on the loudness coefficients, which otherwise dominate (ours)."""
+    frame_rate: float = 50.0
+    """Frames per second: 50, or 25 as the paper's audio teachers (ours)."""
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ def read_corpus(data: Any) -> Corpus | None:
     Raises:
       ValueError: a manifest is missing or holds no usable cut.
     """
-    from spear_lib.data.tokens import token_facts
+    from spear_lib.tokens.fields import token_facts
 
     if not data.train_cuts:
         return None

@@ -9,7 +9,7 @@ from asr_fixtures import TINY_ENCODER, make_cuts
 from token_fixtures import cut_of, make_store
 
 from spear_lib.bin import finetune_asr
-from spear_lib.data.tokens import attach_tokens
+from spear_lib.tokens.fields import attach_tokens
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ from lhotse import Recording, SupervisionSegment
 from lhotse.cut import Cut
 
 from spear_lib.data.manifests import save_cuts
-from spear_lib.data.tokens import TokenFacts, attach_tokens, write_store
+from spear_lib.tokens.fields import TokenFacts, attach_tokens, write_store
 
 FIELD = "test_cb4"
 QUANTIZER_ID = "quantiser-a"

@@ -12,8 +12,8 @@ import yaml
 from lhotse import MonoCut, Recording, SupervisionSegment
 
 from spear_lib.data.manifests import save_cuts
-from spear_lib.data.tokens import TokenFacts, attach_tokens, write_store, write_store_facts
 from spear_lib.runtime import keyed_random
+from spear_lib.tokens.fields import TokenFacts, attach_tokens, write_store, write_store_facts
 
 REPOSITORY = Path(__file__).parents[2]
 FIELD, AUDIO_FIELD = "tones_cb2", "loudness_cb3"

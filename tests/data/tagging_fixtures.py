@@ -7,7 +7,7 @@ import soundfile
 from lhotse import Recording, SupervisionSegment
 from lhotse.cut import Cut
 
-from spear_lib.data.labelled_clips import LABEL_FIELD, SEPARATOR, labels_of
+from spear_lib.corpora.labelled_clips import LABEL_FIELD, SEPARATOR, labels_of
 from spear_lib.data.manifests import save_cuts
 from spear_lib.runtime import keyed_random
 

@@ -11,9 +11,9 @@ from lhotse import Recording
 
 from spear_lib.bin import check_tokens, dump_tokens, extract_embeddings, train_quantizer
 from spear_lib.data.manifests import Manifest, save_cuts
-from spear_lib.data.tokens import load_tokens, token_facts
 from spear_lib.quantization import Quantizer
 from spear_lib.teachers import create_teacher
+from spear_lib.tokens.fields import load_tokens, token_facts
 
 RECIPE = """
 sampling: {num_frames: 400, frames_per_cut: 60, shard_frames: 240}

@@ -3,7 +3,7 @@
 import pytest
 from clip_fixtures import HEADER, JAMENDO, write
 
-from spear_lib.data.clip_tables import read_audioset_segments, read_class_list, read_clips
+from spear_lib.corpora.clip_tables import read_audioset_segments, read_class_list, read_clips
 
 
 @pytest.mark.parametrize(

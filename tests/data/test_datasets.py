@@ -12,9 +12,9 @@ from spear_lib.data.batch import Batch
 from spear_lib.data.manifests import Manifest, save_cuts
 from spear_lib.data.mixing import MixingConfig
 from spear_lib.data.pretraining_data import PretrainingData, PretrainingDataConfig
-from spear_lib.data.tokens import load_tokens
 from spear_lib.features.fbank import FbankExtractor
 from spear_lib.features.masking import MaskingConfig
+from spear_lib.tokens.fields import load_tokens
 
 MIXING = MixingConfig(noise_probability=0.3, utterance_probability=0.3, token_probability=0.4)
 NOTHING_MIXED = MixingConfig(enabled=False)

@@ -14,7 +14,7 @@ from sklearn.metrics import average_precision_score
 from tagging_fixtures import CLASSES, TINY_ENCODER, clip, make_clips, make_noise, write_class_list
 
 from spear_lib.bin import evaluate_tagging, finetune_tagging, tag
-from spear_lib.data.clip_tables import read_class_list
+from spear_lib.corpora.clip_tables import read_class_list
 from spear_lib.data.manifests import Manifest, save_cuts
 from spear_lib.data.mixing import MixingConfig
 from spear_lib.data.tagging_data import MixupConfig, TaggingData, TaggingDataConfig

@@ -11,9 +11,9 @@ from test_token_stages import RECIPE, call, call_killed, make_cuts
 
 from spear_lib.bin import check_tokens, dump_tokens, extract_embeddings, train_kmeans
 from spear_lib.data.manifests import Manifest
-from spear_lib.data.tokens import load_tokens, store_facts
-from spear_lib.data.tokens_making import load_teacher
 from spear_lib.quantization import KMeans, Quantizer, load_tokeniser
+from spear_lib.tokens.fields import load_tokens, store_facts
+from spear_lib.tokens.making import load_teacher
 
 CLUSTERS = 300
 FIELD = f"spectral_km{CLUSTERS}"

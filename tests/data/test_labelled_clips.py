@@ -9,9 +9,9 @@ import pytest
 import soundfile
 from clip_fixtures import HEADER, JAMENDO, write
 
+from spear_lib.corpora.clip_tables import Clip, read_clips
+from spear_lib.corpora.labelled_clips import ClipChecks, ClipFiles, ClipProblems, clip_cuts, labels_of
 from spear_lib.data.audio import load_audio
-from spear_lib.data.clip_tables import Clip, read_clips
-from spear_lib.data.labelled_clips import ClipChecks, ClipFiles, ClipProblems, clip_cuts, labels_of
 from spear_lib.data.manifests import Manifest, save_cuts
 
 SEGMENTS = (

@@ -13,9 +13,9 @@ from spear_lib.bin import pretrain
 from spear_lib.data.manifests import Manifest, save_cuts
 from spear_lib.data.mixing import MixingConfig
 from spear_lib.data.pretraining_data import PretrainingData, PretrainingDataConfig
-from spear_lib.data.tokens import load_tokens
 from spear_lib.pretraining import ObjectiveConfig
 from spear_lib.runtime.metrics_log import read_metrics
+from spear_lib.tokens.fields import load_tokens
 
 BOTH = [FIELD, AUDIO_FIELD]
 ONLY_TOKENS = MixingConfig(noise_probability=0.0, token_probability=1.0)

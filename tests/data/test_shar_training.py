@@ -16,10 +16,10 @@ from spear_lib.data.audio import AudioError, load_audio
 from spear_lib.data.manifests import Manifest, save_cuts
 from spear_lib.data.mixing import MixingConfig
 from spear_lib.data.pretraining_data import PretrainingData, PretrainingDataConfig
-from spear_lib.data.tokens import load_tokens, token_facts
-from spear_lib.data.tokens_shar import export_shar
 from spear_lib.pretraining import ObjectiveConfig
 from spear_lib.pretraining.fields import token_fields
+from spear_lib.tokens.fields import load_tokens, token_facts
+from spear_lib.tokens.shar import export_shar
 
 BOTH = [FIELD, AUDIO_FIELD]
 

@@ -11,10 +11,10 @@ import pytest
 import soundfile
 from lhotse import MonoCut, Recording, SupervisionSegment
 
+from spear_lib.corpora.speech_corpora import SPEECH_CORPORA, limit_length, read_speech_corpus
 from spear_lib.data.audio import load_audio
 from spear_lib.data.manifests import Manifest
 from spear_lib.data.problems import Problems
-from spear_lib.data.speech_corpora import SPEECH_CORPORA, limit_length, read_speech_corpus
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RATE = 16000

@@ -13,9 +13,9 @@ from teacher_fixtures import tiny_checkpoint
 
 from spear_lib.bin import check_tokens, dump_tokens, extract_embeddings, train_quantizer
 from spear_lib.data.manifests import Manifest, save_cuts
-from spear_lib.data.tokens import load_tokens, token_facts
 from spear_lib.quantization import Quantizer
 from spear_lib.teachers import create_teacher
+from spear_lib.tokens.fields import load_tokens, token_facts
 
 RECIPE = """
 sampling: {num_frames: 600, frames_per_cut: 60, shard_frames: 240}

@@ -11,7 +11,9 @@ from test_token_stages import call, make_cuts
 
 from spear_lib.bin import analyse_tokens
 from spear_lib.data.manifests import Manifest, save_cuts
-from spear_lib.evaluation.token_analysis import (
+from spear_lib.quantization import KMeans, Quantizer
+from spear_lib.teachers.options import TeacherOptions
+from spear_lib.tokens.analysis import (
     TEACHER,
     choose_utterances,
     drawn,
@@ -21,8 +23,6 @@ from spear_lib.evaluation.token_analysis import (
     two_dimensions,
     utterance_vectors,
 )
-from spear_lib.quantization import KMeans, Quantizer
-from spear_lib.teachers.options import TeacherOptions
 
 SPEAKERS = ["ann", "bob", "eve"]
 

@@ -8,13 +8,12 @@ from lhotse import MonoCut, MultiCut, Recording
 from test_token_stages import call, made
 
 from spear_lib.bin import check_tokens, dump_tokens, extract_embeddings
-from spear_lib.data.frame_sampling import choose_cuts
 from spear_lib.data.manifests import Manifest, save_cuts
-from spear_lib.data.tokens import load_tokens
-from spear_lib.data.tokens_making import load_teacher
-from spear_lib.data.tokens_store import TokenStoreReader
 from spear_lib.quantization import Quantizer
-from spear_lib.quantization.options import SamplingOptions
+from spear_lib.tokens.fields import load_tokens
+from spear_lib.tokens.frame_sampling import SamplingOptions, choose_cuts
+from spear_lib.tokens.making import load_teacher
+from spear_lib.tokens.store import TokenStoreReader
 
 __all__ = ["made"]  # a fixture
 

@@ -17,8 +17,8 @@ from test_token_stages import SHARDS, call, made, snapshot, tokens_only
 
 from spear_lib.bin import check_tokens, dump_tokens
 from spear_lib.data import decoding
-from spear_lib.data.tokens_store import ShardPlan, TokenFacts, TokenStoreReader, TokenStoreWriter
 from spear_lib.quantization import Quantizer
+from spear_lib.tokens.store import ShardPlan, TokenFacts, TokenStoreReader, TokenStoreWriter
 
 __all__ = ["made"]  # a fixture
 

@@ -19,9 +19,9 @@ from lhotse import Recording
 from spear_lib.bin import check_tokens, dump_tokens, extract_embeddings, train_quantizer
 from spear_lib.bin.common import run
 from spear_lib.data.manifests import Manifest, save_cuts
-from spear_lib.data.tokens import load_tokens, token_facts
-from spear_lib.data.tokens_making import load_teacher
 from spear_lib.quantization import Quantizer
+from spear_lib.tokens.fields import load_tokens, token_facts
+from spear_lib.tokens.making import load_teacher
 
 NUM_CUTS = 12
 SHARDS = ("--shard_hours", 5 / 3600)

@@ -10,8 +10,8 @@ import torch
 from lhotse import CutSet
 from token_fixtures import FACTS, codes_of, cut_of
 
-from spear_lib.data import tokens as token_module
-from spear_lib.data.tokens import (
+from spear_lib.tokens import fields as token_module
+from spear_lib.tokens.fields import (
     PADDING,
     ShardPlan,
     TokenStoreReader,
@@ -24,7 +24,7 @@ from spear_lib.data.tokens import (
     write_store,
     write_store_facts,
 )
-from spear_lib.data.tokens_store import store_facts
+from spear_lib.tokens.store import store_facts
 
 
 def test_every_cut_gets_its_own_tokens_back(store):

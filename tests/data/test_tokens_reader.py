@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from token_fixtures import FACTS, codes_of, cut_of
 
-from spear_lib.data import tokens_reader
+from spear_lib.data import packed_arrays
 from spear_lib.data.manifests import Manifest, save_cuts
-from spear_lib.data.tokens import ShardPlan, TokenStoreWriter, attach_tokens, load_tokens
+from spear_lib.tokens.fields import ShardPlan, TokenStoreWriter, attach_tokens, load_tokens
 
 NUM_SHARDS = 100
 
@@ -46,7 +46,7 @@ def test_handles_stay_few_however_many_shards_are_read(manifest):
     for _ in range(3):
         for number, cut in enumerate(cuts):
             assert np.array_equal(load_tokens(cut, FACTS.field), codes_of(20, number))
-    assert num_handles() - before <= tokens_reader.MAX_OPEN < NUM_SHARDS
+    assert num_handles() - before <= packed_arrays.MAX_OPEN < NUM_SHARDS
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
@@ -61,7 +61,7 @@ def test_processes_read_the_same_whether_forked_or_spawned(manifest, method):
         child.start()
     for _ in children:
         same, handles = mine.recv()
-        assert same and handles < 100 + tokens_reader.MAX_OPEN
+        assert same and handles < 100 + packed_arrays.MAX_OPEN
     for child in children:
         child.join()
         assert child.exitcode == 0
@@ -73,7 +73,7 @@ def test_a_window_reads_its_own_bytes_only(manifest, monkeypatch):
     copied = []
     copy = np.array
     with monkeypatch.context() as patch:
-        patch.setattr(tokens_reader.np, "array", lambda part: copied.append(len(part)) or copy(part))
+        patch.setattr(packed_arrays.np, "array", lambda part: copied.append(len(part)) or copy(part))
         tokens = load_tokens(cut, FACTS.field)
     assert np.array_equal(tokens, codes_of(20, 3)[5:15]) and copied == [10 * FACTS.num_codebooks]
 

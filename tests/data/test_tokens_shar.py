@@ -12,8 +12,8 @@ from token_fixtures import FACTS, codes_of
 
 from spear_lib.bin import export_shar as export_command
 from spear_lib.data.manifests import save_cuts
-from spear_lib.data.tokens import attach_tokens, load_tokens, quantizer_id, write_store
-from spear_lib.data.tokens_shar import export_shar
+from spear_lib.tokens.fields import attach_tokens, load_tokens, quantizer_id, write_store
+from spear_lib.tokens.shar import export_shar
 
 FIELD = FACTS.field
 

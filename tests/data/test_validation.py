@@ -5,9 +5,9 @@ import pytest
 import soundfile
 from lhotse import Recording, SupervisionSegment
 
+from spear_lib.corpora.validation import DUPLICATE, LENGTH, NO_TRANSCRIPT, validate_cuts
 from spear_lib.data.audio import CORRUPT, EMPTY, MISSING
 from spear_lib.data.problems import Problems
-from spear_lib.data.validation import DUPLICATE, LENGTH, NO_TRANSCRIPT, validate_cuts
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import numpy as np
 from lhotse import MonoCut, Recording
 from lhotse.audio import AudioSource
 
-from spear_lib.data.tokens import ShardPlan, TokenFacts, TokenStoreWriter
+from spear_lib.tokens.fields import ShardPlan, TokenFacts, TokenStoreWriter
 
 FACTS = TokenFacts(
     field="toy_cb4",

@@ -10,7 +10,7 @@ from teacher_fixtures import FAMILIES, SIZES, tiny_checkpoint
 
 from spear_lib.quantization import Quantizer
 from spear_lib.teachers import create_teacher, huggingface
-from spear_lib.teachers.agreement import token_agreement
+from spear_lib.tokens.agreement import token_agreement
 
 DEPTH = 3
 KINDS = [(family, size) for family in FAMILIES for size in SIZES]

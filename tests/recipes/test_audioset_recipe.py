@@ -19,13 +19,13 @@ from teacher_fixtures import tiny_checkpoint
 from toy_recipe import REPOSITORY
 
 from spear_lib import load_encoder
-from spear_lib.data.clip_tables import read_class_list
-from spear_lib.data.labelled_clips import labels_of
+from spear_lib.corpora.clip_tables import read_class_list
+from spear_lib.corpora.labelled_clips import labels_of
 from spear_lib.data.manifests import Manifest
-from spear_lib.data.tokens import load_tokens, token_facts
 from spear_lib.encoders import save_encoder
 from spear_lib.quantization import Quantizer
 from spear_lib.teachers import create_teacher
+from spear_lib.tokens.fields import load_tokens, token_facts
 
 RECIPE = REPOSITORY / "egs" / "audioset"
 SETS = ("train", "balanced", "dev", "eval")

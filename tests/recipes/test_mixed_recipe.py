@@ -21,9 +21,9 @@ from toy_recipe import REPOSITORY
 from spear_lib import load_encoder
 from spear_lib.data.domains import domain_of
 from spear_lib.data.manifests import Manifest, save_cuts
-from spear_lib.data.tokens import load_tokens, token_facts
 from spear_lib.quantization import Quantizer
 from spear_lib.runtime.metrics_log import read_metrics
+from spear_lib.tokens.fields import load_tokens, token_facts
 
 RECIPE = REPOSITORY / "egs" / "mixed"
 SPEECH, AUDIO = "spectral_cb2", "spectral_25hz_cb3"
@@ -143,8 +143,8 @@ def test_the_teachers_must_differ(tmp_path):
 def test_the_teachers_of_the_mini_version_are_as_the_issue_wants_them():
     import yaml
 
-    from spear_lib.quantization.options import SpectralOptions
     from spear_lib.teachers import create_teacher
+    from spear_lib.teachers.options import SpectralOptions
 
     teachers, codebooks = {}, {}
     for domain in ("speech", "audio"):

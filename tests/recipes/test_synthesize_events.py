@@ -15,7 +15,7 @@ import soundfile
 REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY))
 
-from spear_lib.data.clip_tables import read_class_list, read_clips  # noqa: E402
+from spear_lib.corpora.clip_tables import read_class_list, read_clips  # noqa: E402
 from spear_lib.runtime.keyed_random import generator  # noqa: E402
 from tools import synthesize_corpus  # noqa: E402
 from tools.synthesis import clips  # noqa: E402

@@ -15,9 +15,9 @@ from teacher_fixtures import tiny_checkpoint
 from toy_recipe import REPOSITORY
 
 from spear_lib.data.manifests import Manifest
-from spear_lib.data.tokens import load_tokens, token_facts
 from spear_lib.quantization import Quantizer
 from spear_lib.teachers import create_teacher
+from spear_lib.tokens.fields import load_tokens, token_facts
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 

@@ -18,9 +18,9 @@ from audio_teacher_fixtures import (
 
 from spear_lib.quantization import Quantizer
 from spear_lib.teachers import create_teacher
-from spear_lib.teachers.agreement import token_agreement
 from spear_lib.teachers.options import TeacherOptions
 from spear_lib.teachers.windows import plan_windows
+from spear_lib.tokens.agreement import token_agreement
 
 NAMES = ("dasheng", "atst_frame")
 

@@ -11,10 +11,9 @@ from spear_lib import encoders
 from spear_lib.encoders.kinds import build_encoder
 from spear_lib.encoders.transformer import TransformerConfig
 from spear_lib.encoders.zipformer import ZipformerConfig
-from spear_lib.quantization.options import SpectralOptions
 from spear_lib.teachers import create_teacher
 from spear_lib.teachers.embedding import length_batches
-from spear_lib.teachers.options import TeacherOptions
+from spear_lib.teachers.options import SpectralOptions, TeacherOptions
 from spear_lib.teachers.spectral import cosine_basis
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from spear_lib.data.clip_tables import AUDIOSET_PARTS, read_class_list
+from spear_lib.corpora.clip_tables import AUDIOSET_PARTS, read_class_list
 from spear_lib.runtime.keyed_random import generator
 from tools.synthesis.events import EVENTS
 from tools.synthesis.layout import FACTS_FILE, FORMAT_VERSION

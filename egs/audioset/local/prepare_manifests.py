@@ -18,8 +18,8 @@ from pathlib import Path
 from lhotse.cut import Cut
 
 from spear_lib.bin.common import run
-from spear_lib.data.clip_tables import AUDIOSET_PARTS, Clip, read_audioset_segments, read_class_list
-from spear_lib.data.labelled_clips import ClipChecks, ClipFiles, ClipProblems, clip_cuts, labels_of
+from spear_lib.corpora.clip_tables import AUDIOSET_PARTS, Clip, read_audioset_segments, read_class_list
+from spear_lib.corpora.labelled_clips import ClipChecks, ClipFiles, ClipProblems, clip_cuts, labels_of
 from spear_lib.data.manifests import save_cuts
 from spear_lib.runtime.files import atomic_file
 from spear_lib.runtime.keyed_random import key

@@ -8,7 +8,7 @@ import shlex
 from pathlib import Path
 
 from spear_lib.bin.common import run
-from spear_lib.data.corpus_folders import prepare_corpus, stage_0_parser
+from spear_lib.corpora.corpus_folders import prepare_corpus, stage_0_parser
 
 SPEECH = "LibriSpeech"
 

@@ -20,11 +20,11 @@ from lhotse.cut import Cut, MonoCut
 from lhotse.recipes.librispeech import parse_utterance
 
 from spear_lib.bin.common import run
+from spear_lib.corpora.speech_corpora import SPEECH_CORPORA, limit_length, read_speech_corpus
+from spear_lib.corpora.validation import NO_TRANSCRIPT, usable_cuts, validate_cuts
 from spear_lib.data.audio import CORRUPT, EMPTY
 from spear_lib.data.manifests import save_cuts
 from spear_lib.data.problems import Problems
-from spear_lib.data.speech_corpora import SPEECH_CORPORA, limit_length, read_speech_corpus
-from spear_lib.data.validation import NO_TRANSCRIPT, usable_cuts, validate_cuts
 from spear_lib.runtime.files import atomic_file
 
 logger = logging.getLogger("prepare_manifests")

@@ -5,7 +5,7 @@ import argparse
 from pathlib import Path
 
 from spear_lib.bin.common import run
-from spear_lib.data.corpus_folders import link
+from spear_lib.corpora.corpus_folders import link
 
 NEEDED = {1: "manifests", 2: "noise"}
 

@@ -8,8 +8,8 @@ from lhotse import Recording, SupervisionSegment
 from lhotse.cut import MonoCut
 
 from spear_lib.bin.common import run
+from spear_lib.corpora.validation import validate_cuts
 from spear_lib.data.manifests import save_cuts
-from spear_lib.data.validation import validate_cuts
 
 
 def read_cut(folder: Path, row: dict[str, str]) -> MonoCut:

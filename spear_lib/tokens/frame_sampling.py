@@ -1,5 +1,6 @@
 """Stage 3's work: which frames train the quantiser, and their teacher embeddings as float16 shards (ours)."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -8,13 +9,26 @@ import torch
 from spear_lib.data.decoding import decode_ahead
 from spear_lib.data.manifests import Manifest
 from spear_lib.data.problems import Problems
-from spear_lib.data.tokens_store import write_json
-from spear_lib.quantization.options import SamplingOptions
 from spear_lib.runtime import keyed_random
 from spear_lib.runtime.files import atomic_file
 from spear_lib.runtime.progress import progress
 from spear_lib.teachers import Teacher
 from spear_lib.teachers.embedding import embed_batches, length_batches
+from spear_lib.tokens.store import write_json
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """Which frames become the quantiser's training data."""
+
+    num_frames: int = 200000
+    """Frames wanted in all (SPEAR: about 12 million of WavLM Large)."""
+    frames_per_cut: int = 500
+    """At most this many random frames of one recording (ours)."""
+    batch_seconds: float = 120.0
+    """Audio per teacher call, s (memory; the reference uses 200 on an 80 GB GPU)."""
+    shard_frames: int = 100000
+    """Frames per file, about; an interrupted run goes on with the first missing file (ours)."""
 
 
 def choose_cuts(manifest: Manifest, frame_rate: float, sampling: SamplingOptions, seed: int) -> list[int]:

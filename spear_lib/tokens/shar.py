@@ -21,7 +21,7 @@ from lhotse.shar.utils import to_shar_placeholder
 from lhotse.shar.writers import AudioTarWriter, JsonlShardWriter, TarWriter
 from lhotse.utils import fastcopy
 
-from spear_lib.data.tokens import facts_key, load_tokens, token_facts
+from spear_lib.tokens.fields import facts_key, load_tokens, token_facts
 
 AUDIO_FORMATS = ("", "flac", "wav")
 TRAVELLING_FACTS = ("teacher_id", "first_frame_center_ms", "codebook_size")

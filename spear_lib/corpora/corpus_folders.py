@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from spear_lib.data.musan import find_musan
+from spear_lib.corpora.musan import find_musan
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from spear_lib.data.decoding import decode_ahead
 from spear_lib.data.manifests import Manifest
-from spear_lib.evaluation.references import speaker
+from spear_lib.data.references import speaker
 from spear_lib.quantization.tokeniser import Tokeniser
 from spear_lib.runtime import keyed_random
 from spear_lib.runtime.progress import progress

@@ -7,8 +7,8 @@ from pathlib import Path
 from lhotse import CutSet
 from lhotse.recipes.musan import prepare_musan
 
+from spear_lib.corpora.validation import validate_cuts
 from spear_lib.data.manifests import save_cuts
-from spear_lib.data.validation import validate_cuts
 
 logger = logging.getLogger(__name__)
 

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from spear_lib.data.manifests import Manifest
-from spear_lib.data.tokens_plan import TokenFacts
-from spear_lib.data.tokens_store import TokenStoreReader
+from spear_lib.tokens.plan import TokenFacts
+from spear_lib.tokens.store import TokenStoreReader
 
 MISSING = "not in the store"
 

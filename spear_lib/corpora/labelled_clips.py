@@ -16,8 +16,8 @@ from typing import Any
 from lhotse import Recording, SupervisionSegment
 from lhotse.cut import Cut, MonoCut
 
+from spear_lib.corpora.clip_tables import Clip
 from spear_lib.data.audio import CORRUPT, EMPTY, SAMPLE_RATE, AudioError, load_audio
-from spear_lib.data.clip_tables import Clip
 from spear_lib.data.domains import AUDIO
 from spear_lib.data.problems import Problems
 

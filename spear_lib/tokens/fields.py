@@ -22,9 +22,9 @@ from lhotse.array import Array, TemporalArray
 from lhotse.cut import Cut, MixedCut
 from torch import Tensor
 
-from spear_lib.data.tokens_plan import ShardPlan, TokenFacts
-from spear_lib.data.tokens_reader import STORAGE_TYPE, PackedTokenReader
-from spear_lib.data.tokens_store import (
+from spear_lib.data.packed_arrays import STORAGE_TYPE, PackedTokenReader
+from spear_lib.tokens.plan import ShardPlan, TokenFacts
+from spear_lib.tokens.store import (
     STORE_FILE,
     Entry,
     TokenStoreReader,

@@ -25,10 +25,10 @@ import numpy as np
 from lhotse.cut import Cut
 
 from spear_lib.data.manifest_index import audio_key
-from spear_lib.data.tokens_plan import ShardPlan, TokenFacts
-from spear_lib.data.tokens_reader import PackedTokenReader, make_key
+from spear_lib.data.packed_arrays import PackedTokenReader, make_key
 from spear_lib.runtime.files import atomic_path, write_text
 from spear_lib.runtime.locks import exclusive
+from spear_lib.tokens.plan import ShardPlan, TokenFacts
 
 STORE_FILE = "store.json"
 PLAN_FILE = "plan.json"

@@ -6,7 +6,7 @@ from pathlib import Path
 from lhotse.cut import Cut
 
 from spear_lib.data.manifests import Manifest
-from spear_lib.evaluation.references import speaker
+from spear_lib.data.references import speaker
 from spear_lib.runtime import keyed_random
 
 

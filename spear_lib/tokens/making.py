@@ -18,14 +18,14 @@ from spear_lib.data.audio import SAMPLE_RATE
 from spear_lib.data.decoding import decode, decode_ahead
 from spear_lib.data.manifests import Manifest
 from spear_lib.data.problems import Problems
-from spear_lib.data.tokens_plan import TokenFacts
-from spear_lib.data.tokens_store import TokenStoreWriter
 from spear_lib.quantization import Tokeniser
 from spear_lib.runtime.progress import progress
 from spear_lib.teachers import Teacher
-from spear_lib.teachers.agreement import token_agreement
 from spear_lib.teachers.embedding import embed_batches, length_batches
 from spear_lib.teachers.options import TeacherOptions
+from spear_lib.tokens.agreement import token_agreement
+from spear_lib.tokens.plan import TokenFacts
+from spear_lib.tokens.store import TokenStoreWriter
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,1 @@
+"""Stages 0 to 2: corpora in their own layouts, read into cuts, validated, and divided into subsets."""
