@@ -41,8 +41,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from spear_lib.data import audio as _  # noqa: F401 - sets its tolerance before logging is switched off
 from spear_lib.data.manifests import save_cuts
 from spear_lib.data.mixing import MixingConfig
-from spear_lib.data.pretraining_data import PretrainingData, PretrainingDataConfig
 from spear_lib.features.fbank import FbankExtractor
+from spear_lib.pretraining.data import PretrainingData, PretrainingDataConfig
 from spear_lib.runtime.progress import progress
 from spear_lib.tokens.fields import TokenFacts, attach_tokens, write_store
 

@@ -30,9 +30,7 @@ from spear_lib.encoders.zipformer import SpearEncoder, ZipformerConfig
 from spear_lib.features.masking import MaskingConfig
 from spear_lib.optim import ScaledAdam, parameter_groups
 from spear_lib.pretraining import ObjectiveConfig, PretrainingModel, PretrainingTask
-from spear_lib.runtime.log import first_screen
-from spear_lib.training.options import TrainingConfig
-from spear_lib.training.plan import (
+from spear_lib.pretraining.plan import (
     PRECISIONS,
     PlanConfig,
     Shape,
@@ -41,6 +39,8 @@ from spear_lib.training.plan import (
     pretend_batch,
     with_checkpoints,
 )
+from spear_lib.runtime.log import first_screen
+from spear_lib.training.options import TrainingConfig
 from spear_lib.training.task import StepClock
 
 
@@ -77,7 +77,7 @@ class Options:
 
 
 def predict(options: Options, size: str) -> dict[str, float]:
-    """Bytes at the highest point of a step, by spear_lib.training.plan."""
+    """Bytes at the highest point of a step, by spear_lib.pretraining.plan."""
     memory, *_ = count_pretraining_step(
         options.encoder(size),
         assumed_fields(ObjectiveConfig(), PlanConfig()),

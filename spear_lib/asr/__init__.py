@@ -1,1 +1,1 @@
-"""Speech recognition: text units, the transducer model with its losses, searches."""
+"""Speech recognition: text units, data, the transducer model with its losses, searches, scores, export."""

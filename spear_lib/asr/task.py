@@ -11,8 +11,8 @@ from torch import Tensor
 
 from spear_lib.asr.model import AsrModel
 from spear_lib.asr.searcher import SearchConfig, Searcher
+from spear_lib.asr.wer import align_words
 from spear_lib.config import to_dict
-from spear_lib.evaluation.wer import align_words
 from spear_lib.features.spec_augment import SpecAugmentConfig
 from spear_lib.training.augmented_encoder import AugmentedEncoder
 from spear_lib.training.task import Stats, StepClock, StepResult, Task

@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from spear_lib.runtime.files import atomic_file
 
@@ -241,3 +242,27 @@ def character_units() -> CharacterUnits:
 def load_units(name: str | os.PathLike) -> TextUnits | CharacterUnits:
     """Units by the option ``units``: "characters", bpe.model or the folder that holds it."""
     return character_units() if name == "characters" else TextUnits(name)
+
+
+def units_of(experiment_dir: str, name: str) -> Any:
+    """The text units called ``name``, or those that the experiment was trained with.
+
+    Paths in config.yaml count from the folder in which the training was started: that is looked for among
+    the current folder and those above the experiment.
+
+    Raises:
+      ValueError: not found.
+    """
+    if name:
+        return load_units(name)
+    import yaml
+
+    path = Path(experiment_dir) / "config.yaml"
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist: give the folder of finetune_asr, or the units")
+    name = str(yaml.safe_load(path.read_text(encoding="utf-8"))["units"])
+    folders = [Path(), *Path(experiment_dir).resolve().parents]
+    place = next((folder / name for folder in folders if (folder / name).exists()), None)
+    if name == "characters" or place is None:
+        return load_units(name)
+    return load_units(str(place))

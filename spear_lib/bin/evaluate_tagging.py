@@ -9,11 +9,11 @@ from pathlib import Path
 
 from spear_lib.bin.common import run
 from spear_lib.config import parse, to_dict
-from spear_lib.data.class_labels import LabelTable
 from spear_lib.data.manifests import Manifest, named_sets
 from spear_lib.data.problems import Problems
 from spear_lib.runtime.log import commit, first_screen
 from spear_lib.runtime.world import choose_device
+from spear_lib.tagging.class_labels import LabelTable
 from spear_lib.tagging.evaluation import tag_set, write_classes, write_events, write_predictions, write_score
 from spear_lib.tagging.events import EventConfig
 from spear_lib.tagging.inference import load_tagger

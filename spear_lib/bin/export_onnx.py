@@ -4,12 +4,12 @@ import logging
 import os
 from dataclasses import dataclass
 
+from spear_lib.asr.decoding import build_model, load_weights
 from spear_lib.asr.onnx_export import export_encoder, export_transducer
+from spear_lib.asr.units import units_of
 from spear_lib.bin.common import run
-from spear_lib.bin.transcribe import units_of
 from spear_lib.config import parse
 from spear_lib.encoders import encoder_id, load_encoder
-from spear_lib.evaluation.decoding import build_model, load_weights
 from spear_lib.runtime.log import commit, first_screen
 
 logger = logging.getLogger(__name__)

@@ -1,42 +1,24 @@
 """Fine-tune an encoder for speech recognition: pruned transducer, CTC or both (stage 12)."""
 
-from dataclasses import dataclass, field
-
 import torch
 
-from spear_lib.asr.model import AsrModel, TransducerConfig
+from spear_lib.asr.data import AsrData
+from spear_lib.asr.model import AsrModel
+from spear_lib.asr.options import FinetuneOptions
 from spear_lib.asr.task import AsrTask
 from spear_lib.asr.units import load_units
 from spear_lib.bin.common import run
 from spear_lib.config import parse
-from spear_lib.data.asr_data import AsrData, AsrDataConfig
 from spear_lib.runtime import keyed_random
 from spear_lib.runtime.log import first_screen
 from spear_lib.runtime.world import world as open_world
 from spear_lib.training.finetuning import (
-    FinetuningOptions,
     build_encoder,
     describe_audio,
     start_facts,
     training_config,
 )
 from spear_lib.training.loop import train
-
-
-@dataclass(frozen=True, kw_only=True)
-class FinetuneOptions(FinetuningOptions):
-    """What is fine-tuned, on what, and where the result goes."""
-
-    units: str
-    """Text units: bpe.model, the folder that holds it, or "characters" (the 29 labels of the CTC models)."""
-    dev_cuts: list[str]
-    """Manifests of the validation set (loss, and word error rate by greedy search)."""
-    valid_wer: bool = True
-    """Recognise the validation set at every validation (greedy search)."""
-    data: AsrDataConfig = field(default_factory=AsrDataConfig)
-    """Training data."""
-    model: TransducerConfig = field(default_factory=TransducerConfig)
-    """The heads: transducer, CTC or both."""
 
 
 def main() -> None:

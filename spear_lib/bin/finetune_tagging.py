@@ -1,40 +1,24 @@
 """Fine-tune an encoder for audio tagging (stage 12 of recipes of sounds)."""
 
-from dataclasses import dataclass, field
-
 import torch
 
 from spear_lib.bin.common import run
 from spear_lib.config import parse
 from spear_lib.corpora.clip_tables import read_class_list
-from spear_lib.data.tagging_data import TaggingData, TaggingDataConfig
 from spear_lib.runtime import keyed_random
 from spear_lib.runtime.log import first_screen
 from spear_lib.runtime.world import world as open_world
-from spear_lib.tagging.model import TaggingConfig, TaggingModel
+from spear_lib.tagging.data import TaggingData
+from spear_lib.tagging.model import TaggingModel
+from spear_lib.tagging.options import FinetuneTaggingOptions
 from spear_lib.tagging.task import TaggingTask
 from spear_lib.training.finetuning import (
-    FinetuningOptions,
     build_encoder,
     describe_audio,
     start_facts,
     training_config,
 )
 from spear_lib.training.loop import train
-
-
-@dataclass(frozen=True, kw_only=True)
-class FinetuneTaggingOptions(FinetuningOptions):
-    """What is fine-tuned, on what, and where the result goes."""
-
-    classes: str
-    """AudioSet's class_labels_indices.csv, or a list of the same form: index, mid, display_name."""
-    dev_cuts: list[str]
-    """Manifests of the validation set (loss and mean average precision)."""
-    data: TaggingDataConfig = field(default_factory=TaggingDataConfig)
-    """Training data."""
-    model: TaggingConfig = field(default_factory=TaggingConfig)
-    """The head."""
 
 
 def describe_sampling(data: TaggingData) -> str:

@@ -9,7 +9,6 @@ With --dry_run true nothing is trained: it prints what the run would take (memor
 """
 
 import logging
-from dataclasses import dataclass, field
 
 import torch
 
@@ -17,61 +16,20 @@ from spear_lib.bin.common import run
 from spear_lib.config import parse
 from spear_lib.data.audio import SAMPLE_RATE
 from spear_lib.data.manifests import set_name
-from spear_lib.data.pretraining_data import PretrainingData, PretrainingDataConfig
-from spear_lib.encoders.kinds import KINDS, EncoderConfig, EncoderOptions, build_encoder
-from spear_lib.evaluation.validation_probe import ValidationProbe, ValidationProbeConfig
-from spear_lib.pretraining import ObjectiveConfig, PretrainingModel, PretrainingTask, token_fields
+from spear_lib.encoders.kinds import build_encoder
+from spear_lib.evaluation.validation_probe import ValidationProbe
+from spear_lib.pretraining import PretrainingModel, PretrainingTask, token_fields
+from spear_lib.pretraining.data import PretrainingData
 from spear_lib.pretraining.facts import run_facts
+from spear_lib.pretraining.options import PretrainOptions
+from spear_lib.pretraining.plan_report import plan_lines
 from spear_lib.runtime import keyed_random
 from spear_lib.runtime.log import first_screen
 from spear_lib.runtime.metrics_log import log_file
 from spear_lib.runtime.world import World, world
 from spear_lib.training.loop import train
-from spear_lib.training.options import TrainingConfig
-from spear_lib.training.plan import PlanConfig
-from spear_lib.training.plan_report import plan_lines
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class PretrainOptions(EncoderOptions):
-    """Pre-training of one encoder."""
-
-    experiment_dir: str
-    """Folder for checkpoints, metrics.jsonl, log.txt and config.yaml; a run that is there already goes on."""
-    valid_cuts: list[str] = field(default_factory=list)
-    """Manifests of validation cuts with the same token fields; each is a set, named after its file."""
-    encoder_type: str = "zipformer"
-    """zipformer, of the settings in ``encoder``; or transformer, of those in ``transformer`` (paper F.3)."""
-    data: PretrainingDataConfig = field(default_factory=PretrainingDataConfig)
-    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
-    training: TrainingConfig = field(default_factory=TrainingConfig)
-    probe: ValidationProbeConfig = field(default_factory=ValidationProbeConfig)
-    dry_run: bool = False
-    """Train nothing: print what the run would take on the machines of ``plan`` (memory, steps, hours)."""
-    plan: PlanConfig = field(default_factory=PlanConfig)
-
-    def __post_init__(self) -> None:
-        if self.encoder_type not in KINDS:
-            raise ValueError(f"encoder_type is {self.encoder_type!r}; use {' or '.join(KINDS)}")
-        masking = self.data.masking
-        if self.objective.alpha == 1.0 and not (masking.enabled and masking.time_probability > 0):
-            raise ValueError(
-                "objective.alpha is 1, so only masked frames count, and no frame is masked: the loss would "
-                "be 0. Lower alpha, or set data.masking.enabled and data.masking.time_probability"
-            )
-        reads_waveforms = KINDS[self.encoder_type].encoder.input_kind == "waveform"
-        if reads_waveforms and masking.enabled and masking.channel_probability > 0:
-            raise ValueError(
-                f"a {self.encoder_type} reads waveforms and has no mel bins to mask: set "
-                "data.masking.channel_probability to 0"
-            )
-
-    @property
-    def encoder_config(self) -> EncoderConfig:
-        """The settings of the encoder to build."""
-        return getattr(self, KINDS[self.encoder_type].option)
 
 
 def main() -> None:

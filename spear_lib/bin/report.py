@@ -35,7 +35,7 @@ def main() -> None:
         description="Write report.md, report.html and report.json from what the stages left behind.",
     )
     # Imported here: matplotlib takes a second, and --help should not.
-    from spear_lib.evaluation.report import write_report
+    from spear_lib.report.pages import write_report
 
     output_dir = Path(options.output_dir)
     exp_dir = Path(options.exp_dir) if options.exp_dir else output_dir.resolve().parent

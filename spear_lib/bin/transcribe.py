@@ -9,15 +9,15 @@ from typing import Any
 
 import torch
 
+from spear_lib.asr.decoding import build_model, load_weights
 from spear_lib.asr.onnx_runtime import OnnxTransducer, is_onnx_folder
 from spear_lib.asr.searcher import SearchConfig, Searcher
 from spear_lib.asr.transcription import Recogniser, Transcript, transcribe
+from spear_lib.asr.units import units_of
 from spear_lib.bin.common import run
-from spear_lib.bin.finetune_asr import load_units
 from spear_lib.config import parse, positional
 from spear_lib.data.audio_files import find_audio, result_names
 from spear_lib.data.audio_windows import WindowConfig
-from spear_lib.evaluation.decoding import build_model, load_weights
 from spear_lib.runtime.files import write_json, write_text
 from spear_lib.runtime.log import commit, first_screen
 from spear_lib.runtime.progress import format_seconds, progress
@@ -48,30 +48,6 @@ class TranscribeOptions:
     """How long recordings are cut."""
     search: SearchConfig = field(default_factory=SearchConfig)
     """Search; the same values as in decode give the same text."""
-
-
-def units_of(experiment_dir: str, name: str) -> Any:
-    """The text units called ``name``, or those that the experiment was trained with.
-
-    Paths in config.yaml count from the folder in which the training was started: that is looked for among
-    the current folder and those above the experiment.
-
-    Raises:
-      ValueError: not found.
-    """
-    if name:
-        return load_units(name)
-    import yaml
-
-    path = Path(experiment_dir) / "config.yaml"
-    if not path.is_file():
-        raise ValueError(f"{path} does not exist: give the folder of finetune_asr, or the units")
-    name = str(yaml.safe_load(path.read_text(encoding="utf-8"))["units"])
-    folders = [Path(), *Path(experiment_dir).resolve().parents]
-    place = next((folder / name for folder in folders if (folder / name).exists()), None)
-    if name == "characters" or place is None:
-        return load_units(name)
-    return load_units(str(place))
 
 
 def open_searcher(

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from spear_lib.data.pretraining_data import PretrainingData
 from spear_lib.encoders.zipformer.activations import swoosh_kernels
 from spear_lib.evaluation.validation_probe import ValidationProbe
+from spear_lib.pretraining.data import PretrainingData
 from spear_lib.pretraining.task import PretrainingTask
 from spear_lib.runtime.world import World
 from spear_lib.training.precision import Precision

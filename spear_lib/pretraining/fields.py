@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from spear_lib.data.pretraining_data import PretrainingData
+from spear_lib.pretraining.data import PretrainingData
 
 
 @dataclass(frozen=True)

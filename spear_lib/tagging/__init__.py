@@ -1,0 +1,1 @@
+"""Audio tagging: data, model, task, options, evaluation, and tagging of recordings."""

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from spear_lib.data.class_labels import LabelTable
 from spear_lib.data.manifests import Manifest
 from spear_lib.data.problems import Problems
 from spear_lib.runtime.files import atomic_file, write_text
+from spear_lib.tagging.class_labels import LabelTable
 from spear_lib.tagging.events import Event, EventConfig, find_events
 from spear_lib.tagging.inference import Tagger, tag_cuts
 from spear_lib.tagging.metrics import TaggingScore, d_prime

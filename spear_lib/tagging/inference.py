@@ -21,10 +21,9 @@ from spear_lib.data.batch import pad_waveforms
 from spear_lib.data.manifests import Manifest
 from spear_lib.data.problems import Problems
 from spear_lib.encoders import load_encoder
-from spear_lib.evaluation.decoding import weights_hash
 from spear_lib.runtime.progress import progress
 from spear_lib.tagging.model import TaggingConfig, TaggingModel
-from spear_lib.training.checkpoint_average import average_checkpoints
+from spear_lib.training.checkpoint_average import average_checkpoints, weights_hash
 
 
 @dataclass

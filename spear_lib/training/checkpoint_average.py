@@ -1,5 +1,6 @@
 """Weights averaged over the end of a run, from its checkpoints (spec optim §3)."""
 
+import hashlib
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,3 +117,12 @@ def _plain_mean(paths: list[Path], kind: str | None) -> dict[str, Tensor]:
             else:
                 total[name] = value
     return {name: value.to(state[name].dtype) for name, value in total.items()}
+
+
+def weights_hash(state: dict[str, Tensor]) -> str:
+    """Content hash of weights: equal results can be recognised as coming from equal weights."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        digest.update(name.encode())
+        digest.update(state[name].detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -7,11 +7,11 @@ import pytest
 import torch
 from dataset_fixtures import FIELD, make_cuts, with_tokens
 
-from spear_lib.bin.pretrain import PretrainOptions
 from spear_lib.config import load, parse
 from spear_lib.data.manifests import Manifest, save_cuts
 from spear_lib.data.mixing import MixingConfig
-from spear_lib.data.pretraining_data import PretrainingData, PretrainingDataConfig
+from spear_lib.pretraining.data import PretrainingData, PretrainingDataConfig
+from spear_lib.pretraining.options import PretrainOptions
 
 MIXING = MixingConfig(noise_probability=0.0, utterance_probability=0.3, token_probability=0.5)
 

@@ -12,13 +12,13 @@ from asr_fixtures import TINY_ENCODER, make_cuts
 from spear_lib.asr.model import AsrModel, TransducerConfig
 from spear_lib.asr.ngram import load_ngram_model
 from spear_lib.asr.searcher import SearchConfig, Searcher
+from spear_lib.asr.tuning import TuneConfig, grid
 from spear_lib.asr.units import character_units
 from spear_lib.bin import decode, finetune_asr, select_cuts, train_lm
 from spear_lib.corpora.cut_subsets import select_hours, select_ids
 from spear_lib.data.manifests import Manifest
 from spear_lib.data.references import speaker
 from spear_lib.encoders import load_encoder
-from spear_lib.evaluation.tuning import TuneConfig, grid
 from spear_lib.training.finetuning import layer_lr_scales
 
 CONFIG = {

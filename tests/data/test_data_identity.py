@@ -4,8 +4,8 @@ import numpy as np
 from dataset_fixtures import FIELD, make_cuts, tiny_corpus, with_tokens
 
 from spear_lib.data.manifests import Manifest, save_cuts
-from spear_lib.data.pretraining_data import PretrainingData, PretrainingDataConfig
 from spear_lib.data.sampling import BatchSampler
+from spear_lib.pretraining.data import PretrainingData, PretrainingDataConfig
 
 
 def test_fingerprint_follows_ids_durations_and_order(tmp_path):

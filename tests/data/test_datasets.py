@@ -5,15 +5,15 @@ import pytest
 import torch
 from dataset_fixtures import FIELD, QUANTIZER_ID, make_cuts, tiny_corpus, with_tokens
 
+from spear_lib.asr.data import AsrData, AsrDataConfig, SpeedConfig
 from spear_lib.config import load, to_dict
-from spear_lib.data.asr_data import AsrData, AsrDataConfig, SpeedConfig
 from spear_lib.data.audio import load_audio
 from spear_lib.data.batch import Batch
 from spear_lib.data.manifests import Manifest, save_cuts
 from spear_lib.data.mixing import MixingConfig
-from spear_lib.data.pretraining_data import PretrainingData, PretrainingDataConfig
 from spear_lib.features.fbank import FbankExtractor
 from spear_lib.features.masking import MaskingConfig
+from spear_lib.pretraining.data import PretrainingData, PretrainingDataConfig
 from spear_lib.tokens.fields import load_tokens
 
 MIXING = MixingConfig(noise_probability=0.3, utterance_probability=0.3, token_probability=0.4)

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from dataset_fixtures import FIELD, QUANTIZER_ID, make_cuts, with_tokens
 
-from spear_lib.data.asr_data import AsrData, AsrDataConfig, SpeedConfig
+from spear_lib.asr.data import AsrData, AsrDataConfig, SpeedConfig
 from spear_lib.data.loading import load_ahead
 from spear_lib.data.manifests import save_cuts
 from spear_lib.data.mixing import MixingConfig
-from spear_lib.data.pretraining_data import PretrainingData, PretrainingDataConfig
+from spear_lib.pretraining.data import PretrainingData, PretrainingDataConfig
 
 
 @pytest.fixture
@@ -207,7 +207,7 @@ def test_an_abandoned_epoch_does_not_keep_the_program_from_ending(cuts, tmp_path
     """A traceback or a global may hold an unfinished epoch when the interpreter exits."""
     save_cuts(cuts, tmp_path / "cuts.jsonl.gz")
     program = (
-        "from spear_lib.data.asr_data import *\n"
+        "from spear_lib.asr.data import *\n"
         f"cuts = [{str(tmp_path / 'cuts.jsonl.gz')!r}]\n"
         "config = AsrDataConfig(train_cuts=cuts, batch_seconds=4.0, num_workers=2)\n"
         "batches = AsrData(config).epoch_batches(0)\n"

@@ -10,15 +10,15 @@ import torch
 import yaml
 from asr_fixtures import TINY_ENCODER, make_cuts
 
+from spear_lib.asr.data import AsrData, AsrDataConfig
+from spear_lib.asr.decoding import build_model, load_weights, recognise
 from spear_lib.asr.model import AsrModel, TransducerConfig
 from spear_lib.asr.searcher import SearchConfig, Searcher
 from spear_lib.asr.task import AsrTask, usable_lengths
 from spear_lib.asr.units import TextUnits, character_units
 from spear_lib.bin import decode, finetune_asr, train_units
-from spear_lib.data.asr_data import AsrData, AsrDataConfig
 from spear_lib.data.manifests import Manifest
 from spear_lib.encoders import load_encoder, save_encoder
-from spear_lib.evaluation.decoding import build_model, load_weights, recognise
 from spear_lib.training.finetuning import build_encoder, training_config
 from spear_lib.training.task import StepClock
 

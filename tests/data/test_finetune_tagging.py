@@ -17,8 +17,8 @@ from spear_lib.bin import evaluate_tagging, finetune_tagging, tag
 from spear_lib.corpora.clip_tables import read_class_list
 from spear_lib.data.manifests import Manifest, save_cuts
 from spear_lib.data.mixing import MixingConfig
-from spear_lib.data.tagging_data import MixupConfig, TaggingData, TaggingDataConfig
 from spear_lib.encoders import load_encoder, save_encoder
+from spear_lib.tagging.data import MixupConfig, TaggingData, TaggingDataConfig
 from spear_lib.tagging.model import TaggingConfig, TaggingModel
 from spear_lib.tagging.task import TaggingTask
 from spear_lib.training.loop import train

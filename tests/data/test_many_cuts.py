@@ -9,7 +9,7 @@ from pretraining_fixtures import FIELD, make_corpus
 
 from spear_lib.data.manifests import Manifest
 from spear_lib.data.mixing import MixingConfig
-from spear_lib.data.pretraining_data import PretrainingData, PretrainingDataConfig
+from spear_lib.pretraining.data import PretrainingData, PretrainingDataConfig
 
 SECONDS = 10.0
 

@@ -12,8 +12,8 @@ from pretraining_fixtures import AUDIO_FIELD, FIELD, make_corpus, write_config, 
 from spear_lib.bin import pretrain
 from spear_lib.data.manifests import Manifest, save_cuts
 from spear_lib.data.mixing import MixingConfig
-from spear_lib.data.pretraining_data import PretrainingData, PretrainingDataConfig
 from spear_lib.pretraining import ObjectiveConfig
+from spear_lib.pretraining.data import PretrainingData, PretrainingDataConfig
 from spear_lib.runtime.metrics_log import read_metrics
 from spear_lib.tokens.fields import load_tokens
 

@@ -9,9 +9,9 @@ from pretraining_fixtures import make_corpus, write_config
 
 from spear_lib import load_encoder
 from spear_lib.bin import average_checkpoints, pretrain
-from spear_lib.bin.pretrain import PretrainOptions
 from spear_lib.config import load, parse
 from spear_lib.encoders.transformer import TransformerConfig, TransformerEncoder
+from spear_lib.pretraining.options import PretrainOptions
 from spear_lib.runtime.metrics_log import read_metrics
 
 

@@ -7,13 +7,13 @@ from dataset_fixtures import make_cuts, with_tokens
 from pretraining_fixtures import AUDIO_FIELD, FIELD, make_corpus, write_config, write_two_domain_config
 
 from spear_lib.bin import pretrain
-from spear_lib.bin.pretrain import PretrainOptions
 from spear_lib.config import load
 from spear_lib.data.domains import domain_of
 from spear_lib.data.manifests import Manifest, save_cuts
 from spear_lib.data.mixing import MixingConfig
-from spear_lib.data.pretraining_data import PretrainingData, PretrainingDataConfig
 from spear_lib.pretraining import ObjectiveConfig
+from spear_lib.pretraining.data import PretrainingData, PretrainingDataConfig
+from spear_lib.pretraining.options import PretrainOptions
 from spear_lib.runtime.metrics_log import read_metrics
 
 BOTH = [FIELD, AUDIO_FIELD]

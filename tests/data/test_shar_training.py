@@ -15,8 +15,8 @@ from spear_lib.data import manifest_index
 from spear_lib.data.audio import AudioError, load_audio
 from spear_lib.data.manifests import Manifest, save_cuts
 from spear_lib.data.mixing import MixingConfig
-from spear_lib.data.pretraining_data import PretrainingData, PretrainingDataConfig
 from spear_lib.pretraining import ObjectiveConfig
+from spear_lib.pretraining.data import PretrainingData, PretrainingDataConfig
 from spear_lib.pretraining.fields import token_fields
 from spear_lib.tokens.fields import load_tokens, token_facts
 from spear_lib.tokens.shar import export_shar

@@ -8,10 +8,10 @@ import pytest
 import torch
 from tagging_fixtures import CLASSES, clip, make_clips, make_noise
 
-from spear_lib.data.class_labels import LabelTable
 from spear_lib.data.manifests import Manifest, save_cuts
 from spear_lib.data.mixing import MixingConfig
-from spear_lib.data.tagging_data import MixupConfig, TaggingData, TaggingDataConfig, WeightedSelection, mix_up
+from spear_lib.tagging.class_labels import LabelTable
+from spear_lib.tagging.data import MixupConfig, TaggingData, TaggingDataConfig, WeightedSelection, mix_up
 
 LABELS = list(CLASSES)
 

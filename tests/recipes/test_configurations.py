@@ -7,16 +7,16 @@ import pytest
 import yaml
 from toy_recipe import REPOSITORY
 
+from spear_lib.asr.options import FinetuneOptions
 from spear_lib.bin.decode import DecodeOptions
 from spear_lib.bin.evaluate_tagging import EvaluateTaggingOptions
 from spear_lib.bin.extract_embeddings import Options as EmbeddingOptions
-from spear_lib.bin.finetune_asr import FinetuneOptions
-from spear_lib.bin.finetune_tagging import FinetuneTaggingOptions
-from spear_lib.bin.pretrain import PretrainOptions
 from spear_lib.bin.probe import ProbeOptions
 from spear_lib.bin.train_quantizer import Options as QuantizerOptions
 from spear_lib.config import load
 from spear_lib.encoders.zipformer import ZipformerConfig
+from spear_lib.pretraining.options import PretrainOptions
+from spear_lib.tagging.options import FinetuneTaggingOptions
 
 # What the recipe scripts give on the command line.
 GIVEN = {

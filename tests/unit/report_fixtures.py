@@ -6,7 +6,8 @@ from pathlib import Path
 
 import yaml
 
-from spear_lib.evaluation import report_plots, wer
+from spear_lib.asr import wer
+from spear_lib.report import plots
 
 
 def write(path: Path, content: object) -> None:
@@ -49,7 +50,7 @@ def make_data(folder: Path) -> None:
         "quantizer_id": "a1b2",
     }
     write(folder / "quantizers" / "spectral" / "report.json", report)
-    png = report_plots.lines([("error", "relative error", {"x": ([0, 1, 2, 5], [0.41, 0.36, 0.352, 0.35])})])
+    png = plots.lines([("error", "relative error", {"x": ([0, 1, 2, 5], [0.41, 0.36, 0.352, 0.35])})])
     (folder / "quantizers" / "spectral" / "report.png").write_bytes(png)
     for name, frames in (("train", 234000), ("dev", 16000)):
         entropies = [4.6 + 0.1 * (codebook % 3) for codebook in range(8)]

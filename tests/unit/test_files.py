@@ -12,9 +12,9 @@ import torch
 from lhotse import MonoCut
 
 from spear_lib import config
+from spear_lib.asr.decoding import write_recognised
 from spear_lib.encoders import save_encoder
 from spear_lib.encoders.zipformer import SpearEncoder, ZipformerConfig
-from spear_lib.evaluation.decoding import write_recognised
 from spear_lib.quantization import Quantizer
 from spear_lib.quantization.trainer import save_state
 from spear_lib.runtime.files import atomic_file, atomic_path, write_json, write_text

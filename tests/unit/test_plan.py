@@ -12,15 +12,13 @@ import torch
 import yaml
 from torch import nn
 
-from spear_lib.bin.pretrain import PretrainOptions
 from spear_lib.config import load
 from spear_lib.encoders.zipformer import ZipformerConfig
 from spear_lib.features.masking import MaskingConfig
 from spear_lib.optim import ScaledAdam, parameter_groups
 from spear_lib.pretraining import ObjectiveConfig
-from spear_lib.runtime.devices import on_host, plan_for_accelerator
-from spear_lib.training.options import TrainingConfig
-from spear_lib.training.plan import (
+from spear_lib.pretraining.options import PretrainOptions
+from spear_lib.pretraining.plan import (
     PlanConfig,
     Shape,
     assumed_fields,
@@ -29,8 +27,10 @@ from spear_lib.training.plan import (
     with_checkpoints,
     worst_shape,
 )
-from spear_lib.training.plan_memory import MemoryCounter, Pretence, Work, count_step
-from spear_lib.training.plan_report import plan_lines, time_lines
+from spear_lib.pretraining.plan_memory import MemoryCounter, Pretence, Work, count_step
+from spear_lib.pretraining.plan_report import plan_lines, time_lines
+from spear_lib.runtime.devices import on_host, plan_for_accelerator
+from spear_lib.training.options import TrainingConfig
 from spear_lib.training.task import StepClock, StepResult, Task
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -9,8 +9,9 @@ import pytest
 from report_fixtures import make_data, make_everything, write_lines
 
 from spear_lib.bin import report as report_command
-from spear_lib.evaluation import report_data, report_render
-from spear_lib.evaluation.report_render import Code, Fold, Picture, Section, Table
+from spear_lib.report import data as report_data
+from spear_lib.report import render as report_render
+from spear_lib.report.render import Code, Fold, Picture, Section, Table
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +79,7 @@ def test_missing_pieces_are_named(tmp_path):
     missing = " ".join(data.missing)
     for piece in ("stage 1", "stage 4", "stage 5", "stage 13", "probes.json", "stage-*.json", "empty"):
         assert piece in missing
-    from spear_lib.evaluation.report import write_report
+    from spear_lib.report.pages import write_report
 
     write_report(tmp_path / "data", [], tmp_path / "exp", tmp_path / "report", "t", "c")
     assert "Not found" in (tmp_path / "report" / "report.md").read_text()

@@ -2,7 +2,7 @@
 
 import matplotlib.pyplot as plt
 
-from spear_lib.evaluation.report_plots import plot_curves
+from spear_lib.report.plots import plot_curves
 
 
 def test_a_name_has_one_colour_in_all_panels_of_a_figure():

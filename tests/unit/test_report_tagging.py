@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from report_fixtures import make_data, write, write_lines
 
-from spear_lib.evaluation import report_data
-from spear_lib.evaluation.report import write_report
+from spear_lib.report import data as report_data
+from spear_lib.report.pages import write_report
 from spear_lib.tagging.metrics import score
 
 

@@ -5,7 +5,7 @@ import itertools
 
 import pytest
 
-from spear_lib.evaluation import wer
+from spear_lib.asr import wer
 from spear_lib.runtime import keyed_random
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from spear_lib.config import to_dict
-from spear_lib.evaluation import report_render
-from spear_lib.evaluation.report_data import ReportData, collect
-from spear_lib.evaluation.report_sections import build_sections, last_record
+from spear_lib.report import render
+from spear_lib.report.data import ReportData, collect
+from spear_lib.report.sections import build_sections, last_record
 from spear_lib.runtime.files import write_json, write_text
 
 
@@ -17,7 +17,7 @@ def write_report(
     """Collect, render, write.
 
     Args:
-      data_dir, experiment_dirs, exp_dir: see ``report_data.collect``.
+      data_dir, experiment_dirs, exp_dir: see ``data.collect``.
       output_dir: receives report.md, report.html, report.json and pictures/*.png.
       title: heading of the report.
       code: which commit wrote it.
@@ -29,9 +29,9 @@ def write_report(
     sections = build_sections(data)
     meta = f"Written {time.strftime('%Y-%m-%d %H:%M')} by {code}."
     output_dir.mkdir(parents=True, exist_ok=True)
-    report_render.write_pictures(sections, output_dir / "pictures")
-    write_text(output_dir / "report.md", report_render.to_markdown(title, meta, sections, "pictures"))
-    write_text(output_dir / "report.html", report_render.to_html(title, meta, sections))
+    render.write_pictures(sections, output_dir / "pictures")
+    write_text(output_dir / "report.md", render.to_markdown(title, meta, sections, "pictures"))
+    write_text(output_dir / "report.html", render.to_html(title, meta, sections))
     content = {"title": title, "code": code, **to_json(data)}
     write_json(output_dir / "report.json", content)
     return content

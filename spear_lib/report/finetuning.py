@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import Any
 
-from spear_lib.evaluation import report_plots
-from spear_lib.evaluation.report_data import Experiment, ReportData
-from spear_lib.evaluation.report_render import Fold, Picture, Section, Table, number, ordered
+from spear_lib.report import plots
+from spear_lib.report.data import Experiment, ReportData
+from spear_lib.report.render import Fold, Picture, Section, Table, number, ordered
 
 NUM_WORST = 5  # worst utterances shown per test set and arm
 
@@ -74,7 +74,7 @@ def _finetuning(runs: list[Experiment], measure: _Measure) -> Section:
     if panels:
         # All classes begin at one half and most are absent: the loss soon falls to a hundredth.
         logarithmic = [measure.loss] if measure.kind == "tagging" else []
-        png = report_plots.lines(panels, logarithmic=logarithmic)
+        png = plots.lines(panels, logarithmic=logarithmic)
         section.blocks.append(Picture(f"{measure.kind}-curves", png, measure.better))
     rows = []
     for run in runs:
@@ -120,7 +120,7 @@ def word_error_results(data: ReportData) -> Section | None:
     header = ["test set", "arm", "search", "WER (%)", "95 % interval", "sub", "ins", "del", "words"]
     section.blocks.append(Table(header, rows))
     caption = "What the errors are made of."
-    section.blocks.append(Picture("wer", report_plots.word_error_rates(by_set), caption))
+    section.blocks.append(Picture("wer", plots.word_error_rates(by_set), caption))
     for result in by_set:
         worst = result.get("worst", [])[:NUM_WORST]
         if worst:
@@ -173,13 +173,13 @@ def tagging_results(data: ReportData) -> Section | None:
     header = ["set", "arm", "mAP (%)", "chance (%)", "mean ROC area", "d'", "clips", "classes that occur"]
     section.blocks.append(Table(header, rows))
     section.blocks.append(
-        Picture("map", report_plots.mean_average_precisions(results), "Higher is better; the line is chance.")
+        Picture("map", plots.mean_average_precisions(results), "Higher is better; the line is chance.")
     )
     sets = ordered(result["set"] for result in results)
     for name in sets[1:] or sets:
         arms = {result["arm"]: result["classes"] for result in results if result["set"] == name}
         caption = f"Average precision of each class of {name}, those with most clips first."
-        section.blocks.append(Picture(f"classes-{name}", report_plots.class_precisions(arms), caption))
+        section.blocks.append(Picture(f"classes-{name}", plots.class_precisions(arms), caption))
         section.blocks.append(Fold(f"Every class of {name}", [_class_table(arms)]))
     return section
 

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from spear_lib.asr.decoding import set_scores, text_of
 from spear_lib.asr.searcher import SearchConfig, Searcher
+from spear_lib.asr.wer import score
 from spear_lib.data.manifests import Manifest
-from spear_lib.evaluation.decoding import set_scores, text_of
-from spear_lib.evaluation.wer import score
 from spear_lib.runtime.progress import progress
 
 logger = logging.getLogger(__name__)

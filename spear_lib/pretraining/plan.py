@@ -15,8 +15,8 @@ from spear_lib.features.fbank import SAMPLE_RATE, fbank_length
 from spear_lib.features.masking import MaskingConfig, channel_mask, time_mask
 from spear_lib.optim import ScaledAdam, parameter_groups
 from spear_lib.pretraining import ObjectiveConfig, PretrainingModel, PretrainingTask, TokenField
+from spear_lib.pretraining.plan_memory import Pretence, StepMemory, count_step
 from spear_lib.training.options import TrainingConfig
-from spear_lib.training.plan_memory import Pretence, StepMemory, count_step
 from spear_lib.training.task import StepClock
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -8,7 +8,7 @@ from spear_lib.encoders.kinds import EncoderConfig
 from spear_lib.pretraining import TokenField
 from spear_lib.pretraining.alignment import frames_per_student_frame
 from spear_lib.pretraining.heads import GPU_CHUNK_ELEMENTS
-from spear_lib.training.plan import (
+from spear_lib.pretraining.plan import (
     PlanConfig,
     Shape,
     assumed_fields,
@@ -17,7 +17,7 @@ from spear_lib.training.plan import (
     with_checkpoints,
     worst_shape,
 )
-from spear_lib.training.plan_memory import StepMemory
+from spear_lib.pretraining.plan_memory import StepMemory
 
 logger = logging.getLogger(__name__)
 

@@ -5,11 +5,11 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from spear_lib.evaluation import report_plots
-from spear_lib.evaluation.report_data import Experiment, ReportData
-from spear_lib.evaluation.report_finetuning import finetuning, tagging_results, word_error_results
-from spear_lib.evaluation.report_probes import probes, probes_in_training
-from spear_lib.evaluation.report_render import Code, Fold, Picture, Section, Table, number, ordered
+from spear_lib.report import plots
+from spear_lib.report.data import Experiment, ReportData
+from spear_lib.report.finetuning import finetuning, tagging_results, word_error_results
+from spear_lib.report.probes import probes, probes_in_training
+from spear_lib.report.render import Code, Fold, Picture, Section, Table, number, ordered
 from spear_lib.runtime.progress import format_seconds
 
 
@@ -206,7 +206,7 @@ def _tokens(data: ReportData) -> Section | None:
     header = ["store", "cuts", "frames", "frames/s", "codebooks × codes", "entropy (nats)"]
     section.blocks.append(Table(header, rows))
     if usage:
-        png = report_plots.code_usage(usage)
+        png = plots.code_usage(usage)
         caption = (
             "Perplexity of each codebook, the number of equally frequent codes that would be as varied, as a "
             "share of all its codes."
@@ -236,7 +236,7 @@ def _pretraining(data: ReportData, run: Experiment) -> Section:
         )
         for kind, name in kinds.items()
     ]
-    png = report_plots.pretraining_loss([panel for panel in panels if panel[1]])
+    png = plots.pretraining_loss([panel for panel in panels if panel[1]])
     caption = "Token loss; lower is better. Unigram: the token frequencies alone."
     section.blocks.append(Picture(f"pretrain-loss-{slug}", png, caption))
     panels = []
@@ -245,7 +245,7 @@ def _pretraining(data: ReportData, run: Experiment) -> Section:
         if curves:
             panels.append((name, "tokens predicted right (%)", curves))
     if panels:
-        png = report_plots.lines(panels)
+        png = plots.lines(panels)
         section.blocks.append(Picture(f"pretrain-accuracy-{slug}", png, "Token accuracy; higher is better."))
     section.blocks += probes_in_training(run, slug)
     section.blocks += _schedule(run, slug)
@@ -282,7 +282,7 @@ def _schedule(run: Experiment, slug: str) -> list[Picture]:
     if not panels:
         return []
     caption = "Learning rate of the schedule, and seconds of audio trained on per second of time."
-    return [Picture(f"schedule-{slug}", report_plots.lines(panels), caption)]
+    return [Picture(f"schedule-{slug}", plots.lines(panels), caption)]
 
 
 def _stages(data: ReportData) -> Section | None:

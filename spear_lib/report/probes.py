@@ -1,8 +1,8 @@
 """Sections of the report about probes: of the finished encoder, and of the encoder while it was trained."""
 
-from spear_lib.evaluation import report_plots
-from spear_lib.evaluation.report_data import Experiment, ReportData
-from spear_lib.evaluation.report_render import Picture, Section, Table
+from spear_lib.report import plots
+from spear_lib.report.data import Experiment, ReportData
+from spear_lib.report.render import Picture, Section, Table
 
 BESIDE = "log_mel/"
 """What the names of log-mel values begin with in metrics.jsonl (``evaluation.validation_probe``)."""
@@ -33,7 +33,7 @@ def probes(data: ReportData) -> Section | None:
             for name, value in features.items()
         ]
         header = ["probe", "features", "result (%)", "measure", "layer (chosen on dev)"]
-        section.blocks.append(Picture(f"probes-{index}", report_plots.probes(tasks), "Higher is better."))
+        section.blocks.append(Picture(f"probes-{index}", plots.probes(tasks), "Higher is better."))
         section.blocks.append(Table(header, rows, numeric=False))
         section.blocks += [f"{task}: {text}" for task, text in item.get("description", {}).items()]
     return section
@@ -56,4 +56,4 @@ def probes_in_training(run: Experiment, slug: str) -> list[Picture | str]:
     if not panels:
         return []
     caption = "Cheap probe of the encoder's features at every validation; higher is better."
-    return [Picture(f"probe-{slug}", report_plots.lines(panels), caption)]
+    return [Picture(f"probe-{slug}", plots.lines(panels), caption)]

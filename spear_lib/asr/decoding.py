@@ -3,7 +3,6 @@
 Legend: B utterances, N samples (16 kHz), T encoder frames.
 """
 
-import hashlib
 import json
 import logging
 import os
@@ -27,7 +26,7 @@ from spear_lib.data.manifests import Manifest
 from spear_lib.encoders import load_encoder
 from spear_lib.runtime.files import write_text
 from spear_lib.runtime.progress import progress
-from spear_lib.training.checkpoint_average import average_checkpoints
+from spear_lib.training.checkpoint_average import average_checkpoints, weights_hash
 
 logger = logging.getLogger(__name__)
 
@@ -71,15 +70,6 @@ def load_weights(experiment_dir: str | os.PathLike, average: int) -> Weights:
         "weights_hash": weights_hash(averaged.state),
     }
     return Weights(averaged.state, facts, provenance)
-
-
-def weights_hash(state: dict[str, Tensor]) -> str:
-    """Content hash of weights: equal results can be recognised as coming from equal weights."""
-    digest = hashlib.sha256()
-    for name in sorted(state):
-        digest.update(name.encode())
-        digest.update(state[name].detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def model_units(weights: Weights, name: str) -> TextUnits | CharacterUnits:

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 
 from spear_lib.data.batch import Batch
-from spear_lib.data.class_labels import LabelTable
 from spear_lib.data.datasets import CutData, LoadingConfig, open_sources
 from spear_lib.data.examples import Example, Examples, Making
 from spear_lib.data.mixing import FINETUNING_MIXING, MixingConfig
 from spear_lib.data.selection import Selection
 from spear_lib.features.spec_augment import SpecAugmentConfig
 from spear_lib.runtime.keyed_random import generator
+from spear_lib.tagging.class_labels import LabelTable
 
 logger = logging.getLogger(__name__)
 
