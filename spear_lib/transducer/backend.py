@@ -1,8 +1,8 @@
 """Which library computes the transducer losses: plain torch (needs nothing), Triton kernels or k2.
 
-All take the same arguments and give the same numbers (tools/k2_parity.sh compares k2; the kernels are
-compared under Triton's interpreter); prune ranges and pruning are always ours. Nothing but torch is imported
-before it is asked for, so that the files of this package also run in the old environment of k2's wheel.
+All take the same arguments and give the same numbers (tools/benchmarks/k2_parity.sh compares k2; the kernels
+are compared under Triton's interpreter); prune ranges and pruning are always ours. Nothing but torch is
+imported before it is asked for, so that the files of this package also run in the old environment of k2's wheel.
 """
 
 import inspect

@@ -75,7 +75,7 @@ def test_the_peer_reads_what_we_export():
 
 
 def test_at_equal_frames_ours_is_better_than_the_peers_training(tmp_path):
-    """An anisotropic Gaussian, two codebooks; tools/benchmark_quantizer_quality.py does it at full size."""
+    """An anisotropic Gaussian, two codebooks; tools/benchmarks/quantizer_quality.py does it at full size."""
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(4000, 12, generator=generator) * torch.logspace(0, -1, 12)
     data = stream(tmp_path / "e", x, normalisation="global")

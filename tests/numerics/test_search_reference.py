@@ -1,4 +1,4 @@
-"""The batched beam searches find exactly the transcripts of the simple ones of tools/benchmark_search.py."""
+"""The batched beam searches find exactly the transcripts of the simple ones of tools/benchmarks/search.py."""
 
 import importlib.util
 import subprocess
@@ -11,7 +11,7 @@ import torch
 from spear_lib.asr.ctc_search import ctc_prefix_beam_search
 from spear_lib.asr.search import modified_beam_search
 
-TOOL = Path(__file__).parents[2] / "tools" / "benchmark_search.py"
+TOOL = Path(__file__).parents[2] / "tools" / "benchmarks" / "search.py"
 _spec = importlib.util.spec_from_file_location("benchmark_search", TOOL)
 benchmark = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(benchmark)

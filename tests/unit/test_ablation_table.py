@@ -1,4 +1,4 @@
-"""tools/ablation_table.py: what becomes of the probes of short runs."""
+"""tools/studies/ablation_table.py: what becomes of the probes of short runs."""
 
 import json
 import subprocess

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-TOOLS = Path(__file__).parents[2] / "tools"
+TOOLS = Path(__file__).parents[2] / "tools" / "benchmarks"
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def _run(tool, *arguments):
 @pytest.mark.slow
 def test_tables_of_time_memory_and_profile():
     names = ("mini", "mini,checkpoint_activations=true")
-    run = _run("benchmark_encoder.py", "--rounds", "2", "--subjects", str(list(names)).replace("'", '"'))
+    run = _run("encoder.py", "--rounds", "2", "--subjects", str(list(names)).replace("'", '"'))
     assert run.returncode == 0, run.stderr
     rows = [line.strip("| ").split(" | ") for line in run.stdout.splitlines() if line.startswith("|")]
     for label in ("forward", "forward + backward"):
@@ -62,6 +62,6 @@ def test_tables_of_time_memory_and_profile():
 
 @pytest.mark.slow
 def test_a_failing_subject_ends_the_benchmark_with_its_name():
-    run = _run("benchmark_encoder.py", "--subjects", '["mini", "huge"]')
+    run = _run("encoder.py", "--subjects", '["mini", "huge"]')
     assert run.returncode == 1
     assert "the process of 'huge' ended with status 1" in run.stderr

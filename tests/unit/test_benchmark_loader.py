@@ -1,9 +1,9 @@
-"""tools/benchmark_loader.py runs on a handful of cuts and says what it compares."""
+"""tools/benchmarks/loader.py runs on a handful of cuts and says what it compares."""
 
 import importlib.util
 from pathlib import Path
 
-PATH = Path(__file__).parents[2] / "tools" / "benchmark_loader.py"
+PATH = Path(__file__).parents[2] / "tools" / "benchmarks" / "loader.py"
 
 
 def test_benchmark_of_the_loader(tmp_path, capsys):

@@ -1,11 +1,11 @@
-"""tools/benchmark_tokens.py runs and says what it measures, on a handful of cuts."""
+"""tools/benchmarks/tokens.py runs and says what it measures, on a handful of cuts."""
 
 import importlib.util
 from pathlib import Path
 
 import pytest
 
-PATH = Path(__file__).parents[2] / "tools" / "benchmark_tokens.py"
+PATH = Path(__file__).parents[2] / "tools" / "benchmarks" / "tokens.py"
 
 
 @pytest.fixture(scope="module")

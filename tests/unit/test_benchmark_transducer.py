@@ -1,4 +1,4 @@
-"""tools/benchmark_transducer.py, k2_parity.py, k2_parity.sh: they compare one loss; error lines."""
+"""tools/benchmarks/transducer.py, k2_parity.py, k2_parity.sh: they compare one loss; error lines."""
 
 import importlib.util
 import os
@@ -12,7 +12,7 @@ import torch
 
 import spear_lib.transducer as ours
 
-TOOLS = Path(__file__).parents[2] / "tools"
+TOOLS = Path(__file__).parents[2] / "tools" / "benchmarks"
 
 
 def _load(name: str) -> ModuleType:
@@ -23,7 +23,7 @@ def _load(name: str) -> ModuleType:
 
 
 def test_plain_autograd_peer_is_the_same_loss():
-    benchmark = _load("benchmark_transducer")
+    benchmark = _load("transducer")
     data = benchmark.make_batch(SimpleNamespace(utterances=3, frames=12, labels=7, classes=9))
     inputs = [data[name] for name in ("lm", "am", "encoder", "decoder")]
     gradients = {}
@@ -47,7 +47,7 @@ def test_benchmark_names_a_missing_peer():
     result = subprocess.run(
         [sys.executable, "-c",
          "import sys, runpy; sys.modules['k2'] = None; sys.argv = ['b', '--peer', 'k2'];"
-         f"runpy.run_path({str(TOOLS / 'benchmark_transducer.py')!r}, run_name='__main__')"],
+         f"runpy.run_path({str(TOOLS / 'transducer.py')!r}, run_name='__main__')"],
         capture_output=True, text=True,
     )  # fmt: skip
     assert result.returncode == 1 and result.stderr.startswith("error: k2 is not installed here")

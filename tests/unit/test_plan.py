@@ -211,7 +211,13 @@ def test_a_strategy_of_two_teachers_wants_two_numbers_of_codebooks():
 
 def predicted_beside_measured(*arguments: str) -> float:
     done = subprocess.run(
-        [sys.executable, str(REPOSITORY / "tools" / "benchmark_memory.py"), "--threads", "1", *arguments],
+        [
+            sys.executable,
+            str(REPOSITORY / "tools" / "benchmarks" / "memory.py"),
+            "--threads",
+            "1",
+            *arguments,
+        ],
         capture_output=True,
         text=True,
         check=False,

@@ -3,7 +3,7 @@
 # shellcheck disable=SC2034 # the variables are for the scripts that source this file
 
 # The speaker who is heard in testing only, never in pre-training, quantiser training or fine-tuning: jackson, nicolas,
-# theo or yweweler. Give each a --data-dir and an --exp-dir of its own (tools/digits_all_speakers.sh does).
+# theo or yweweler. Give each a --data-dir and an --exp-dir of its own (tools/studies/digits_all_speakers.sh does).
 held_out_speaker=${DIGITS_HELD_OUT_SPEAKER:-theo}
 
 # Name in the file names: data/manifests/<corpus>_cuts_<set>.jsonl.gz

@@ -1,7 +1,7 @@
 """Memory of a pre-training step: what `pretrain --dry_run` predicts beside what a real step takes.
 
-    python tools/benchmark_memory.py                                  # Base, 4 utterances of 10 s
-    python tools/benchmark_memory.py --sizes '[mini, base]' --utterances 8 --checkpointed true
+    python tools/benchmarks/memory.py                                  # Base, 4 utterances of 10 s
+    python tools/benchmarks/memory.py --sizes '[mini, base]' --utterances 8 --checkpointed true
 
 Both run the step of spear_lib.training: fbank, encoder with every regulariser, heads of 16 codebooks,
 backward, ScaledAdam. The prediction has no data; the measurement is made in a process of its own. On a CPU it
@@ -20,7 +20,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 
@@ -164,7 +164,7 @@ def measured(options: Options, size: str) -> dict[str, float]:
 
 
 def main() -> None:
-    options = parse(Options, prog="python tools/benchmark_memory.py", description=__doc__)
+    options = parse(Options, prog="python tools/benchmarks/memory.py", description=__doc__)
     facts = {
         "batch": f"{options.utterances} utterances of {options.seconds:g} s, {options.precision}",
         "checkpointed": options.checkpointed,

@@ -1,7 +1,7 @@
 """Error and training time of our quantiser beside the reference's trainer, at an equal number of frames.
 
-    python tools/benchmark_quantizer_quality.py   # synthetic Gaussian; then also stored frames:
-    python tools/benchmark_quantizer_quality.py --embeddings egs/librispeech/data/embeddings/spectral
+    python tools/benchmarks/quantizer_quality.py   # synthetic Gaussian; then also stored frames:
+    python tools/benchmarks/quantizer_quality.py --embeddings egs/librispeech/data/embeddings/spectral
 
 The peer is multi_quantization's own QuantizerTrainer (two phases of ``steps`` steps each). Ours may look at
 no more frames: those of the start (its axes, then each pass of k-means, which serves all codebooks), those
@@ -186,7 +186,7 @@ def compare(folder: Path, training: QuantizerTrainingOptions, options: Options, 
 
 
 def main() -> None:
-    options = parse(Options, prog="python tools/benchmark_quantizer_quality.py", description=__doc__)
+    options = parse(Options, prog="python tools/benchmarks/quantizer_quality.py", description=__doc__)
     torch.set_num_threads(options.threads)
     data = ["Gaussian", *filter(None, [options.embeddings])]
     first_screen("quantiser training", {"data": " and ".join(data), "threads": options.threads})

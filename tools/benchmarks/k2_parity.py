@@ -1,6 +1,6 @@
-"""Losses of spear_lib.transducer beside k2's, in one process (tools/k2_parity.sh makes its environment).
+"""Losses of spear_lib.transducer beside k2's, in one process (k2_parity.sh makes its environment).
 
-    python tools/k2_parity.py [--batches 200] [--seed 0]
+    python tools/benchmarks/k2_parity.py [--batches 200] [--seed 0]
 
 Random batches (sizes, types, scales, delay penalties, reductions, utterances without labels, of one frame,
 with more labels than frames, padding) go through both libraries in float64 and float32: losses, gradients of
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import spear_lib.transducer as ours  # the checkout is not installed there
 
@@ -112,7 +112,9 @@ def main() -> int:
     try:
         import k2
     except ImportError as error:
-        print(f"error: k2 cannot be imported here ({error}): run tools/k2_parity.sh", file=sys.stderr)
+        print(
+            f"error: k2 cannot be imported here ({error}): run tools/benchmarks/k2_parity.sh", file=sys.stderr
+        )
         return 1
     print(f"k2 {k2.__dev_version__}, torch {torch.__version__}: {options.batches} random batches per type")
     worst: dict[tuple[str, str], float] = collections.defaultdict(float)

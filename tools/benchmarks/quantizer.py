@@ -1,7 +1,7 @@
 """Speed and memory of the quantiser beside the package multi_quantization: encoding and a training step.
 
-    python tools/benchmark_quantizer.py                          # D 1024, N 16, 5 refinements
-    python tools/benchmark_quantizer.py --frames 64 --rounds 5 --step_frames 0
+    python tools/benchmarks/quantizer.py                          # D 1024, N 16, 5 refinements
+    python tools/benchmarks/quantizer.py --frames 64 --rounds 5 --step_frames 0
 
 Subjects: peer (the package), torch and compiled (our two search kernels; the same tokens). All hold the same
 codebooks, as constructed: the worst case for us, since frames settle late with untrained codes. Rounds are
@@ -150,7 +150,7 @@ def encode_once(options: Options, device: torch.device) -> None:
 
 
 def main() -> None:
-    options = parse(Options, prog="python tools/benchmark_quantizer.py", description=__doc__)
+    options = parse(Options, prog="python tools/benchmarks/quantizer.py", description=__doc__)
     torch.set_num_threads(options.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if options.measure:

@@ -9,7 +9,7 @@ store; * ours + fbank: the same and 128-bin fbank of each batch, which in traini
   the reference computes it in its workers) and tokens written by NumpyHdf5Writer; no masks;
 * lhotse, no fbank: the same with AudioSamples in place of OnTheFlyFeatures, to compare like with like.
 
-    python tools/benchmark_loader.py [--rounds 3] [--cuts 300] [--workers 1] [--training-rate 1023]
+    python tools/benchmarks/loader.py [--rounds 3] [--cuts 300] [--workers 1] [--training-rate 1023]
 
 Rates are medians over interleaved rounds, ratios medians of the rounds' ratios, by processor time (of the
 workers too), which other work on the machine hardly changes.
@@ -36,7 +36,7 @@ from lhotse.dataset.cut_transforms import CutMix
 from lhotse.features.io import NumpyHdf5Writer
 from torch.utils.data import DataLoader
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from spear_lib.data import audio as _  # noqa: F401 - sets its tolerance before logging is switched off
 from spear_lib.data.manifests import save_cuts

@@ -2,10 +2,10 @@
 # The paper's ablations at mini scale, in one command: short pre-trainings of one recipe with one thing changed, and
 # linear probes of what was learnt. Some runs go side by side, one thread each; what is finished is not done again.
 #
-#   tools/ablation.sh             everything, then the table (about an hour on two cores with the default seeds)
-#   tools/ablation.sh speech      alpha, mixing, tokens, number of codebooks, encoder: on egs/librispeech's mini corpus
-#   tools/ablation.sh strategies  joint, disjoint, asymmetrical and the two single models: on egs/mixed's mini corpus
-#   tools/ablation.sh table       the results so far as a table
+#   tools/studies/ablation.sh             everything, then the table (about an hour on two cores with the default seeds)
+#   tools/studies/ablation.sh speech      alpha, mixing, tokens, number of codebooks, encoder: on egs/librispeech's mini corpus
+#   tools/studies/ablation.sh strategies  joint, disjoint, asymmetrical and the two single models: on egs/mixed's mini corpus
+#   tools/studies/ablation.sh table       the results so far as a table
 #
 # From the environment: SEEDS="0 1 2"; STEPS=500, of 16 s each; RUNS, the rows of the table to make (default: all);
 # JOBS=2, runs side by side; CONF=mini (tiny: to try the script); EXP_DIR (default: egs/mixed/exp/ablation), SPEECH_DATA
@@ -13,7 +13,7 @@
 # tokens than egs/mixed makes by itself). What is missing there is made.
 set -euo pipefail
 
-repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 exp=${EXP_DIR:-$repository/egs/mixed/exp/ablation}
 speech_data=${SPEECH_DATA:-$repository/egs/librispeech/data}
 mixed_data=${MIXED_DATA:-$exp/mixed/data}
@@ -25,7 +25,7 @@ export PYTHON=$python OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 export PYTHONPATH=$repository${PYTHONPATH:+:$PYTHONPATH}
 cd "$repository"
 # shellcheck source=side_by_side.sh
-source "$repository/tools/side_by_side.sh"
+source "$repository/tools/studies/side_by_side.sh"
 
 # run_of STEPS: the schedules of conf/pretrain for a run of so many steps.
 run_of() {
@@ -192,7 +192,7 @@ strategy_runs() {
 }
 
 table() {
-  "$python" tools/ablation_table.py "$exp/runs"
+  "$python" tools/studies/ablation_table.py "$exp/runs"
 }
 
 case ${1:-all} in
@@ -208,7 +208,7 @@ case ${1:-all} in
     strategy_runs
     ;;
   *)
-    sed -n '2,14s/^# \{0,1\}//p' "$repository/tools/ablation.sh"
+    sed -n '2,14s/^# \{0,1\}//p' "$repository/tools/studies/ablation.sh"
     exit 2
     ;;
 esac

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from spear_lib.encoders.zipformer import SpearEncoder, ZipformerConfig
 from spear_lib.features.fbank import FbankExtractor

@@ -1,4 +1,4 @@
-"""Prints what tools/ablation.sh measured as a Markdown table: means over seeds, and every seed's value."""
+"""Prints what ablation.sh measured as a Markdown table: means over seeds, and every seed's value."""
 
 import json
 import statistics
@@ -64,7 +64,7 @@ def rows(folder: Path) -> list[str]:
 
 def main() -> int:
     if len(sys.argv) != 2 or not Path(sys.argv[1]).is_dir():
-        print("usage: ablation_table.py FOLDER_OF_RUNS (made by tools/ablation.sh)", file=sys.stderr)
+        print("usage: ablation_table.py FOLDER_OF_RUNS (made by tools/studies/ablation.sh)", file=sys.stderr)
         return 2
     print("\n".join(rows(Path(sys.argv[1]))))
     return 0

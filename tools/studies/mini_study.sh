@@ -2,12 +2,12 @@
 # The measurements of RESULTS.md on the mini corpus, through the recipe's own commands; needs what
 # tools/quickstart.sh leaves in egs/librispeech/data. Two runs go side by side, one thread each.
 #
-#   tools/mini_study.sh grid     learning rates of both arms, on dev (fine-tuning from the encoder of exp/pretrain)
-#   tools/mini_study.sh seeds    three seeds of pre-training, both fine-tuning arms, decoding and probes
-#   tools/mini_study.sh table    the numbers of both as a table
+#   tools/studies/mini_study.sh grid     learning rates of both arms, on dev (fine-tuning from the encoder of exp/pretrain)
+#   tools/studies/mini_study.sh seeds    three seeds of pre-training, both fine-tuning arms, decoding and probes
+#   tools/studies/mini_study.sh table    the numbers of both as a table
 set -euo pipefail
 
-repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 recipe=$repository/egs/librispeech
 data=${DATA_DIR:-$recipe/data}
 exp=${EXP_DIR:-$recipe/exp}
@@ -16,7 +16,7 @@ export PYTHON=$python OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 export PYTHONPATH=$repository${PYTHONPATH:+:$PYTHONPATH}
 cd "$recipe"
 # shellcheck source=side_by_side.sh
-source "$repository/tools/side_by_side.sh"
+source "$repository/tools/studies/side_by_side.sh"
 
 # finetune NAME ARM [OPTIONS]: one fine-tuning run of the grid, validated on dev at its end.
 finetune() {
@@ -57,13 +57,13 @@ seeds() {
 }
 
 table() {
-  "$python" "$repository/tools/mini_study_table.py" "$exp/study"
+  "$python" "$repository/tools/studies/mini_study_table.py" "$exp/study"
 }
 
 case ${1:-} in
   grid | seeds | table) "$1" ;;
   *)
-    sed -n '2,8s/^# \{0,1\}//p' "$repository/tools/mini_study.sh"
+    sed -n '2,8s/^# \{0,1\}//p' "$repository/tools/studies/mini_study.sh"
     exit 2
     ;;
 esac

@@ -1,8 +1,8 @@
 """Time and peak memory of the whole transducer loss on the CPU beside a peer's, on one random batch.
 
-    python tools/benchmark_transducer.py                 # beside k2 where installed, else plain autograd
-    python tools/benchmark_transducer.py --peer autograd --rounds 9
-    tools/k2_parity.sh                                   # in an environment that has k2
+    python tools/benchmarks/transducer.py                 # beside k2 where installed, else plain autograd
+    python tools/benchmarks/transducer.py --peer autograd --rounds 9
+    tools/benchmarks/k2_parity.sh                                   # in an environment that has k2
 
 The whole loss: smoothed simple loss, prune ranges, pruning of two projections, their sum as logits (no
 joiner: neither tanh nor linear layer), pruned loss, backward to all four inputs. float32, regular lattice.
@@ -33,7 +33,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # CPU time must not count t
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # k2's environment does not have us installed
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # k2's environment does not have us installed
 
 import spear_lib.transducer as ours
 
@@ -189,7 +189,7 @@ def main() -> int:
         return 0
     installed = importlib.util.find_spec("k2") is not None
     if options.peer == "k2" and not installed:
-        print("error: k2 is not installed here: run tools/k2_parity.sh, or use --peer autograd",
+        print("error: k2 is not installed here: run tools/benchmarks/k2_parity.sh, or use --peer autograd",
               file=sys.stderr)  # fmt: skip
         return 1
     peer = options.peer if options.peer != "auto" else "k2" if installed else "autograd"

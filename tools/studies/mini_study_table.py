@@ -1,4 +1,4 @@
-"""Prints what tools/mini_study.sh measured as Markdown tables: medians over seeds and every value."""
+"""Prints what tools/studies/mini_study.sh measured as Markdown tables: medians over seeds and every value."""
 
 import json
 import statistics

@@ -1,8 +1,8 @@
 """Speed and memory of the encoder beside transformers' WavLM Base (random weights), on one batch of audio.
 
-    python tools/benchmark_encoder.py                       # Base beside WavLM: forward, forward + backward
-    python tools/benchmark_encoder.py --utterances 4 --seconds 10 --threads 2 --rounds 5
-    python tools/benchmark_encoder.py --shortest 0.6 --subjects '["base", "base,padding=reference"]'
+    python tools/benchmarks/encoder.py                       # Base beside WavLM: forward, forward + backward
+    python tools/benchmarks/encoder.py --utterances 4 --seconds 10 --threads 2 --rounds 5
+    python tools/benchmarks/encoder.py --shortest 0.6 --subjects '["base", "base,padding=reference"]'
 
 A subject is `wavlm`, `wavlm-eager`, or one of our sizes (mini, base, large, xlarge) with changed fields of
 ZipformerConfig after commas. Every subject runs in training mode: ours with every regulariser, dropout and
@@ -227,7 +227,7 @@ def report_memory(options: Options) -> None:
 
 
 def main() -> None:
-    options = parse(Options, prog="python tools/benchmark_encoder.py", description=__doc__)
+    options = parse(Options, prog="python tools/benchmarks/encoder.py", description=__doc__)
     lengths = ", ".join(f"{n / SAMPLE_RATE:g}" for n in options.num_samples())
     first_screen(
         "Encoder benchmark",

@@ -1,7 +1,7 @@
 """Where the time of one training step of the encoder goes: by module (forward) and by operator.
 
-    python tools/profile_encoder.py                          # Base, 4 utterances of 10 s
-    python tools/profile_encoder.py --subjects '["large"]' --device cuda --precision bf16
+    python tools/benchmarks/profile_encoder.py                          # Base, 4 utterances of 10 s
+    python tools/benchmarks/profile_encoder.py --subjects '["large"]' --device cuda --precision bf16
 
 Options are those of benchmark_encoder.py; the first of our subjects is profiled. Shares are of wall time, and
 on a shared machine as noisy as that is.
@@ -38,7 +38,7 @@ def mark_modules(model: torch.nn.Module) -> set[str]:
 
 
 def main() -> None:
-    options = parse(Options, prog="python tools/profile_encoder.py", description=__doc__)
+    options = parse(Options, prog="python tools/benchmarks/profile_encoder.py", description=__doc__)
     torch.set_num_threads(options.threads)
     keep_freed_memory()
     ours = [name for name in options.subjects if not name.startswith("wavlm")]

@@ -2,14 +2,14 @@
 # Compares our transducer losses with k2 1.23.4 and times both: makes a Python 3.10 environment with k2 and
 # torch 1.13.1 (about 3 GB) in .venv-k2, then runs k2_parity.py and benchmark_transducer.py in it. No CI part.
 #
-#   tools/k2_parity.sh               everything (a few minutes after the first time)
-#   tools/k2_parity.sh --batches 20  options of k2_parity.py; a short run without the benchmark
+#   tools/benchmarks/k2_parity.sh               everything (a few minutes after the first time)
+#   tools/benchmarks/k2_parity.sh --batches 20  options of k2_parity.py; a short run without the benchmark
 #
 #   PYTHON310=/path/to/python3.10    the Python to use (default: PATH, then pyenv's, then uv's)
 #   SPEAR_K2_VENV=/path/to/venv      another place for the environment
 set -euo pipefail
 
-repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 venv=${SPEAR_K2_VENV:-$repository/.venv-k2}
 
 fail() {
@@ -54,7 +54,7 @@ if [[ ! -x $python ]] || ! "$python" -c 'import k2, torch' 2>/dev/null; then
 fi
 
 # k2's C++ prints a line for every utterance without a path; the comparison contains some on purpose.
-"$python" "$repository/tools/k2_parity.py" "$@" 2>&1 | grep -v 'mutual_information backprop'
+"$python" "$repository/tools/benchmarks/k2_parity.py" "$@" 2>&1 | grep -v 'mutual_information backprop'
 if (($# == 0)); then
-  OMP_NUM_THREADS=${OMP_NUM_THREADS:-2} "$python" "$repository/tools/benchmark_transducer.py" --peer k2
+  OMP_NUM_THREADS=${OMP_NUM_THREADS:-2} "$python" "$repository/tools/benchmarks/transducer.py" --peer k2
 fi

@@ -1,7 +1,7 @@
 """Time of the batched beam searches beside simple ones that go utterance by utterance, in one process.
 
-    python tools/benchmark_search.py
-    python tools/benchmark_search.py --utterances 32 --seconds 10 --beam 4 --units 500 --device cuda
+    python tools/benchmarks/search.py
+    python tools/benchmarks/search.py --utterances 32 --seconds 10 --beam 4 --units 500 --device cuda
 
 `simple` is the search as one writes it down from its definition: a Python loop over utterances, frames and
 hypotheses, prefixes as tuples in a dictionary. `by frame` is the same with one call of the transducer's
@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from spear_lib.asr.ctc_search import ctc_prefix_beam_search
 from spear_lib.asr.model import AsrModel, TransducerConfig

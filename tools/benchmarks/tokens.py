@@ -6,7 +6,7 @@
     and NumpyFilesWriter, and bytes on disk over frames x codebooks. At least 5 times; at most 1.02.
 (c) Memory while the tokens of 100,000 synthetic cuts are made, checked and read back. Flat.
 
-    python tools/benchmark_tokens.py [--parts a,b,c] [--rounds 5] [--cuts 100000]
+    python tools/benchmarks/tokens.py [--parts a,b,c] [--rounds 5] [--cuts 100000]
 
 Times are ratios of medians over interleaved rounds: other work on the machine slows both sides alike.
 """
@@ -30,7 +30,7 @@ import torch
 from lhotse import MonoCut, Recording
 from lhotse.audio import AudioSource
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from spear_lib.bin import check_tokens
 from spear_lib.data import decoding

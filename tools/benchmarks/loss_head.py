@@ -1,7 +1,7 @@
 """Speed and memory of the prediction head beside multi_quantization's JointCodebookLoss(is_joint=False).
 
-    python tools/benchmark_loss_head.py                    # B 32, T 500, D 512, N 16: forward and backward
-    python tools/benchmark_loss_head.py --frames 100 --rounds 3 --peer_checkpoint false
+    python tools/benchmarks/loss_head.py                    # B 32, T 500, D 512, N 16: forward and backward
+    python tools/benchmarks/loss_head.py --frames 100 --rounds 3 --peer_checkpoint false
 
 Both have the same weights, inputs and targets, and both give the gradients of inputs and weights. Rounds are
 interleaved in one process, so other work on the machine hits both alike; the ratio is formed within each
@@ -122,7 +122,7 @@ def memory_in_a_process(subject: str) -> float:
 
 
 def main() -> None:
-    options = parse(Options, prog="python tools/benchmark_loss_head.py", description=__doc__)
+    options = parse(Options, prog="python tools/benchmarks/loss_head.py", description=__doc__)
     torch.set_num_threads(options.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if options.measure:
