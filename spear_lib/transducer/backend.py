@@ -2,7 +2,7 @@
 
 All take the same arguments and give the same numbers (tools/benchmarks/k2_parity.sh compares k2; the kernels
 are compared under Triton's interpreter); prune ranges and pruning are always ours. Nothing but torch is
-imported before it is asked for, so that the files of this package also run in the old environment of k2's wheel.
+imported before it is asked for, so that this package also runs in the old environment of k2's wheel.
 """
 
 import inspect

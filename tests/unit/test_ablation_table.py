@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-TOOL = Path(__file__).parents[2] / "tools" / "ablation_table.py"
+TOOL = Path(__file__).parents[2] / "tools" / "studies" / "ablation_table.py"
 
 
 def write_probes(run: Path, seed: int, **scores: dict[str, float]) -> None:
