@@ -188,7 +188,7 @@ def test_another_held_out_speaker_does_not_mix_with_the_first(recordings, tmp_pa
 @pytest.mark.skipif(not os.environ.get("SPEAR_REAL_CORPORA"), reason="SPEAR_REAL_CORPORA is not set")
 def test_real_recordings_go_from_wav_to_a_report(tmp_path):
     corpus = Path(os.environ["SPEAR_REAL_CORPORA"]) / "fsdd"
-    command = [str(REPOSITORY / "tools" / "digits_all_speakers.sh"), "--corpus-dir", str(corpus)]
+    command = [str(REPOSITORY / "tools" / "studies" / "digits_all_speakers.sh"), "--corpus-dir", str(corpus)]
     command += ["--speakers", "nicolas", "--conf", "tiny"]
     command += ["--data-dir", str(tmp_path / "data"), "--exp-dir", str(tmp_path / "exp")]
     environment = {**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
