@@ -14,7 +14,6 @@ from spear_lib.quantization.options import QuantizerTrainingOptions, SamplingOpt
 from spear_lib.quantization.quantizer import NORMALISATION_EPS, Quantizer
 from spear_lib.quantization.reference_trainer import train_reference
 from spear_lib.quantization.report import finish, make_report
-from spear_lib.quantization.search import choose_kernel
 from spear_lib.quantization.trainer import train_quantizer
 from spear_lib.training.distributed import World, world
 
@@ -61,7 +60,6 @@ def train(options: Options, ranks: World) -> None:
                 "quantiser": f"{training.num_codebooks} codebooks of {training.codebook_size}, "
                 f"{training.normalisation} normalisation, search {training.search}",
                 "method": f"{training.method} on {ranks.world_size} rank(s)",
-                "kernel": "{} ({})".format(*choose_kernel("auto", ranks.device)),
             },
         )
         if len(stored.train) < 10 * training.codebook_size:

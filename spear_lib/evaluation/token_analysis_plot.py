@@ -20,7 +20,6 @@ def plot_speakers(
     panels: dict[str, np.ndarray],
     numbers: dict[str, dict[str, float]],
     speakers: Sequence[str],
-    method: str,
     path: str | Path,
 ) -> None:
     """One panel per representation: every utterance a point, every speaker a colour and a marker.
@@ -50,7 +49,7 @@ def plot_speakers(
             f"{name}\nsilhouette {found['silhouette']:.2f}, 1-NN {found['nearest_neighbour']:.0f} %",
             fontsize=10,
         )
-        axis.set(xticks=[], yticks=[], xlabel=f"{method} 1", ylabel=f"{method} 2")
+        axis.set(xticks=[], yticks=[], xlabel="t-SNE 1", ylabel="t-SNE 2")
     if len(names) <= 30:
         handles, labels = axes.flat[0].get_legend_handles_labels()
         figure.legend(

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from spear_lib.quantization import search
+from spear_lib.quantization.code_table import CodeTable
 from spear_lib.quantization.embeddings import FrameStream
 from spear_lib.quantization.initialisation import discriminants
 from spear_lib.quantization.options import QuantizerTrainingOptions
@@ -75,13 +76,13 @@ def fit_classifiers(
             save()
 
 
-def _codes(table: search.CodeTable, x: Tensor, options: QuantizerTrainingOptions) -> Tensor:
+def _codes(table: CodeTable, x: Tensor, options: QuantizerTrainingOptions) -> Tensor:
     h = table.project(x)
     return search.refine(table, h, search.greedy(table, h), options.training_refinements)
 
 
 def _moments(
-    table: search.CodeTable,
+    table: CodeTable,
     frames: FrameStream,
     begin: int,
     count: int,
