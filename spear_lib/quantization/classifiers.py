@@ -9,11 +9,10 @@ from torch import Tensor
 
 from spear_lib.quantization import search
 from spear_lib.quantization.code_table import CodeTable
-from spear_lib.quantization.embeddings import FrameStream
+from spear_lib.quantization.embeddings import FrameStream, add_up, add_up_gradients, read_share
 from spear_lib.quantization.initialisation import discriminants
 from spear_lib.quantization.options import QuantizerTrainingOptions
 from spear_lib.quantization.quantizer import Quantizer
-from spear_lib.quantization.ranks import add_up, add_up_gradients, read_share
 from spear_lib.training.distributed import World
 from spear_lib.training.metrics import MetricsLog
 from spear_lib.training.progress import progress

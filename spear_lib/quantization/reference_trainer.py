@@ -15,10 +15,9 @@ import torch
 from torch import Tensor
 
 from spear_lib import keyed_random
-from spear_lib.quantization.embeddings import FrameStream
+from spear_lib.quantization.embeddings import FrameStream, add_up_gradients, add_up_with_gradient, read_share
 from spear_lib.quantization.options import QuantizerTrainingOptions
 from spear_lib.quantization.quantizer import Quantizer, QuantizerLosses
-from spear_lib.quantization.ranks import add_up_gradients, add_up_with_gradient, read_share
 from spear_lib.quantization.trainer import CHECKPOINT, load_state, save_state
 from spear_lib.training.distributed import World
 from spear_lib.training.metrics import MetricsLog

@@ -29,10 +29,9 @@ from spear_lib.files import atomic_path
 from spear_lib.quantization import search
 from spear_lib.quantization.classifiers import fit_classifiers
 from spear_lib.quantization.code_table import CodeTable
-from spear_lib.quantization.embeddings import FrameStream
+from spear_lib.quantization.embeddings import FrameStream, add_up, read_share
 from spear_lib.quantization.options import QuantizerTrainingOptions
 from spear_lib.quantization.quantizer import Quantizer
-from spear_lib.quantization.ranks import add_up, read_share
 from spear_lib.quantization.start import start_codebooks
 from spear_lib.training.distributed import World
 from spear_lib.training.metrics import MetricsLog
