@@ -29,6 +29,7 @@ setup(
         "tensorboard>=2.14",
         "matplotlib>=3.8",
         "tqdm>=4.60",
+        "filelock>=4",
     ],
     extras_require={
         # Teachers other than the embedded spectral one.
