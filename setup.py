@@ -30,6 +30,7 @@ setup(
         "matplotlib>=3.8",
         "tqdm>=4.60",
         "filelock>=4",
+        "jinja2>=3",
     ],
     extras_require={
         # Teachers other than the embedded spectral one.
