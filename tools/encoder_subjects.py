@@ -13,10 +13,9 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from spear_lib import keyed_random
-from spear_lib.data.features import FbankExtractor
+from spear_lib.data.features import SAMPLE_RATE, FbankExtractor
 from spear_lib.zipformer import SpearEncoder, ZipformerConfig
 
-SAMPLE_RATE = 16000
 _SIZES = ("mini", "base", "large", "xlarge")
 
 

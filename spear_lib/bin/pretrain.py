@@ -18,7 +18,7 @@ import torch
 from spear_lib import keyed_random
 from spear_lib.bin.common import first_screen, run
 from spear_lib.config import parse
-from spear_lib.data.audio import SAMPLE_RATE
+from spear_lib.data.features import SAMPLE_RATE
 from spear_lib.data.pretraining_data import PretrainingData, PretrainingDataConfig
 from spear_lib.evaluation.validation_probe import ValidationProbe, ValidationProbeConfig
 from spear_lib.pretrained.kinds import ENCODER_TYPES, build_encoder

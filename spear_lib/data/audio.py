@@ -11,11 +11,9 @@ from lhotse.audio import AudioSource, set_audio_duration_mismatch_tolerance
 from lhotse.cut import Cut, MonoCut
 from lhotse.utils import compute_num_samples, fastcopy
 
+from spear_lib.data.features import SAMPLE_RATE
 from spear_lib.data.problems import Problems
 from spear_lib.data.shar_index import RANGE_TYPE, byte_range
-
-SAMPLE_RATE = 16000
-"""Samples per second of every waveform in the library."""
 
 DURATION_TOLERANCE = 0.025
 """Seconds by which a file may be shorter or longer than its manifest says (codecs and resampling round)."""

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from lhotse.cut import Cut
 
-from spear_lib.data.audio import SAMPLE_RATE, AudioError, AudioProblems, load_audio, source_of
+from spear_lib.data.audio import AudioError, AudioProblems, load_audio, source_of
+from spear_lib.data.features import SAMPLE_RATE
 from spear_lib.data.manifests import Manifest
 
 AHEAD_SECONDS = 600.0

@@ -16,9 +16,10 @@ from typing import Any
 from lhotse import Recording, SupervisionSegment
 from lhotse.cut import Cut, MonoCut
 
-from spear_lib.data.audio import CORRUPT, EMPTY, SAMPLE_RATE, AudioError, load_audio
+from spear_lib.data.audio import CORRUPT, EMPTY, AudioError, load_audio
 from spear_lib.data.clip_tables import Clip
 from spear_lib.data.domains import AUDIO
+from spear_lib.data.features import SAMPLE_RATE
 from spear_lib.data.problems import Problems
 
 AUDIO_ENDINGS = (".flac", ".wav", ".mp3", ".ogg", ".opus", ".m4a")

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from spear_lib.data.audio import SAMPLE_RATE
 from spear_lib.data.decoding import decode, decode_ahead
+from spear_lib.data.features import SAMPLE_RATE
 from spear_lib.data.manifests import Manifest
 from spear_lib.data.problems import Problems
 from spear_lib.data.tokens_plan import TokenFacts

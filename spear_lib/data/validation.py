@@ -6,7 +6,8 @@ from itertools import islice, repeat
 
 from lhotse.cut import Cut
 
-from spear_lib.data.audio import SAMPLE_RATE, AudioError, load_audio
+from spear_lib.data.audio import AudioError, load_audio
+from spear_lib.data.features import SAMPLE_RATE
 from spear_lib.data.problems import Problems
 from spear_lib.training.progress import progress
 

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 import numpy as np
 from torch import Tensor
 
-from spear_lib.data.audio import SAMPLE_RATE, load_audio
+from spear_lib.data.audio import load_audio
 from spear_lib.data.batch import pad_waveforms
+from spear_lib.data.features import SAMPLE_RATE
 from spear_lib.data.manifests import Manifest
 from spear_lib.data.sampling import BatchSampler
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spear_lib.files import read_json
 from spear_lib.pretrained.kinds import (
     ENCODER_TYPES,
     Encoder,
@@ -18,7 +19,7 @@ from spear_lib.pretrained.kinds import (
 )
 from spear_lib.pretrained.saving import CONFIG_NAME, FORMAT, WEIGHTS_NAME
 from spear_lib.pretrained.shapes import config_from_shapes
-from spear_lib.pretrained.weights import load_strictly, read_json, read_weights
+from spear_lib.pretrained.weights import load_strictly, read_weights
 from spear_lib.transformer import TransformerConfig
 from spear_lib.zipformer import ZipformerConfig
 

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from spear_lib import keyed_random
-from spear_lib.data.tokens_store import read_json
+from spear_lib.files import read_json
 from spear_lib.training.distributed import World
 from spear_lib.training.progress import progress
 

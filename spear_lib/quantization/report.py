@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spear_lib.data.tokens_store import write_json
-from spear_lib.files import atomic_path
+from spear_lib.files import atomic_path, write_json
 from spear_lib.quantization.embeddings import StoredFrames
 from spear_lib.quantization.kmeans import KMeans
 from spear_lib.quantization.quantizer import Quantizer
@@ -135,7 +134,7 @@ def finish(
     }
     report = {"quantizer_id": tokeniser.id, **report, "history": history, "provenance": tokeniser.provenance}
     plot_report(report, folder / "report.png")
-    write_json(folder / "report.json", report)
+    write_json(folder / "report.json", report, compact=True)
     # Last: its presence says that the stage is done.
     tokeniser.save(folder)
     (folder / CHECKPOINT).unlink(missing_ok=True)

@@ -11,8 +11,8 @@ from lhotse import CutSet
 from token_fixtures import FACTS, codes_of, cut_of
 
 from spear_lib.data import tokens as token_module
+from spear_lib.data.batch import PADDING
 from spear_lib.data.tokens import (
-    PADDING,
     ShardPlan,
     TokenStoreReader,
     TokenStoreWriter,

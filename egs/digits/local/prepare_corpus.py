@@ -29,7 +29,7 @@ from scipy.signal import resample_poly
 
 from spear_lib import keyed_random
 from spear_lib.bin.common import run
-from spear_lib.data.audio import SAMPLE_RATE
+from spear_lib.data.features import SAMPLE_RATE
 from spear_lib.data.manifests import atomic_file
 
 logger = logging.getLogger("prepare_corpus")
