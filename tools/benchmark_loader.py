@@ -38,7 +38,6 @@ from torch.utils.data import DataLoader
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from spear_lib.data import audio as _  # noqa: F401 - sets its tolerance before logging is switched off
 from spear_lib.data.features import FbankExtractor
 from spear_lib.data.manifests import save_cuts
 from spear_lib.data.mixing import MixingConfig
