@@ -29,13 +29,12 @@ setup(
         "tensorboard>=2.14",
         "matplotlib>=3.8",
         "tqdm>=4.60",
+        "filelock>=4",
+        "jinja2>=3",
     ],
     extras_require={
         # Teachers other than the embedded spectral one.
         "teachers": ["transformers>=4.45"],
-        # The compiled search of the quantiser on CPUs, and UMAP in the token analysis; both have a fallback.
-        "fast": ["numba>=0.59"],
-        "analysis": ["umap-learn>=0.5.5"],
         # Kernels of the transducer losses on CUDA (torch's CUDA builds bring it along).
         "triton": ["triton>=3.2; sys_platform == 'linux'"],
         # Export to ONNX, and transcribing with exported files.

@@ -21,8 +21,6 @@ from spear_lib.runtime.files import write_text
 
 Options = TypeVar("Options")
 
-set_parsing_settings(docstring_parse_attribute_docstrings=True)
-
 
 def positional(help: str) -> Any:
     """A required field, ``list[str]``, that is given without its name: one or more words.
@@ -41,6 +39,7 @@ class _OptionParser(ArgumentParser):
 
 
 def _parser(cls: type, prog: str | None = None, description: str | None = None) -> _OptionParser:
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = _OptionParser(prog=prog, description=description, exit_on_error=True)
     parser.add_argument(
         "--config",

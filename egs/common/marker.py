@@ -22,6 +22,8 @@ from typing import Any
 
 import yaml
 
+from spear_lib.runtime import files
+
 MUST_RUN = 10
 FIRST_RUN_STAGE = 10  # stages below it belong to prepare.sh and live in the data folder
 
@@ -46,9 +48,9 @@ def read_json(path: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise Refused(f"{path} is damaged ({error}): delete it and run the stage again") from error
+        return files.read_json(path)
+    except ValueError as error:
+        raise Refused(str(error)) from error
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

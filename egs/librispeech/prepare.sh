@@ -97,13 +97,10 @@ stage_3() {
 }
 
 stage_4() {
-  if ((clusters)); then
-    "$python" -m spear_lib.bin.train_kmeans --kmeans.num_clusters "$clusters" --embeddings "$embeddings" \
-      --output_dir "$quantizer" --seed "$seed"
-  else
-    "$python" -m spear_lib.bin.train_quantizer --config "$quantizer_conf" --embeddings "$embeddings" \
-      --output_dir "$quantizer" --seed "$seed"
-  fi
+  local kind=()
+  if ((clusters)); then kind=(--kind kmeans --kmeans.num_clusters "$clusters"); fi
+  "$python" -m spear_lib.bin.train_quantizer --config "$quantizer_conf" --embeddings "$embeddings" \
+    --output_dir "$quantizer" --seed "$seed" "${kind[@]}"
 }
 
 stage_5() {

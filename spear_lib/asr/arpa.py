@@ -1,4 +1,5 @@
-"""Reading ARPA files of n-gram language models (plain or gzip); their log10 become natural logarithms."""
+"""Reading n-gram language models: ARPA files (plain or gzip; their log10 become natural logarithms) or our
+compiled form."""
 
 import gzip
 import math
@@ -9,12 +10,37 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from spear_lib.asr.ngram import SPECIAL_WORDS, UNKNOWN, NgramModel, build_ngram_model
 
 LN_10 = math.log(10.0)
 # Of words that the model does not know, where it says nothing about them (KenLM's convention), log10.
 _UNKNOWN_LOG10 = -100.0
+
+
+def load_ngram_model(path: str | os.PathLike) -> NgramModel:
+    """A compiled model (``*.npz``) or an ARPA file (``*.arpa``, ``*.arpa.gz``).
+
+    Raises:
+      ValueError: there is no such file, or it is damaged.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(
+            f"{path} does not exist: train a language model with python -m spear_lib.bin.train_lm "
+            "(prepare.sh stage 7 does), or give an ARPA file"
+        )
+    if path.suffix != ".npz":
+        return read_arpa(path)
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        words = arrays["words"].tobytes().decode().split("\n")
+        tensors = [torch.from_numpy(arrays[n]) for n in ("keys", "log_probs", "backoffs", "suffixes")]
+        return NgramModel(int(arrays["order"]), words, *tensors, int(arrays["num_contexts"]))
+    except Exception as problem:  # zipfile, zlib, numpy and the decoder each have their own
+        raise ValueError(f"{path} is no compiled language model, or it is damaged: {problem!r}") from problem
 
 
 def read_arpa(path: str | os.PathLike) -> NgramModel:

@@ -22,7 +22,6 @@ from spear_lib.runtime.files import atomic_file
 
 BEGIN, END, UNKNOWN = "<s>", "</s>", "<unk>"
 SPECIAL_WORDS = (BEGIN, END, UNKNOWN)
-_COMPILED = ".npz"
 
 
 @dataclass
@@ -121,32 +120,6 @@ class NgramModel:
         np.savez(content, order=self.order, num_contexts=self.num_contexts, words=words, **arrays)
         with atomic_file(Path(path)) as file:
             file.write(content.getbuffer())
-
-
-def load_ngram_model(path: str | os.PathLike) -> NgramModel:
-    """A compiled model (``*.npz``) or an ARPA file (``*.arpa``, ``*.arpa.gz``).
-
-    Raises:
-      ValueError: there is no such file, or it is damaged.
-    """
-    from spear_lib.asr.arpa import read_arpa
-
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(
-            f"{path} does not exist: train a language model with python -m spear_lib.bin.train_lm "
-            "(prepare.sh stage 7 does), or give an ARPA file"
-        )
-    if path.suffix != _COMPILED:
-        return read_arpa(path)
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-        words = arrays["words"].tobytes().decode().split("\n")
-        tensors = [torch.from_numpy(arrays[n]) for n in ("keys", "log_probs", "backoffs", "suffixes")]
-        return NgramModel(int(arrays["order"]), words, *tensors, int(arrays["num_contexts"]))
-    except Exception as problem:  # zipfile, zlib, numpy and the decoder each have their own
-        raise ValueError(f"{path} is no compiled language model, or it is damaged: {problem!r}") from problem
 
 
 def build_ngram_model(

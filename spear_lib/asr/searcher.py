@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spear_lib.asr.arpa import load_ngram_model
 from spear_lib.asr.ctc_search import ctc_greedy_search, ctc_prefix_beam_search
 from spear_lib.asr.hypothesis import Hypothesis
 from spear_lib.asr.model import AsrModel
-from spear_lib.asr.ngram import NgramModel, load_ngram_model
+from spear_lib.asr.ngram import NgramModel
 from spear_lib.asr.search import greedy_search_batch, modified_beam_search
 from spear_lib.asr.word_scores import WordScoreConfig, WordScorer
 

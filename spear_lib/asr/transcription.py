@@ -22,11 +22,12 @@ from torch import Tensor
 from spear_lib.asr.hypothesis import Hypothesis
 from spear_lib.asr.searcher import Searcher
 from spear_lib.asr.words import Unit, Word, join, mean_confidence, unit_confidences, words_of
-from spear_lib.data.audio import SAMPLE_RATE, SILENT, AudioError, AudioProblems, load_audio
+from spear_lib.data.audio import SILENT, AudioError, AudioProblems, load_audio
 from spear_lib.data.audio_batches import MIN_SAMPLES
 from spear_lib.data.audio_files import open_audio
 from spear_lib.data.audio_windows import WindowConfig, plan_windows
 from spear_lib.data.batch import pad_waveforms
+from spear_lib.features.fbank import SAMPLE_RATE
 
 
 class Recogniser:

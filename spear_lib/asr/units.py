@@ -112,7 +112,8 @@ def train_bpe(texts: Iterable[str], vocab_size: int, output_dir: str | os.PathLi
                 f"sentencepiece could not train on {len(lines)} transcripts: {problem}"
             ) from problem
     if reached < vocab_size:
-        largest = _largest_vocabulary(lines, smallest, vocab_size)
+        # Not so at first: the model holds its options, and with them its identity.
+        largest = _pieces(_train(lines, vocab_size, strict=False))
         raise ValueError(
             f"vocab_size is {vocab_size}, but {len(lines)} transcripts ({sum(map(len, lines))} characters) "
             f"give at most {largest} BPE units: set vocab_size to {largest} or less, or use more text."
@@ -121,19 +122,6 @@ def train_bpe(texts: Iterable[str], vocab_size: int, output_dir: str | os.PathLi
     with atomic_file(path) as file:
         file.write(model)
     return path
-
-
-def _largest_vocabulary(lines: list[str], smallest: int, failed: int) -> int:
-    """The largest vocabulary that trains, by bisection (only on the way to an error message)."""
-    good, bad = smallest, failed
-    while bad - good > 1:
-        middle = (good + bad) // 2
-        try:
-            trained = _pieces(_train(lines, middle, strict=True)) == middle
-        except RuntimeError:
-            trained = False
-        good, bad = (middle, bad) if trained else (good, middle)
-    return good
 
 
 class TextUnits:

@@ -4,6 +4,7 @@ Text is compared as it stands, after collapsing runs of spaces: no lower-casing,
 (evaluation rules: "no normalisation beyond joining units and collapsing spaces").
 """
 
+import math
 import os
 from collections import Counter
 from collections.abc import Mapping
@@ -11,9 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import kaldialign
-import numpy as np
 
-from spear_lib.runtime import keyed_random
 from spear_lib.runtime.files import write_text
 
 # kaldialign fills the gaps of an alignment with this. Words come from str.split, so none is ever empty and
@@ -120,26 +119,27 @@ class WordErrors:
         return sorted(wrong, key=lambda u: (-u.errors, -u.errors / max(u.num_words, 1), u.id))[:count]
 
     def interval(self, draws: int = 1000, seed: int = 0) -> tuple[float, float]:
-        """95 % bootstrap interval of the WER in percent, resampling whole utterances.
+        """95 % bootstrap interval of the WER in percent, resampling whole utterances (Bisani & Ney 2004).
 
         Words of an utterance share its speaker and its noise, so words are not independent draws; utterances
         nearly are. Speakers are not resampled: with few speakers the interval is too narrow for "another
-        set of voices".
+        set of voices". As in Kaldi: mean of the resampled rates and 1.96 standard deviations
+        to each side, cut off at 0.
 
         Args:
           draws: number of resampled sets.
           seed: same seed, same interval.
+
+        Returns:
+          Lower and upper end; 0 and 100, so nothing, where a resampled set has no reference word (few
+          utterances, some of them without words).
         """
-        errors = np.array([utterance.errors for utterance in self.utterances])
-        words = np.array([utterance.num_words for utterance in self.utterances])
-        random = keyed_random.generator("wer_bootstrap", seed)
-        rates = []
-        for _ in range(draws):
-            chosen = random.integers(0, len(errors), len(errors))
-            if words[chosen].sum() > 0:
-                rates.append(100.0 * errors[chosen].sum() / words[chosen].sum())
-        low, high = np.percentile(rates, [2.5, 97.5])
-        return float(low), float(high)
+        references = [utterance.reference.split() for utterance in self.utterances]
+        hypotheses = [utterance.hypothesis.split() for utterance in self.utterances]
+        found = kaldialign.bootstrap_wer_ci(references, hypotheses, replications=draws, seed=seed)
+        if not math.isfinite(found["wer"]):
+            return 0.0, 100.0
+        return max(0.0, 100.0 * found["ci95min"]), 100.0 * found["ci95max"]
 
     def confusions(self, count: int = 10) -> dict[str, list[list]]:
         """The most frequent errors: {"substitutions": [["ref->hyp", n], ...], "deletions", "insertions"}."""

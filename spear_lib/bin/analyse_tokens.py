@@ -7,7 +7,6 @@
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from spear_lib.bin.common import run
 from spear_lib.config import parse, to_dict
@@ -56,7 +55,7 @@ class Options:
     device: str = "auto"
     """cpu, cuda or auto."""
     seed: int = 42
-    """Of the choice of speakers and of UMAP (paper: 42)."""
+    """Of the choice of speakers and of the picture (paper: 42)."""
 
 
 def main() -> None:
@@ -97,11 +96,10 @@ def main() -> None:
             values["linear_probe"],
             values["relative_error"],
         )
-    panels: dict[str, Any] = {}
-    for name in drawn(numbers, list(tokenisers), options.codebook):
-        panels[name], method = two_dimensions(found.vectors[name], options.seed)
+    shown = drawn(numbers, list(tokenisers), options.codebook)
+    panels = {name: two_dimensions(found.vectors[name], options.seed) for name in shown}
     folder = Path(options.output_dir)
-    plot_speakers(panels, numbers, chosen.speakers, method, folder / "speakers.png")
+    plot_speakers(panels, numbers, chosen.speakers, folder / "speakers.png")
     plot_numbers(numbers, folder / "numbers.png")
     write_json(
         folder / "analysis.json",
@@ -111,7 +109,7 @@ def main() -> None:
             "utterances": [m.ids[p] for m, rows in zip(manifests, chosen.positions) for p in rows],
             "teacher_id": teacher.id,
             "tokenisers": {name: each.id for name, each in tokenisers.items()},
-            "method": method,
+            "method": "t-SNE",
             "options": to_dict(options),
             "code": commit(),
         },

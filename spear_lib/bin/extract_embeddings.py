@@ -11,12 +11,12 @@ from spear_lib.data.manifests import Manifest
 from spear_lib.data.problems import Problems
 from spear_lib.quantization.embeddings import SUMMARY_FILE
 from spear_lib.quantization.options import QuantizerTrainingOptions
+from spear_lib.runtime.files import read_json, write_json
 from spear_lib.runtime.log import first_screen
 from spear_lib.runtime.world import choose_device
 from spear_lib.teachers.embedding import resolve_manifests
 from spear_lib.teachers.options import SpectralOptions, TeacherOptions
 from spear_lib.tokens.frame_sampling import SamplingOptions, choose_cuts, write_frames
-from spear_lib.tokens.store import read_json, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +98,7 @@ def main() -> None:
         raise ValueError(
             f"{folder} holds embeddings made with other options; delete it or choose another folder"
         )
-    write_json(begun, run_facts)
+    write_json(begun, run_facts, compact=True)
     per_shard = max(1, options.sampling.shard_frames // options.sampling.frames_per_cut)
     blocks = [chosen[begin : begin + per_shard] for begin in range(0, len(chosen), per_shard)]
     total, problems = 0, Problems(options.max_bad_fraction, "cuts", total=len(chosen))
@@ -112,7 +112,8 @@ def main() -> None:
     problems.log()
     if total == 0:
         raise ValueError(f"{manifest.describe()}: no recording is long enough for one teacher frame")
-    write_json(folder / SUMMARY_FILE, {**run_facts, "num_shards": len(blocks), "num_frames": total})
+    summary = {**run_facts, "num_shards": len(blocks), "num_frames": total}
+    write_json(folder / SUMMARY_FILE, summary, compact=True)
     logger.info("%d frames of %d recordings in %s", total, len(chosen), folder)
 
 

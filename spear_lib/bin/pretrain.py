@@ -14,10 +14,10 @@ import torch
 
 from spear_lib.bin.common import run
 from spear_lib.config import parse
-from spear_lib.data.audio import SAMPLE_RATE
 from spear_lib.data.manifests import set_name
 from spear_lib.encoders.kinds import build_encoder
 from spear_lib.evaluation.validation_probe import ValidationProbe
+from spear_lib.features.fbank import SAMPLE_RATE
 from spear_lib.pretraining import PretrainingModel, PretrainingTask, token_fields
 from spear_lib.pretraining.data import PretrainingData
 from spear_lib.pretraining.facts import run_facts

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from spear_lib.asr.ngram import load_ngram_model
+from spear_lib.asr.arpa import load_ngram_model
 from spear_lib.asr.ngram_training import train_ngram
 from spear_lib.bin.common import run
 from spear_lib.config import parse

@@ -1,4 +1,4 @@
-"""Stage 4: train the multi-codebook quantiser on teacher embeddings and write its report.
+"""Stage 4: train the multi-codebook quantiser (or k-means) on teacher embeddings and write its report.
 
 One process, or ``torchrun --nproc-per-node=N -m spear_lib.bin.train_quantizer ...``.
 """
@@ -10,11 +10,13 @@ from pathlib import Path
 from spear_lib.bin.common import run
 from spear_lib.config import parse
 from spear_lib.quantization.embeddings import FrameStream, StoredFrames
+from spear_lib.quantization.kinds import KINDS
+from spear_lib.quantization.kmeans import KMeans
+from spear_lib.quantization.kmeans_trainer import KMeansOptions, train_kmeans
 from spear_lib.quantization.options import QuantizerTrainingOptions
 from spear_lib.quantization.quantizer import NORMALISATION_EPS, Quantizer
 from spear_lib.quantization.reference_trainer import train_reference
 from spear_lib.quantization.report import finish, make_report
-from spear_lib.quantization.search import choose_kernel
 from spear_lib.quantization.trainer import train_quantizer
 from spear_lib.runtime.log import first_screen
 from spear_lib.runtime.world import World, world
@@ -34,23 +36,68 @@ class Options:
     """Folder that extract_embeddings wrote."""
     output_dir: str
     """Folder for quantizer.safetensors, report.json and report.png."""
+    kind: str = Quantizer.kind
+    """mvq: several codebooks; kmeans: one, the ablation of the paper (appendix F.4)."""
     seed: int = 0
     """Keys every random draw."""
     training: QuantizerTrainingOptions = field(default_factory=QuantizerTrainingOptions)
-    """The quantiser and its training."""
+    """The quantiser of several codebooks and its training."""
+    kmeans: KMeansOptions = field(default_factory=KMeansOptions)
+    """k-means: number of clusters and training."""
     spectral: SpectralOptions = field(default_factory=SpectralOptions)
     """Unused here; extract_embeddings reads it from the same file."""
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
     """Unused here; extract_embeddings reads it from the same file."""
 
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"kind is {self.kind!r}: use one of {', '.join(KINDS)}")
 
-def main() -> None:
-    options = parse(Options, prog="python -m spear_lib.bin.train_quantizer", description=__doc__)
+
+def main(argv: list[str] | None = None) -> None:
+    options = parse(Options, argv, "python -m spear_lib.bin.train_quantizer", __doc__)
     with world("auto") as ranks:
-        train(options, ranks)
+        if options.kind == KMeans.kind:
+            train_clusters(options, ranks)
+        else:
+            train_codebooks(options, ranks)
 
 
-def train(options: Options, ranks: World) -> None:
+def train_clusters(options: Options, ranks: World) -> None:
+    """Train k-means, in one process, and write it with its report."""
+    kmeans = options.kmeans
+    if ranks.world_size > 1:
+        raise ValueError(f"k-means is trained by one process, not {ranks.world_size}: start without torchrun")
+    frames = StoredFrames(options.embeddings, kmeans.held_out_fraction, options.seed)
+    first_screen(
+        "k-means",
+        {
+            "teacher": frames.summary["teacher"]["teacher_id"],
+            "frames": f"{len(frames.train)} train, {len(frames.held_out)} held out, {frames.dim} channels",
+            "clusters": f"{kmeans.num_clusters}, {kmeans.normalisation} normalisation",
+        },
+    )
+    mean, std, run_id = frames.measure(kmeans, options.seed)
+    # As in the quantiser: a dead channel must not become a division by zero; 1 stays 1 without normalisation.
+    std = std if kmeans.normalisation == "none" else std + NORMALISATION_EPS
+    folder = Path(options.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    tokeniser, history = train_kmeans(frames, mean, std, kmeans, options.seed, folder, run_id, ranks.device)
+    held_out = frames.sample(frames.held_out, kmeans.max_held_out_frames, "report", options.seed)
+    train = frames.sample(frames.train, REPORT_FRAMES, "report", options.seed)
+    report = make_report(tokeniser, held_out, train, refinements=(0,))  # nothing is refined
+    report["num_train_frames"] = len(frames.train)
+    finish(tokeniser, report, history, frames, kmeans, options.seed, run_id, folder)
+    logger.info(
+        "k-means %s: relative error %.4f on held-out frames, %d of %d clusters unused",
+        tokeniser.id,
+        report["relative_error"]["0"],
+        report["num_dead_codes"],
+        kmeans.num_clusters,
+    )
+
+
+def train_codebooks(options: Options, ranks: World) -> None:
     """Train on all ranks; the main one writes the quantiser and its report."""
     training = options.training
     stored = StoredFrames(options.embeddings, training.held_out_fraction, options.seed)
@@ -64,7 +111,6 @@ def train(options: Options, ranks: World) -> None:
                 "quantiser": f"{training.num_codebooks} codebooks of {training.codebook_size}, "
                 f"{training.normalisation} normalisation, search {training.search}",
                 "method": f"{training.method} on {ranks.world_size} rank(s)",
-                "kernel": "{} ({})".format(*choose_kernel("auto", ranks.device)),
             },
         )
         if len(stored.train) < 10 * training.codebook_size:

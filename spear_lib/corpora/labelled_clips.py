@@ -17,9 +17,10 @@ from lhotse import Recording, SupervisionSegment
 from lhotse.cut import Cut, MonoCut
 
 from spear_lib.corpora.clip_tables import Clip
-from spear_lib.data.audio import CORRUPT, EMPTY, SAMPLE_RATE, AudioError, load_audio
+from spear_lib.data.audio import CORRUPT, EMPTY, AudioError, load_audio
 from spear_lib.data.domains import AUDIO
 from spear_lib.data.problems import Problems
+from spear_lib.features.fbank import SAMPLE_RATE
 
 AUDIO_ENDINGS = (".flac", ".wav", ".mp3", ".ogg", ".opus", ".m4a")
 LABEL_FIELD, SEPARATOR = "audio_event", ";"

@@ -6,8 +6,9 @@ from itertools import islice, repeat
 
 from lhotse.cut import Cut
 
-from spear_lib.data.audio import SAMPLE_RATE, AudioError, load_audio
+from spear_lib.data.audio import AudioError, load_audio
 from spear_lib.data.problems import Problems
+from spear_lib.features.fbank import SAMPLE_RATE
 from spear_lib.runtime.progress import progress
 
 NO_TRANSCRIPT, DUPLICATE, LENGTH = "without transcript", "duplicate id", "of unfit length"

@@ -1,5 +1,6 @@
 """Audio of a cut as one array: mono, at the rate that everything here works with (ours, on lhotse)."""
 
+import functools
 import logging
 import warnings
 from io import BytesIO
@@ -13,18 +14,10 @@ from lhotse.utils import compute_num_samples, fastcopy
 
 from spear_lib.data.problems import Problems
 from spear_lib.data.shar_index import RANGE_TYPE, byte_range
-
-SAMPLE_RATE = 16000
-"""Samples per second of every waveform in the library."""
+from spear_lib.features.fbank import SAMPLE_RATE
 
 DURATION_TOLERANCE = 0.025
 """Seconds by which a file may be shorter or longer than its manifest says (codecs and resampling round)."""
-# lhotse's own limit is 0.5 s, and it fills what is missing with mirrored speech, which nobody would notice.
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    logging.disable(logging.INFO)  # lhotse announces it through the root logger, in every worker
-    set_audio_duration_mismatch_tolerance(DURATION_TOLERANCE)
-    logging.disable(logging.NOTSET)
 
 RESAMPLED, MIXED_DOWN, SILENT = "resampled", "made mono", "silent"
 CHANNELS = ("mean", "first")
@@ -85,6 +78,7 @@ def load_audio(
     try:
         samples = _read_plainly(cut)
         if samples is None:
+            _limit_mismatch()
             samples = cut.load_audio()
     except Exception as error:
         raise _audio_error(cut, path, error) from error
@@ -101,6 +95,19 @@ def load_audio(
         for note in notes:
             problems.note(note)
     return np.ascontiguousarray(mono, dtype=np.float32)
+
+
+@functools.cache
+def _limit_mismatch() -> None:
+    """Once per process: lhotse's own limit is 0.5 s, and it fills what is missing with mirrored speech, which
+    nobody would notice."""
+    # It announces the new limit through the root logger, in every worker.
+    disabled = logging.root.manager.disable
+    logging.disable(logging.INFO)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        set_audio_duration_mismatch_tolerance(DURATION_TOLERANCE)
+    logging.disable(disabled)
 
 
 def _out_of_archive(cut: Cut) -> Cut:

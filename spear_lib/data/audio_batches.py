@@ -8,10 +8,11 @@ from collections.abc import Iterator
 import numpy as np
 from torch import Tensor
 
-from spear_lib.data.audio import SAMPLE_RATE, load_audio
+from spear_lib.data.audio import load_audio
 from spear_lib.data.batch import pad_waveforms
 from spear_lib.data.manifests import Manifest
 from spear_lib.data.sampling import BatchSampler
+from spear_lib.features.fbank import SAMPLE_RATE
 
 MIN_SAMPLES = 1600
 """Shorter utterances are filled up with silence to 0.1 s, so that the encoder has frames to look at."""

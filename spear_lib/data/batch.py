@@ -10,6 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+PADDING = -100
+"""Token value where there is nothing to predict: behind an utterance's last token frame, or without a partner
+in a mixture. The losses ignore it; it needs int64, in uint8 it would wrap to 156, a valid token."""
+
 
 @dataclass
 class Batch:

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from lhotse.cut import Cut
 
-from spear_lib.data.audio import SAMPLE_RATE, AudioError, AudioProblems, load_audio, source_of
+from spear_lib.data.audio import AudioError, AudioProblems, load_audio, source_of
 from spear_lib.data.manifests import Manifest
+from spear_lib.features.fbank import SAMPLE_RATE
 
 AHEAD_SECONDS = 600.0
 """Audio that may lie decoded in memory, s (64 kB each), beside the group being worked on."""

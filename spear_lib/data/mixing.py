@@ -13,8 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-IGNORE = -100
-"""Token value that is never scored and never replaced."""
+from spear_lib.data.batch import PADDING
 
 _SILENCE = 1e-10  # mean square below which a signal is not mixed
 
@@ -207,9 +206,9 @@ def mix_tokens(
 
     Args:
       primary: (N,) float32.
-      tokens: (T, C), of the primary; ``IGNORE`` stays as it is.
+      tokens: (T, C), of the primary; ``PADDING`` stays as it is.
       secondary: (N',) float32, the partner's clean waveform.
-      secondary_tokens: (T', C), the partner's clean tokens; ``IGNORE`` counts as not there.
+      secondary_tokens: (T', C), the partner's clean tokens; ``PADDING`` counts as not there.
       snr_db: primary over scaled secondary.
       delay: samples, a multiple of ``token_hop``.
       draws: (T, C) uniform numbers in [0, 1).
@@ -237,9 +236,9 @@ def mix_tokens(
     beta = secondary_power / (primary_power + secondary_power)
     partner_frame = np.arange(len(tokens)) - delay // token_hop
     exists = (partner_frame >= 0) & (partner_frame < len(secondary_tokens))
-    candidates = np.full(tokens.shape, IGNORE, dtype=np.int64)
+    candidates = np.full(tokens.shape, PADDING, dtype=np.int64)
     candidates[exists] = secondary_tokens[partner_frame[exists]]
-    replace = (draws < beta) & (candidates != IGNORE) & (tokens.astype(np.int64) != IGNORE)
+    replace = (draws < beta) & (candidates != PADDING) & (tokens.astype(np.int64) != PADDING)
     mixed_tokens = np.where(replace, candidates, tokens.astype(np.int64)).astype(tokens.dtype)
     waveform, overlap = add_at(primary, secondary, gain, delay)
     replaced = float(replace.mean()) if replace.size else 0.0

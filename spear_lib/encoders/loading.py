@@ -18,8 +18,8 @@ from spear_lib.encoders.kinds import (
     config_from_settings,
     kind_of,
 )
-from spear_lib.encoders.weights import load_strictly, read_json, read_weights
-from spear_lib.runtime.files import atomic_path, write_json
+from spear_lib.encoders.weights import load_strictly, read_weights
+from spear_lib.runtime.files import atomic_path, read_json, write_json
 
 logger = logging.getLogger(__name__)
 

@@ -1,27 +1,11 @@
 """Reading files of weights, ours and foreign ones: tensors only, and every name must fit."""
 
-import json
 import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The settings in a JSON file.
-
-    Raises:
-      ValueError: not JSON, or not a dictionary.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); copy or export it again") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}, not the settings of a model")
-    return content
 
 
 def read_weights(path: Path, entry: str = "model") -> dict[str, Any]:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from spear_lib.runtime.devices import on_host
 
 SAMPLE_RATE = 16000
-"""Samples per second of every waveform that reaches the features (ours: one rate everywhere)."""
+"""Samples per second of every waveform in the library (ours: one rate everywhere)."""
 
 NUM_MEL_BINS = 128
 """Mel bins of the encoder's input (released weights)."""

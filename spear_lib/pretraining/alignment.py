@@ -11,7 +11,7 @@ is shorter, teacher frames repeat.
 import torch
 from torch import Tensor
 
-PADDING = -100
+from spear_lib.data.batch import PADDING
 
 
 def frames_per_student_frame(token_rate: float, student_rate: float) -> int:

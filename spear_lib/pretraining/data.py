@@ -6,11 +6,11 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 
-from spear_lib.data.batch import Batch
+from spear_lib.data.batch import PADDING, Batch
 from spear_lib.data.datasets import CutData, LoadingConfig, open_sources
 from spear_lib.data.domains import DOMAINS, SPEECH, domain_of
 from spear_lib.data.examples import Example, Examples, Making
-from spear_lib.data.mixing import IGNORE, MixingConfig, Mixture, draw_token_mixture, mix_utterance
+from spear_lib.data.mixing import MixingConfig, Mixture, draw_token_mixture, mix_utterance
 from spear_lib.features.fbank import SAMPLE_RATE, fbank_length
 from spear_lib.features.masking import MaskingConfig, channel_mask, time_mask
 
@@ -138,7 +138,7 @@ class PretrainingExamples(Examples):
             making.count("mixing_replaced_tokens", mixture.replaced)
             # The other teachers' targets describe the clean primary alone: a mixed sample is scored on one
             # (spec §5.1).
-            tokens = {name: np.full(array.shape, IGNORE, dtype=np.int64) for name, array in tokens.items()}
+            tokens = {name: np.full(array.shape, PADDING, dtype=np.int64) for name, array in tokens.items()}
             tokens[self.mixed_field] = mixture.tokens
         return replace(example, waveform=mixture.waveform, tokens=tokens, mixed=kind)
 

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from spear_lib.config import to_dict
+from spear_lib.data.batch import PADDING
 from spear_lib.data.domains import AUDIO, DOMAINS, SPEECH
-from spear_lib.pretraining.alignment import PADDING, align_targets, frames_per_student_frame
+from spear_lib.pretraining.alignment import align_targets, frames_per_student_frame
 from spear_lib.pretraining.fields import TokenField
 from spear_lib.pretraining.heads import MaskedPredictionHead
 from spear_lib.pretraining.objective import (

@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from spear_lib.quantization import search
-from spear_lib.quantization.embeddings import FrameStream
+from spear_lib.quantization.code_table import CodeTable
+from spear_lib.quantization.embeddings import FrameStream, add_up, add_up_gradients, read_share
 from spear_lib.quantization.initialisation import discriminants
 from spear_lib.quantization.options import QuantizerTrainingOptions
 from spear_lib.quantization.quantizer import Quantizer
-from spear_lib.quantization.ranks import add_up, add_up_gradients, read_share
 from spear_lib.runtime.metrics_log import MetricsLog
 from spear_lib.runtime.progress import progress
 from spear_lib.runtime.world import World
@@ -75,13 +75,13 @@ def fit_classifiers(
             save()
 
 
-def _codes(table: search.CodeTable, x: Tensor, options: QuantizerTrainingOptions) -> Tensor:
+def _codes(table: CodeTable, x: Tensor, options: QuantizerTrainingOptions) -> Tensor:
     h = table.project(x)
     return search.refine(table, h, search.greedy(table, h), options.training_refinements)
 
 
 def _moments(
-    table: search.CodeTable,
+    table: CodeTable,
     frames: FrameStream,
     begin: int,
     count: int,

@@ -2,6 +2,7 @@
 
 Layout: embeddings.json (teacher, sampling, shard count; its presence says that all is there),
 shard-00000.npy (frames, D) float16, shard-00000.json (cut ids and frames per cut; commits the shard).
+The ranks of a training share one stream of frames and add up what each found (ours).
 """
 
 import hashlib
@@ -13,11 +14,13 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from spear_lib.runtime import keyed_random
+from spear_lib.runtime.files import read_json
 from spear_lib.runtime.progress import progress
-from spear_lib.tokens.store import read_json
+from spear_lib.runtime.world import World
 
 SUMMARY_FILE = "embeddings.json"
 CHUNK = 8192  # frames read at once
@@ -178,6 +181,36 @@ class FrameStream:
         self._buffer = frames[torch.from_numpy(draw.permutation(len(frames)))]
         self._loaded = (self._epoch, number)
         self.most_held = max(self.most_held, len(frames))
+
+
+def read_share(frames: FrameStream, begin: int, count: int, world: World, chunk: int) -> Iterator[Tensor]:
+    """This rank's part of ``count`` stream positions from ``begin`` on, in pieces (at most ``chunk``, D) on
+    its device."""
+    first, end = count * world.rank // world.world_size, count * (world.rank + 1) // world.world_size
+    for offset in range(first, end, chunk):
+        yield frames.read(begin + offset, min(chunk, end - offset)).to(world.device)
+
+
+def add_up(world: World, value: Tensor) -> Tensor:
+    """Sum over the ranks, on the device of ``value``."""
+    return value if world.world_size == 1 else world.sum(value.cpu()).to(value.device)
+
+
+def add_up_with_gradient(value: Tensor, world: World) -> Tensor:
+    """Sum over the ranks of a value that a loss is made of; its gradient is that of this rank's part."""
+    if world.world_size == 1:
+        return value
+    total = value.detach().clone()
+    dist.all_reduce(total)
+    # The value of the sum, the gradient of the own part.
+    return total + (value - value.detach())
+
+
+def add_up_gradients(parameters: list[Tensor], world: World) -> None:
+    """Sum of the gradients over the ranks, in place and without leaving the device."""
+    if world.world_size > 1:
+        for parameter in parameters:
+            dist.all_reduce(parameter.grad)
 
 
 def split_held_out(ids: list[str], counts: np.ndarray, fraction: float, seed: int) -> np.ndarray:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spear_lib.quantization import search
+from spear_lib.quantization.code_table import CodeTable
 from spear_lib.quantization.storage import content_id, read_quantizer, read_reference, write_quantizer
 
 # Parameters of the scales move ten times faster than their raw value (reference "scale_speed").
@@ -78,7 +79,7 @@ class Quantizer(nn.Module):
         self.register_buffer("mean", torch.zeros(dim))
         self.register_buffer("std", torch.ones(dim))
         self.provenance: dict[str, Any] = {}
-        self._table: tuple[tuple[int | str, ...], search.CodeTable] | None = None
+        self._table: tuple[tuple[int | str, ...], CodeTable] | None = None
 
     # Identity and storage ---------------------------------------------------------------------------------
 
@@ -167,13 +168,13 @@ class Quantizer(nn.Module):
         """(x - mean) / std per channel, float32."""
         return (x.float() - self.mean) / self.std
 
-    def code_table(self) -> search.CodeTable:
+    def code_table(self) -> CodeTable:
         """The Gram matrix and friends of the present code vectors (cached until they change)."""
         where = (self.centers.data_ptr(), str(self.centers.device))
         versions = (self.centers._version, self.centers_scale._version, *where)
         if self._table is None or self._table[0] != versions:
             with torch.no_grad():
-                self._table = (versions, search.CodeTable(self.effective_centers()))
+                self._table = (versions, CodeTable(self.effective_centers()))
         return self._table[1]
 
     @torch.no_grad()
@@ -184,7 +185,6 @@ class Quantizer(nn.Module):
         *,
         normalised: bool = False,
         memory_budget_mb: int | None = None,
-        kernel: str = "auto",
     ) -> Tensor:
         """Tokens of frames; a frame's tokens do not depend on the other frames.
 
@@ -193,7 +193,6 @@ class Quantizer(nn.Module):
           refine_iters: rounds of the refinement search after the classifiers' first guess (paper: 5).
           normalised: x is already (x - mean) / std.
           memory_budget_mb: working memory; frames are worked on in chunks that fit (``search.chunk_of``).
-          kernel: see ``search.choose_kernel``; the tokens are the same.
 
         Returns:
           (..., N) uint8.
@@ -217,9 +216,7 @@ class Quantizer(nn.Module):
             part = part if normalised else self.normalise(part)
             found = self.logits(part).argmax(dim=-1)
             if refine_iters > 0:
-                found = search.refine(
-                    table, table.project(part), found, refine_iters, self.search == "best", kernel
-                )
+                found = search.refine(table, table.project(part), found, refine_iters, self.search == "best")
             codes[begin : begin + chunk] = found.to(torch.uint8)
         return codes.view(*x.shape[:-1], self.num_codebooks)
 

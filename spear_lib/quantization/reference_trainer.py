@@ -14,10 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spear_lib.quantization.embeddings import FrameStream
+from spear_lib.quantization.embeddings import FrameStream, add_up_gradients, add_up_with_gradient, read_share
 from spear_lib.quantization.options import QuantizerTrainingOptions
 from spear_lib.quantization.quantizer import Quantizer, QuantizerLosses
-from spear_lib.quantization.ranks import add_up_gradients, add_up_with_gradient, read_share
 from spear_lib.quantization.trainer import CHECKPOINT, load_state, save_state
 from spear_lib.runtime import keyed_random
 from spear_lib.runtime.metrics_log import MetricsLog

@@ -134,7 +134,7 @@ def finish(
     }
     report = {"quantizer_id": tokeniser.id, **report, "history": history, "provenance": tokeniser.provenance}
     plot_report(report, folder / "report.png")
-    write_json(folder / "report.json", report)
+    write_json(folder / "report.json", report, compact=True)
     # Last: its presence says that the stage is done.
     tokeniser.save(folder)
     (folder / CHECKPOINT).unlink(missing_ok=True)
@@ -142,12 +142,10 @@ def finish(
 
 def plot_report(report: dict[str, Any], path: Path) -> None:
     """Four panels: error per refinement, use of the codes, overlap of the codebooks, error per channel."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, panels = pyplot.subplots(2, 2, figsize=(11, 8), layout="constrained")
+    figure = Figure((11, 8), layout="constrained")
+    panels = figure.subplots(2, 2)
     figure.suptitle(
         f"Quantiser {report['quantizer_id']}: {len(report['perplexity'])} codebooks, "
         f"{report['bits_per_frame']:g} bits per frame"
@@ -190,4 +188,3 @@ def plot_report(report: dict[str, Any], path: Path) -> None:
     panel.set_ylim(bottom=0)
     with atomic_path(path) as aside:
         figure.savefig(aside, format="png", dpi=110, metadata={"Software": None})
-    pyplot.close(figure)

@@ -11,31 +11,18 @@ is the change of the decoded vector. X is read from G once, for the kept candida
 neighbours are joined, the X of the joined groups are sums of four X of their parts. So nothing of size D is
 touched per frame and candidate, and G itself only once per round.
 
-There are two kernels with the same order of additions and the same treatment of ties, hence the same codes:
-plain PyTorch (search_torch.py; any device) and compiled (search_compiled.py; CPU, needs numba).
+This module is what callers use; search_rounds.py holds the rounds themselves.
 """
-
-import functools
-import importlib
-import logging
-import os
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-logger = logging.getLogger(__name__)
-
-KERNELS = ("auto", "torch", "compiled")
-
-
-def candidates_kept(num_joined: int, codebook_size: int) -> int:
-    """How many candidates a group of ``num_joined`` codebooks keeps: min(128, base * 2^floor(log4 L))."""
-    base = 8 if codebook_size <= 16 else 16
-    return min(128, base * 2 ** ((num_joined.bit_length() - 1) // 2))
+from spear_lib.quantization.code_table import CodeTable
+from spear_lib.quantization.search_rounds import refine_rows
 
 
-def chunk_of(table: "CodeTable", memory_budget_mb: int | None = None) -> int:
+def chunk_of(table: CodeTable, memory_budget_mb: int | None = None) -> int:
     """Frames per call of the search: short on a CPU (its cache), long on a GPU, never above the budget.
 
     Args:
@@ -46,95 +33,8 @@ def chunk_of(table: "CodeTable", memory_budget_mb: int | None = None) -> int:
     return int(max(1, min(512 if on_cpu else 32768, budget * 2**20 // table.bytes_per_frame())))
 
 
-class CodeTable:
-    """Everything of the code vectors that the search needs, computed once per quantiser."""
-
-    def __init__(self, centers: Tensor):
-        """Args: centers: (N, K, D) float32, effective (scaled) code vectors."""
-        self.num_codebooks, self.codebook_size, self.dim = centers.shape
-        self.vectors = centers.reshape(-1, self.dim).float().contiguous()  # (N*K, D)
-        self.gram = _gram(self.vectors)  # (N*K, N*K)
-        self.energy = self.gram.diagonal().contiguous()  # (N*K,)
-        blocks = self.gram.view(
-            self.num_codebooks, self.codebook_size, self.num_codebooks, self.codebook_size
-        )
-        steps = torch.arange(self.num_codebooks, device=centers.device)
-        self.own_block = blocks[steps, :, steps, :].reshape(-1, self.codebook_size).contiguous()  # (N*K, K)
-        self.first_row = steps * self.codebook_size  # (N,)
-
-    def bytes_per_frame(self) -> int:
-        """Peak working memory of the plain search per frame (an estimate from its largest tables)."""
-        rows = self.num_codebooks * self.codebook_size
-        candidates = self.num_codebooks * min(self.codebook_size, candidates_kept(1, self.codebook_size))
-        return 48 * rows + 8 * candidates * candidates + 8 * self.dim
-
-    def project(self, x: Tensor) -> Tensor:
-        """h = x C^T: (B, D) -> (B, N*K)."""
-        return x @ self.vectors.T
-
-
-def _gram(vectors: Tensor, pieces: int = 8) -> Tensor:
-    """V V^T of V (M, D), (M, M): a little more than half of it computed, the rest copied.
-
-    A training of codes by gradient needs a new one in every step.
-    """
-    gram = vectors.new_empty(len(vectors), len(vectors))
-    step = -(-len(vectors) // pieces)
-    for begin in range(0, len(vectors), step):
-        end = min(begin + step, len(vectors))
-        torch.mm(vectors[begin:end], vectors[begin:].T, out=gram[begin:end, begin:])
-        gram[end:, begin:end] = gram[begin:end, end:].T
-    return gram
-
-
-@functools.cache
-def _numba_missing() -> str:
-    """Why the compiled kernel cannot be used; empty if it can."""
-    try:
-        importlib.import_module("numba")
-    except ImportError as error:
-        return f"numba cannot be imported ({error}); pip install numba makes the search several times faster"
-    return ""
-
-
-def choose_kernel(kernel: str, device: torch.device) -> tuple[str, str]:
-    """The kernel that will search, ``torch`` or ``compiled``, and why, in words for a log.
-
-    Args:
-      kernel: ``auto`` takes the compiled one where it can run. The environment variable
-        SPEAR_SEARCH_KERNEL replaces ``auto``.
-
-    Raises:
-      ValueError: unknown name, or ``compiled`` where it cannot run.
-    """
-    source = ""
-    if kernel == "auto" and os.environ.get("SPEAR_SEARCH_KERNEL"):
-        kernel, source = os.environ["SPEAR_SEARCH_KERNEL"], " (SPEAR_SEARCH_KERNEL)"
-    if kernel not in KERNELS:
-        raise ValueError(f"the search kernel is {kernel!r}{source}: use one of {', '.join(KERNELS)}")
-    if kernel == "torch":
-        return "torch", f"asked for{source}"
-    obstacle = f"the frames are on {device.type}" if device.type != "cpu" else _numba_missing()
-    if not obstacle:
-        return "compiled", "numba compiles for this CPU"
-    if kernel == "compiled":
-        raise ValueError(f"the compiled search{source} cannot run: {obstacle}; use the kernel auto or torch")
-    return "torch", obstacle
-
-
-@functools.cache
-def _announce(name: str, reason: str) -> None:
-    """Say once per process which kernel searches."""
-    logger.info("search kernel of the quantiser: %s (%s)", name, reason)
-
-
 def refine(
-    table: CodeTable,
-    h: Tensor,
-    codes: Tensor,
-    num_iterations: int,
-    keep_best: bool = False,
-    kernel: str = "auto",
+    table: CodeTable, h: Tensor, codes: Tensor, num_iterations: int, keep_best: bool = False
 ) -> Tensor:
     """Improve ``codes`` by ``num_iterations`` rounds of the pairwise beam search.
 
@@ -145,19 +45,12 @@ def refine(
       codes: (B, N) int64, the starting point.
       keep_best: return the best of all rounds, the start included. The search is not monotone, so this is
         never worse; off by default because the reference returns the last round (golden parity).
-      kernel: see ``choose_kernel``; the codes are the same.
 
     Returns:
       (B, N) int64.
     """
     rows = codes + table.first_row
     if num_iterations > 0 and len(rows) > 0:
-        name, reason = choose_kernel(kernel, h.device)
-        _announce(name, reason)
-        if name == "compiled":
-            from spear_lib.quantization.search_compiled import refine_rows
-        else:
-            from spear_lib.quantization.search_torch import refine_rows
         rows = refine_rows(table, h, rows, num_iterations, keep_best)
     return rows - table.first_row
 

@@ -12,10 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spear_lib.quantization.embeddings import FrameStream
+from spear_lib.quantization.embeddings import FrameStream, add_up, read_share
 from spear_lib.quantization.initialisation import nearest, principal_blocks
 from spear_lib.quantization.options import QuantizerTrainingOptions
-from spear_lib.quantization.ranks import add_up, read_share
 from spear_lib.runtime.progress import progress
 from spear_lib.runtime.world import World
 

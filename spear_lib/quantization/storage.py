@@ -3,18 +3,15 @@
 import hashlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from spear_lib.quantization.tokeniser import Tokeniser
 from spear_lib.runtime.files import atomic_path
-
-if TYPE_CHECKING:
-    from spear_lib.quantization.kmeans import KMeans
-    from spear_lib.quantization.quantizer import Quantizer
 
 FILE_NAME = "quantizer.safetensors"
 FORMAT = "spear_lib.quantizer.1"
@@ -35,7 +32,7 @@ def content_id(facts: list[Any], state: dict[str, Tensor]) -> str:
     return digest.hexdigest()[:16]
 
 
-def write_quantizer(quantizer: "Quantizer | KMeans", path: str | Path) -> Path:
+def write_quantizer(quantizer: Tokeniser, path: str | Path) -> Path:
     """Write tensors and facts to one file, aside and renamed. The same quantiser gives the same bytes."""
     target = quantizer_file(path)
     facts = {

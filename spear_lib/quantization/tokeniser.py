@@ -1,13 +1,9 @@
-"""What turns frame embeddings into tokens, whichever kind it is: what the token stages rely on."""
+"""What turns frame embeddings into tokens, whichever kind it is: what files and the token stages rely on."""
 
 from pathlib import Path
 from typing import Any, Protocol
 
-from torch import Tensor, nn
-
-from spear_lib.quantization.kmeans import KMeans
-from spear_lib.quantization.quantizer import Quantizer
-from spear_lib.quantization.storage import read_quantizer
+from torch import Tensor
 
 
 class Tokeniser(Protocol):
@@ -34,17 +30,8 @@ class Tokeniser(Protocol):
     def decode(self, codes: Tensor) -> Tensor:
         """(..., N) codes -> (..., D) embeddings."""
 
+    def state_dict(self) -> dict[str, Tensor]:
+        """All tensors by name."""
+
     def save(self, path: str | Path) -> Path:
         """Write to a file or folder."""
-
-
-KINDS: dict[str, type[nn.Module]] = {Quantizer.kind: Quantizer, KMeans.kind: KMeans}
-
-
-def load_tokeniser(path: str | Path) -> Quantizer | KMeans:
-    """The multi-codebook quantiser or the k-means at ``path`` (a file, or a folder with
-    quantizer.safetensors)."""
-    kind = read_quantizer(path)[1]["kind"]
-    if kind not in KINDS:
-        raise ValueError(f"{path} holds a tokeniser of kind {kind!r}; this version knows {', '.join(KINDS)}")
-    return KINDS[kind].load(path)

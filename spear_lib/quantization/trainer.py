@@ -26,10 +26,10 @@ from torch import Tensor
 
 from spear_lib.quantization import search
 from spear_lib.quantization.classifiers import fit_classifiers
-from spear_lib.quantization.embeddings import FrameStream
+from spear_lib.quantization.code_table import CodeTable
+from spear_lib.quantization.embeddings import FrameStream, add_up, read_share
 from spear_lib.quantization.options import QuantizerTrainingOptions
 from spear_lib.quantization.quantizer import Quantizer
-from spear_lib.quantization.ranks import add_up, read_share
 from spear_lib.quantization.start import start_codebooks
 from spear_lib.runtime import keyed_random
 from spear_lib.runtime.files import atomic_path
@@ -119,7 +119,7 @@ def _one_round(
     """Search the codes of the next frames, then update all code vectors; changes ``state``."""
     axes, present = state["axes"].to(world.device), state["centers"].to(world.device)
     noise = options.search_noise * (1 - (number + 1) / options.rounds) ** 0.5
-    table = search.CodeTable(present + noise * _noise_like(present, axes, "search noise", seed, number))
+    table = CodeTable(present + noise * _noise_like(present, axes, "search noise", seed, number))
     total = len(table.vectors)
     sums = torch.zeros(total, frames.dim, dtype=torch.float64, device=world.device)
     along_axes = torch.zeros(frames.dim, dtype=torch.float64, device=world.device)  # energy
@@ -177,7 +177,7 @@ def _one_round(
     )
 
 
-def cooccurrence(rows: Tensor, table: search.CodeTable) -> Tensor:
+def cooccurrence(rows: Tensor, table: CodeTable) -> Tensor:
     """(N*K, N*K) int64: how often two code vectors are used together, of rows (B, N)."""
     total, size = len(table.gram), table.codebook_size
     blocks = []

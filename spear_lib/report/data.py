@@ -4,7 +4,6 @@ Nothing is recomputed. What is absent is listed under ``missing``, with the stag
 being left out silently.
 """
 
-import json
 import logging
 import math
 import platform
@@ -14,6 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from spear_lib.runtime.files import read_json
+from spear_lib.runtime.metrics_log import read_metrics
 
 logger = logging.getLogger(__name__)
 
@@ -112,38 +114,6 @@ def _strings(value: Any) -> set[str]:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises ValueError naming the file when it is damaged or something else."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); make it again with its stage.") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} must hold a JSON object, it holds a {type(value).__name__}.")
-    return value
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Lines of metrics.jsonl, sorted by step.
-
-    A killed run repeats the steps since its last checkpoint when it resumes: of two lines with the same step
-    and kind the later one stands. A last line cut off by the kill is dropped.
-    """
-    by_key: dict[tuple, dict[str, Any]] = {}
-    lines = path.read_text(encoding="utf-8").splitlines()
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            if number == len(lines):
-                continue
-            raise ValueError(f"{path} line {number} is not JSON: {error}") from error
-        by_key[(record.get("step", 0), record.get("kind", "train"))] = record
-    return sorted(by_key.values(), key=lambda record: record.get("step", 0))
 
 
 def collect(data_dir: Path, experiment_dirs: list[Path], exp_dir: Path) -> ReportData:

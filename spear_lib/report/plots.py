@@ -4,10 +4,6 @@ import io
 import math
 from collections.abc import Sequence
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
@@ -22,7 +18,8 @@ Curve = tuple[Sequence[float], Sequence[float]]
 
 def _figure(num_panels: int = 1, height: float = 3.2) -> tuple[Figure, list[Axes]]:
     size = (4.5 * num_panels if num_panels > 1 else 6.4, height)
-    figure, axes = plt.subplots(1, num_panels, figsize=size, squeeze=False, layout="constrained")
+    figure = Figure(size, layout="constrained")
+    axes = figure.subplots(1, num_panels, squeeze=False)
     for axis in axes[0]:
         axis.tick_params(labelsize=9)
         for text in (axis.xaxis.label, axis.yaxis.label):
@@ -39,7 +36,6 @@ def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     # No date or version in the file: the same numbers give the same bytes.
     figure.savefig(buffer, format="png", dpi=120, metadata={"Software": None})
-    plt.close(figure)
     return buffer.getvalue()
 
 

@@ -5,11 +5,12 @@ one sentence for a reader who sees such a report for the first time.
 """
 
 import base64
-import html
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from jinja2 import Environment, StrictUndefined
 
 
 @dataclass
@@ -103,48 +104,51 @@ nav a{color:#0b62a4;margin-right:1rem;text-decoration:none;font-size:.9rem}
 """
 
 
+_PAGE = """
+{%- macro table(block) %}
+<div class="wide"><table{% if block.numeric %} class="num"{% endif %}>
+<tr>{% for cell in block.header %}<th>{{ cell }}</th>{% endfor %}</tr>
+{%- for row in block.rows %}
+<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
+{%- endfor %}
+</table></div>
+{%- endmacro %}
+{%- macro show(block, lead=false) %}
+{%- if block is string %}
+<p{% if lead %} class="lead"{% endif %}>{{ block }}</p>
+{%- elif block.png is defined %}
+<figure><img alt="{{ block.caption }}" src="data:image/png;base64,{{ block.png | base64 }}">
+<figcaption>{{ block.caption }}</figcaption></figure>
+{%- elif block.content is defined %}
+<details><summary>{{ block.title }}</summary>{% for inner in block.content %}{{ show(inner) }}{% endfor %}
+</details>
+{%- elif block.header is defined %}{{ table(block) }}
+{%- else %}
+<pre>{{ block.text }}</pre>
+{%- endif %}
+{%- endmacro -%}
+<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width,initial-scale=1">
+<title>{{ title }}</title><style>{{ style | safe }}</style></head>
+<body><main>
+<h1>{{ title }}</h1>
+<p class="meta">{{ meta }}</p>
+<nav>{% for section in sections %}<a href="#s{{ loop.index0 }}">{{ section.title }}</a> {% endfor %}</nav>
+{%- for section in sections %}
+<section id="s{{ loop.index0 }}"><h2>{{ section.title }}</h2>
+{%- for block in section.blocks %}{{ show(block, loop.first) }}{% endfor %}
+</section>
+{%- endfor %}
+</main></body></html>
+"""
+
+
 def to_html(title: str, meta: str, sections: list[Section]) -> str:
     """One file without references to any other: pictures inside, no scripts, no fonts from elsewhere."""
-    links = " ".join(f'<a href="#s{i}">{html.escape(s.title)}</a>' for i, s in enumerate(sections))
-    body = [
-        f"<h1>{html.escape(title)}</h1>",
-        f'<p class="meta">{html.escape(meta)}</p>',
-        f"<nav>{links}</nav>",
-    ]
-    for number, section in enumerate(sections):
-        body.append(f'<section id="s{number}"><h2>{html.escape(section.title)}</h2>')
-        for position, block in enumerate(section.blocks):
-            body.append(_html_block(block, lead=position == 0))
-        body.append("</section>")
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head>\n<body><main>\n"
-        + "\n".join(body)
-        + "\n</main></body></html>\n"
-    )
-
-
-def _html_block(block: Block, lead: bool = False) -> str:
-    if isinstance(block, str):
-        kind = ' class="lead"' if lead else ""
-        return f"<p{kind}>{html.escape(block)}</p>"
-    if isinstance(block, Code):
-        return f"<pre>{html.escape(block.text)}</pre>"
-    if isinstance(block, Picture):
-        data = base64.b64encode(block.png).decode("ascii")
-        caption = html.escape(block.caption)
-        image = f'<img alt="{caption}" src="data:image/png;base64,{data}">'
-        return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
-    if isinstance(block, Fold):
-        inner = "\n".join(_html_block(item) for item in block.content)
-        return f"<details><summary>{html.escape(block.title)}</summary>\n{inner}\n</details>"
-    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in block.header)
-    rows = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in block.rows
-    )
-    kind = ' class="num"' if block.numeric else ""
-    return f'<div class="wide"><table{kind}><tr>{head}</tr>{rows}</table></div>'
+    page = Environment(autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True)
+    page.filters["base64"] = lambda png: base64.b64encode(png).decode("ascii")
+    return page.from_string(_PAGE).render(title=title, meta=meta, sections=sections, style=_STYLE)
 
 
 def to_markdown(title: str, meta: str, sections: list[Section], picture_dir: str) -> str:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 # What safetensors, torch and numpy make of them.
@@ -69,6 +69,26 @@ def write_text(path: str | Path, text: str) -> None:
         file.write(text.encode("utf-8"))
 
 
-def write_json(path: str | Path, value: object) -> None:
-    """Write indented JSON with the order of keys kept and a final newline."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+def write_json(path: str | Path, value: object, compact: bool = False) -> None:
+    """Write indented JSON with the order of keys kept and a final newline; compact: one line of sorted
+    keys."""
+    if compact:
+        write_text(path, json.dumps(value, sort_keys=True))
+    else:
+        write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+      ValueError: not JSON, or something else than an object.
+    """
+    advice = "delete it and run its stage again, or get it again from where it came"
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is not valid JSON ({error}): {advice}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} holds a {type(value).__name__}, not the settings expected there: {advice}")
+    return value

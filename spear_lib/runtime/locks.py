@@ -1,10 +1,10 @@
-"""One process at a time: locks that die with their holder (ours, on flock).
+"""One process at a time: locks that die with their holder (filelock, which asks the kernel for them).
 
 The kernel frees the lock when its holder ends, however it ends, so a killed job never blocks the next one;
-the file only tells who holds it, or who held it and died.
+the content of the file, ours, only tells who holds it, or who held it and died.
 """
 
-import fcntl
+import errno
 import json
 import logging
 import os
@@ -13,9 +13,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+
+from filelock import FileLock, Timeout
 
 logger = logging.getLogger(__name__)
+
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
 @contextmanager
@@ -31,58 +34,38 @@ def exclusive(path: str | Path, what: str, wait: bool = False) -> Iterator[None]
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    file = _locked(path, what, wait)
+    # Without locks of the kernel, filelock would go by the file: a killed job would block the next one.
+    lock = FileLock(path, timeout=-1 if wait else 0, fallback_to_soft=False)
     try:
-        left_by = _holder(file)
+        lock.acquire()
+    except Timeout as error:
+        raise RuntimeError(
+            f"{what} is being written by {_holder(path) or 'another process'}: wait for it or end it. Was "
+            "the same part given to two jobs? (a holder that died does not block)"
+        ) from error
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        raise RuntimeError(
+            f"cannot lock {path} ({error.strerror}): this file system has no locks, so two jobs could write "
+            "the same files; use a folder on another one"
+        ) from error
+    try:
+        left_by = _holder(path)
         if left_by:
             logger.info("%s: taken over from %s, which ended without finishing", what, left_by)
-        file.seek(0)
-        file.truncate()
-        file.write(json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}))
-        file.flush()
+        path.write_text(json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}))
         yield
     finally:
         # Removed while it is held: whoever waits for it finds another file at the path and tries again.
         path.unlink(missing_ok=True)
-        file.close()
+        lock.release()
 
 
-def _locked(path: Path, what: str, wait: bool) -> IO[str]:
-    while True:
-        file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - held until the lock is given back
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            holder = _holder(file) or "another process"
-            file.close()
-            raise RuntimeError(
-                f"{what} is being written by {holder}: wait for it or end it. Was the same part given to two "
-                "jobs? (a holder that died does not block)"
-            ) from error
-        except OSError as error:
-            file.close()
-            raise RuntimeError(
-                f"cannot lock {path} ({error.strerror}): this file system has no locks, so two jobs could "
-                "write the same files; use a folder on another one"
-            ) from error
-        if _is_at(file, path):
-            return file
-        file.close()
-
-
-def _is_at(file: IO[str], path: Path) -> bool:
-    """Whether the path still means this file: its last holder may have removed it meanwhile."""
+def _holder(path: Path) -> str:
     try:
-        return os.fstat(file.fileno()).st_ino == os.stat(path).st_ino
-    except FileNotFoundError:
-        return False
-
-
-def _holder(file: IO[str]) -> str:
-    file.seek(0)
-    try:
-        holder = json.loads(file.read())
-    except json.JSONDecodeError:
+        holder = json.loads(path.read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
         return ""
     since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(holder["since"]))
     return f"process {holder['pid']} on {holder['host']} (since {since})"

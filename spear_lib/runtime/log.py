@@ -24,7 +24,7 @@ def setup_logging() -> None:
         force=True,
     )
     # lhotse and matplotlib have much to say about themselves.
-    for name in ("lhotse", "matplotlib", "numba"):
+    for name in ("lhotse", "matplotlib"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
 

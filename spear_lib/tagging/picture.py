@@ -20,10 +20,7 @@ def time_by_class(tags: Tags, names: list[str], top: int, title: str) -> bytes:
       top: how many classes.
       title: above the picture, for example the file's name.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
     order = np.argsort(-tags.clip, kind="stable")[:top]
     frames = tags.frames[:, order].T
@@ -34,7 +31,8 @@ def time_by_class(tags: Tags, names: list[str], top: int, title: str) -> bytes:
         frames = np.maximum.reduceat(frames, edges, axis=1)
     minutes = end > 300.0
     scale = 60.0 if minutes else 1.0
-    figure, axis = plt.subplots(figsize=(9.0, 1.5 + 0.3 * len(order)), layout="constrained")
+    figure = Figure((9.0, 1.5 + 0.3 * len(order)), layout="constrained")
+    axis = figure.subplots()
     image = axis.imshow(
         frames,
         aspect="auto",
@@ -53,5 +51,4 @@ def time_by_class(tags: Tags, names: list[str], top: int, title: str) -> bytes:
     figure.colorbar(image, ax=axis, label="probability in the frame", pad=0.01)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120, metadata={"Software": None})
-    plt.close(figure)
     return buffer.getvalue()

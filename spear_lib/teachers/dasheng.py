@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spear_lib.encoders.weights import load_strictly, read_json, read_weights
+from spear_lib.encoders.weights import load_strictly, read_weights
+from spear_lib.runtime.files import read_json
 from spear_lib.teachers.base import Teacher, weights_hash
 from spear_lib.teachers.dasheng_encoder import CHUNK_TOKENS, RELEASED, DashengEncoder, DashengSize
 from spear_lib.teachers.decibel_mel import mel_length

@@ -14,13 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spear_lib.features.fbank import SAMPLE_RATE
+
 NUM_MELS = 64
 """Mel bins of both models."""
 
 HOP = 160
 """Samples between mel frames, 10 ms."""
 
-_SAMPLE_RATE = 16000
 _SMALLEST_POWER = 1e-10  # -100 dB
 _FRAMES_PER_FFT = 8192  # bounds the memory of the spectrum, whatever the length of the recording
 
@@ -36,7 +37,7 @@ def mel_filters(window_length: int, f_min: float, f_max: float) -> Tensor:
     lowest, highest = (2595.0 * math.log10(1.0 + edge / 700.0) for edge in (f_min, f_max))
     mels = torch.linspace(lowest, highest, NUM_MELS + 2, **exact)
     corners = 700.0 * (10.0 ** (mels / 2595.0) - 1.0)
-    bins = torch.linspace(0.0, _SAMPLE_RATE / 2, window_length // 2 + 1, **exact).unsqueeze(1)
+    bins = torch.linspace(0.0, SAMPLE_RATE / 2, window_length // 2 + 1, **exact).unsqueeze(1)
     rising = (bins - corners[:-2]) / (corners[1:-1] - corners[:-2])
     falling = (corners[2:] - bins) / (corners[2:] - corners[1:-1])
     return torch.minimum(rising, falling).clamp(min=0.0).float()

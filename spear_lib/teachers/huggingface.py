@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spear_lib.encoders.weights import read_json
+from spear_lib.runtime.files import read_json
 from spear_lib.teachers.base import Teacher, weights_hash
 from spear_lib.teachers.hub import HUB_PREFIX, download
 

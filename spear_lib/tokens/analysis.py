@@ -245,17 +245,9 @@ def separability(vectors: np.ndarray, speakers: Sequence[str]) -> dict[str, floa
     }
 
 
-def two_dimensions(vectors: np.ndarray, seed: int) -> tuple[np.ndarray, str]:
-    """(U, 2) and the name of the method: UMAP with the authors' settings, or t-SNE where umap-learn is
-    missing."""
-    try:
-        import umap
-    except ImportError:
-        from sklearn.manifold import TSNE
+def two_dimensions(vectors: np.ndarray, seed: int) -> np.ndarray:
+    """(U, 2) by t-SNE (the paper's picture is UMAP's, which would bring numba and llvmlite along)."""
+    from sklearn.manifold import TSNE
 
-        perplexity = min(30.0, (len(vectors) - 1) / 3)
-        placed = TSNE(perplexity=perplexity, random_state=seed, init="pca").fit_transform(vectors)
-        return placed, "t-SNE (umap-learn is not installed)"
-    neighbours = min(15, len(vectors) - 1)
-    reducer = umap.UMAP(n_neighbors=neighbours, min_dist=0.1, random_state=seed, n_jobs=1)
-    return reducer.fit_transform(vectors), "UMAP"
+    perplexity = min(30.0, (len(vectors) - 1) / 3)
+    return TSNE(perplexity=perplexity, random_state=seed, init="pca").fit_transform(vectors)

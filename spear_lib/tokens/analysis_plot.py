@@ -5,9 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -20,7 +17,6 @@ def plot_speakers(
     panels: dict[str, np.ndarray],
     numbers: dict[str, dict[str, float]],
     speakers: Sequence[str],
-    method: str,
     path: str | Path,
 ) -> None:
     """One panel per representation: every utterance a point, every speaker a colour and a marker.
@@ -30,12 +26,11 @@ def plot_speakers(
       numbers: name -> what ``separability`` found in the full space.
     """
     names = sorted(set(speakers))
-    colours = plt.get_cmap("tab10" if len(names) <= 10 else "gist_rainbow")
+    colours = matplotlib.colormaps["tab10" if len(names) <= 10 else "gist_rainbow"]
     columns = math.ceil(math.sqrt(len(panels)))
     rows = math.ceil(len(panels) / columns)
-    figure, axes = plt.subplots(
-        rows, columns, figsize=(4.2 * columns, 4.2 * rows + 0.6), squeeze=False, layout="constrained"
-    )
+    figure = Figure((4.2 * columns, 4.2 * rows + 0.6), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
     for axis in axes.flat:
         axis.set_axis_off()
     for axis, (name, points) in zip(axes.flat, panels.items()):
@@ -50,7 +45,7 @@ def plot_speakers(
             f"{name}\nsilhouette {found['silhouette']:.2f}, 1-NN {found['nearest_neighbour']:.0f} %",
             fontsize=10,
         )
-        axis.set(xticks=[], yticks=[], xlabel=f"{method} 1", ylabel=f"{method} 2")
+        axis.set(xticks=[], yticks=[], xlabel="t-SNE 1", ylabel="t-SNE 2")
     if len(names) <= 30:
         handles, labels = axes.flat[0].get_legend_handles_labels()
         figure.legend(
@@ -68,7 +63,8 @@ def plot_speakers(
 def plot_numbers(numbers: dict[str, dict[str, float]], path: str | Path) -> None:
     """Bars: nearest-neighbour and linear-probe accuracy of every representation, with chance."""
     names = list(numbers)
-    figure, axes = plt.subplots(1, 2, figsize=(9, 1.6 + 0.3 * len(names)), sharey=True, layout="constrained")
+    figure = Figure((9, 1.6 + 0.3 * len(names)), layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
     rows = np.arange(len(names))
     for offset, (key, label, colour) in enumerate(
         [("nearest_neighbour", "nearest neighbour", "#0072B2"), ("linear_probe", "linear probe", "#E69F00")]
@@ -88,4 +84,3 @@ def plot_numbers(numbers: dict[str, dict[str, float]], path: str | Path) -> None
 def _save(figure: Figure, path: str | Path) -> None:
     with atomic_path(path) as aside:
         figure.savefig(aside, format="png", dpi=110, metadata={"Software": None})
-    plt.close(figure)

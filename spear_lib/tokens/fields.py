@@ -22,22 +22,21 @@ from lhotse.array import Array, TemporalArray
 from lhotse.cut import Cut, MixedCut
 from torch import Tensor
 
+from spear_lib.data.batch import PADDING
 from spear_lib.data.packed_arrays import STORAGE_TYPE, PackedTokenReader
+from spear_lib.runtime.files import read_json, write_json
 from spear_lib.tokens.plan import ShardPlan, TokenFacts
 from spear_lib.tokens.store import (
     STORE_FILE,
     Entry,
     TokenStoreReader,
     TokenStoreWriter,
-    read_json,
     store_facts,
-    write_json,
     write_store,
 )
 
 __all__ = [
     "FRAME_TOLERANCE",
-    "PADDING",
     "STORAGE_TYPE",
     "STORE_FILE",
     "PackedTokenReader",
@@ -56,9 +55,6 @@ __all__ = [
     "write_store",
     "write_store_facts",
 ]
-
-PADDING = -100
-"""What stands behind an utterance's last token frame; the losses ignore it."""
 
 FRAME_TOLERANCE = 2
 """Token frames by which a count may differ from duration x rate (edges of the teacher's windows,
@@ -275,4 +271,4 @@ def write_store_facts(store: str | Path, facts: TokenFacts, summary: dict[str, A
     untouched: another recipe's store may be checked again, and need not be writable."""
     path, content = Path(store) / STORE_FILE, {**asdict(facts), **summary}
     if not path.exists() or read_json(path) != json.loads(json.dumps(content)):
-        write_json(path, content)
+        write_json(path, content, compact=True)

@@ -10,11 +10,10 @@ from spear_lib.data.decoding import decode_ahead
 from spear_lib.data.manifests import Manifest
 from spear_lib.data.problems import Problems
 from spear_lib.runtime import keyed_random
-from spear_lib.runtime.files import atomic_file
+from spear_lib.runtime.files import atomic_file, write_json
 from spear_lib.runtime.progress import progress
 from spear_lib.teachers import Teacher
 from spear_lib.teachers.embedding import embed_batches, length_batches
-from spear_lib.tokens.store import write_json
 
 
 @dataclass(frozen=True)
@@ -106,5 +105,5 @@ def write_frames(
         np.save(file, np.concatenate([nothing, *(parts[position] for position in kept)]))
     counts = [len(parts[position]) for position in kept]
     ids = [manifest.ids[position] for position in kept]
-    write_json(path.with_suffix(".json"), {"ids": ids, "num_frames": counts})
+    write_json(path.with_suffix(".json"), {"ids": ids, "num_frames": counts}, compact=True)
     return sum(counts)

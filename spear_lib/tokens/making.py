@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from spear_lib.data.audio import SAMPLE_RATE
 from spear_lib.data.decoding import decode, decode_ahead
 from spear_lib.data.manifests import Manifest
 from spear_lib.data.problems import Problems
+from spear_lib.features.fbank import SAMPLE_RATE
 from spear_lib.quantization import Tokeniser
 from spear_lib.runtime.progress import progress
 from spear_lib.teachers import Teacher

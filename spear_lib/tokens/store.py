@@ -14,7 +14,6 @@ one after the other or together, leaves the same files.
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from lhotse.cut import Cut
 
 from spear_lib.data.manifest_index import audio_key
 from spear_lib.data.packed_arrays import PackedTokenReader, make_key
-from spear_lib.runtime.files import atomic_path, write_text
+from spear_lib.runtime.files import atomic_path, read_json, write_json
 from spear_lib.runtime.locks import exclusive
 from spear_lib.tokens.plan import ShardPlan, TokenFacts
 
@@ -45,19 +44,6 @@ class Entry:
     path: str
     key: str
     skipped: str = ""
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write one line of JSON with sorted keys."""
-    write_text(path, json.dumps(content, sort_keys=True))
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The content of ``path``; ValueError when it is not valid JSON."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); delete it and run the stage again") from error
 
 
 def audio_of(cut: Cut) -> tuple[str, Any]:
@@ -86,7 +72,7 @@ class TokenStoreWriter:
         path = self.store / PLAN_FILE
         with exclusive(self.store / "lock", str(self.store), wait=True):
             if not path.exists():
-                write_json(path, {"facts": dataclasses.asdict(facts), "ends": list(plan.ends)})
+                write_json(path, {"facts": dataclasses.asdict(facts), "ends": list(plan.ends)}, compact=True)
         stored = read_json(path)
         for name, value in dataclasses.asdict(facts).items():
             if stored["facts"].get(name) != value:
@@ -161,7 +147,7 @@ class TokenStoreWriter:
             "num_bytes": num_bytes,
             "sha256": digest.hexdigest(),
         }
-        write_json(data.with_suffix(".json"), index)
+        write_json(data.with_suffix(".json"), index, compact=True)
 
     def _check(self, cut_id: str, codes: np.ndarray) -> None:
         if codes.ndim != 2 or codes.shape[1] != self.facts.num_codebooks:

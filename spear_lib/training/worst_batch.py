@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spear_lib.features.fbank import SAMPLE_RATE
 from spear_lib.runtime.world import World
 from spear_lib.training.precision import Precision
 from spear_lib.training.task import StepClock, Task
@@ -55,7 +56,7 @@ def scan_memory(
     batch = data.largest_batch(epoch)
     if not len(batch):  # unusable cuts: the data report them when their turn comes
         return 0.0
-    seconds = batch.waveforms.shape[1] / 16000
+    seconds = batch.waveforms.shape[1] / SAMPLE_RATE
     words = f"{len(batch)} utterances of up to {seconds:.1f} s, {len(batch) * seconds:.0f} s with padding"
     if world.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(world.device)

@@ -9,8 +9,8 @@ import torch
 import yaml
 from asr_fixtures import TINY_ENCODER, make_cuts
 
+from spear_lib.asr.arpa import load_ngram_model
 from spear_lib.asr.model import AsrModel, TransducerConfig
-from spear_lib.asr.ngram import load_ngram_model
 from spear_lib.asr.searcher import SearchConfig, Searcher
 from spear_lib.asr.tuning import TuneConfig, grid
 from spear_lib.asr.units import character_units

@@ -9,7 +9,7 @@ from pretraining_fixtures import command, write_config
 from pretraining_fixtures import run as run_command
 from test_token_stages import RECIPE, call, call_killed, make_cuts
 
-from spear_lib.bin import check_tokens, dump_tokens, extract_embeddings, train_kmeans
+from spear_lib.bin import check_tokens, dump_tokens, extract_embeddings, train_quantizer
 from spear_lib.data.manifests import Manifest
 from spear_lib.quantization import KMeans, Quantizer, load_tokeniser
 from spear_lib.tokens.fields import load_tokens, store_facts
@@ -17,8 +17,8 @@ from spear_lib.tokens.making import load_teacher
 
 CLUSTERS = 300
 FIELD = f"spectral_km{CLUSTERS}"
-KMEANS = ("--kmeans.num_clusters", CLUSTERS, "--kmeans.init_frames", 400, "--kmeans.init_iterations", 2)
-KMEANS = (*KMEANS, "--kmeans.passes", 2, "--kmeans.held_out_fraction", 0.2)
+KMEANS = ("--kind", "kmeans", "--kmeans.num_clusters", CLUSTERS, "--kmeans.init_frames", 400)
+KMEANS = (*KMEANS, "--kmeans.init_iterations", 2, "--kmeans.passes", 2, "--kmeans.held_out_fraction", 0.2)
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def made(tmp_path_factory):
         extract = ("--config", folder / "recipe.yaml", "--cuts", cuts, "--output_dir", folder / "embeddings")
         call(extract_embeddings, monkeypatch, *extract)
         train = ("--embeddings", folder / "embeddings", "--output_dir", folder / "kmeans", *KMEANS)
-        call(train_kmeans, monkeypatch, *train)
+        call(train_quantizer, monkeypatch, *train)
         dump = ("--cuts", cuts, "--quantizer", folder / "kmeans", "--output_dir", folder / "tokens")
         call(dump_tokens, monkeypatch, *dump)
         check = ("--cuts", cuts, "--store", folder / "tokens", "--quantizer", folder / "kmeans")
@@ -82,9 +82,9 @@ def test_report_says_what_the_clusters_are_worth(made):
 
 def test_killed_training_ends_with_the_same_bytes(made, tmp_path, monkeypatch):
     train = ("--embeddings", made / "embeddings", "--output_dir", tmp_path, *KMEANS)
-    call_killed(train_kmeans, 2, *train)
+    call_killed(train_quantizer, 2, *train)
     assert [path.name for path in tmp_path.iterdir() if path.suffix != ".tmp"] == ["training_state.pt"]
-    call(train_kmeans, monkeypatch, *train)
+    call(train_quantizer, monkeypatch, *train)
     for name in ("quantizer.safetensors", "report.json"):
         assert (tmp_path / name).read_bytes() == (made / "kmeans" / name).read_bytes()
 
@@ -103,7 +103,14 @@ def test_another_kind_or_id_is_refused(made, tmp_path, monkeypatch):
 
 def test_more_clusters_than_frames_is_explained(made, tmp_path, monkeypatch):
     train = ("--embeddings", made / "embeddings", "--output_dir", tmp_path)
+    train = (*train, "--kind", "kmeans", "--kmeans.num_clusters", 2000)
     with pytest.raises(ValueError, match="training frames, fewer than the 2000 clusters: lower num_clusters"):
-        call(train_kmeans, monkeypatch, *train, "--kmeans.num_clusters", 2000)
+        call(train_quantizer, monkeypatch, *train)
     with pytest.raises(SystemExit):
-        call(train_kmeans, monkeypatch, *train, "--kmeans.num_clusters", 2000, "--kmeans.init_frames", 1000)
+        call(train_quantizer, monkeypatch, *train, "--kmeans.init_frames", 1000)
+
+
+def test_an_unknown_kind_is_explained(made, tmp_path, monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        call(train_quantizer, monkeypatch, "--kind", "vq", "--embeddings", made, "--output_dir", tmp_path)
+    assert "kind is 'vq': use one of mvq, kmeans" in capsys.readouterr().err

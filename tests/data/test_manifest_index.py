@@ -1,10 +1,15 @@
 """The index of large manifests: kept beside them, made anew when they change, shared, and small in memory."""
 
+import errno
+import fcntl
 import gzip
 import json
 import multiprocessing
 import os
 import pickle
+import signal
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -159,6 +164,34 @@ def test_lock_names_its_holder_and_survives_its_death(tmp_path, caplog):
     )  # left by a killed holder: its lock died with it
     with caplog.at_level("INFO"), exclusive(path, "the thing"):
         assert "taken over from process 1 on node7" in caplog.text
+
+
+def test_a_killed_holder_does_not_block(tmp_path, caplog):
+    script = """
+import os, signal, sys
+from spear_lib.runtime.locks import exclusive
+with exclusive(sys.argv[1], "the thing"):
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    path = tmp_path / "lock"
+    done = subprocess.run([sys.executable, "-c", script, str(path)])
+    assert done.returncode == -signal.SIGKILL
+    holder = path.read_text()
+    with caplog.at_level("INFO"), exclusive(path, "the thing"):
+        assert f"taken over from process {json.loads(holder)['pid']}" in caplog.text
+    assert not path.exists()
+
+
+def test_a_file_system_without_locks_is_explained(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with (
+        pytest.raises(RuntimeError, match="cannot lock .*Function not implemented.*has no locks"),
+        exclusive(tmp_path / "lock", "the thing"),
+    ):
+        raise AssertionError("held without a lock")
 
 
 def count_up(folder, times: int) -> None:

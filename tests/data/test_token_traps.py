@@ -13,8 +13,9 @@ from lhotse import CutSet
 from lhotse.dataset.collation import collate_custom_field
 from token_fixtures import FACTS, codes_of, cut_of
 
+from spear_lib.data.batch import PADDING
 from spear_lib.data.manifests import Manifest, save_cuts
-from spear_lib.tokens.fields import PADDING, attach_tokens, collate_tokens, load_tokens, write_store
+from spear_lib.tokens.fields import attach_tokens, collate_tokens, load_tokens, write_store
 
 
 def test_trap_1_naive_collation_pads_with_a_valid_token(store):

@@ -10,9 +10,9 @@ import torch
 from lhotse import CutSet
 from token_fixtures import FACTS, codes_of, cut_of
 
+from spear_lib.data.batch import PADDING
 from spear_lib.tokens import fields as token_module
 from spear_lib.tokens.fields import (
-    PADDING,
     ShardPlan,
     TokenStoreReader,
     TokenStoreWriter,

@@ -64,9 +64,7 @@ def command(folder: Path, config: str, ranks: int = 1) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    # The plain kernel: importing numba is most of the time of so short a training.
-    more = {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "SPEAR_SEARCH_KERNEL": "torch"}
-    return {**os.environ, **more}
+    return {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
 
 
 def train(folder: Path, config: str, ranks: int = 1) -> tuple[Quantizer, dict]:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from spear_lib.asr.arpa import load_ngram_model
 from spear_lib.asr.ctc_search import ctc_alignment, ctc_greedy_search, ctc_prefix_beam_search
-from spear_lib.asr.ngram import load_ngram_model
 from spear_lib.asr.ngram_training import train_ngram
 from spear_lib.asr.units import CharacterUnits
 from spear_lib.asr.word_scores import WordScoreConfig, WordScorer

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from spear_lib.asr.arpa import read_arpa
-from spear_lib.asr.ngram import load_ngram_model
+from spear_lib.asr.arpa import load_ngram_model, read_arpa
 from spear_lib.asr.ngram_training import adjusted_counts, train_ngram
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "kenlm.json").read_text())

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from spear_lib.bin import check_tokens
 from spear_lib.quantization import Quantizer, search
+from spear_lib.quantization.code_table import candidates_kept
 from spear_lib.quantization.storage import pack_codes, unpack_codes
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "mvq.safetensors"
@@ -104,7 +105,7 @@ def direct_round(centers: Tensor, x: Tensor, codes: Tensor) -> Tensor:
 
     base = error.square().sum()
     while len(groups) > 1 or len(groups[0][0]) > 1:
-        limits = [search.candidates_kept(len(group[0][0]), size) for group in groups]
+        limits = [candidates_kept(len(group[0][0]), size) for group in groups]
         if len(groups) == 1:
             groups = [cut(groups[0], 1)]
             continue

@@ -10,6 +10,7 @@ import torch
 from quantizer_fixtures import stream, toy_frames
 
 from spear_lib.quantization import Quantizer, classifiers, search, trainer
+from spear_lib.quantization.code_table import CodeTable, candidates_kept
 from spear_lib.quantization.embeddings import split_held_out, statistics
 from spear_lib.quantization.initialisation import discriminants, nearest, principal_blocks
 from spear_lib.quantization.options import QuantizerTrainingOptions
@@ -185,7 +186,7 @@ def test_started_codebooks_decode_as_their_blocks_do(tmp_path):
     in_axes = (centers @ axes).abs().amax(dim=1)  # (N, D)
     assert ((in_axes > 1e-4).sum(dim=0) == 1).all()
     x, blocks = toy_frames(200, seed=3).float(), axes.split(4, dim=1)
-    table = search.CodeTable(centers)
+    table = CodeTable(centers)
     codes = search.greedy(table, table.project(x))
     for codebook, block in enumerate(blocks):
         assert torch.equal(codes[:, codebook], nearest(x @ block, centers[codebook] @ block))
@@ -196,7 +197,7 @@ def test_more_codebooks_than_channels_start_with_what_is_left(tmp_path):
     frames = stream(tmp_path / "e", x)
     errors = []
     for number in (2, 4):
-        table = search.CodeTable(started(frames, num_codebooks=number, codebook_size=8)["centers"])
+        table = CodeTable(started(frames, num_codebooks=number, codebook_size=8)["centers"])
         seen = frames.read(0, 1000)
         codes = search.greedy(table, table.project(seen))
         errors.append(float((seen - table.vectors[codes + table.first_row].sum(dim=1)).square().mean()))
@@ -251,7 +252,7 @@ def test_chance_is_shrunk_away_and_structure_stays():
 def test_greedy_codes_take_the_nearest_to_what_is_left():
     torch.manual_seed(0)
     centers, x = torch.randn(5, 16, 8), 2 * torch.randn(100, 8)
-    table = search.CodeTable(centers)
+    table = CodeTable(centers)
     residual, codes = x.clone(), []
     for codebook in centers:
         codes.append(nearest(residual, codebook))
@@ -385,7 +386,7 @@ def test_options_are_checked(change, message):
 
 
 def test_search_of_the_table_keeps_candidate_limits():
-    assert [search.candidates_kept(joined, 256) for joined in (1, 2, 4, 8, 16, 32)] == [
+    assert [candidates_kept(joined, 256) for joined in (1, 2, 4, 8, 16, 32)] == [
         16,
         16,
         32,
@@ -393,5 +394,5 @@ def test_search_of_the_table_keeps_candidate_limits():
         64,
         64,
     ]
-    assert [search.candidates_kept(joined, 16) for joined in (1, 2, 4, 8, 16)] == [8, 8, 16, 16, 32]
-    assert search.candidates_kept(4096, 256) == 128
+    assert [candidates_kept(joined, 16) for joined in (1, 2, 4, 8, 16)] == [8, 8, 16, 16, 32]
+    assert candidates_kept(4096, 256) == 128

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
+from spear_lib.asr.arpa import load_ngram_model
 from spear_lib.asr.model import AsrModel, TransducerConfig
-from spear_lib.asr.ngram import load_ngram_model
 from spear_lib.asr.ngram_training import train_ngram
 from spear_lib.asr.search import greedy_search_batch, modified_beam_search
 from spear_lib.asr.units import CharacterUnits

@@ -147,7 +147,7 @@ def test_a_vanished_result_is_noticed(toy):
 def test_a_damaged_marker_is_noticed(toy):
     toy.succeed()
     (toy.done / "stage-1.json").write_text("{")
-    assert "stage-1.json is damaged" in toy.refuse()
+    assert "stage-1.json is not valid JSON" in toy.refuse()
 
 
 def test_parts_leave_no_marker_until_the_stage_is_closed(toy):

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from spear_lib.data.batch import PADDING
 from spear_lib.data.mixing import (
-    IGNORE,
     MixingConfig,
     add_at,
     draw_delay,
@@ -84,10 +84,10 @@ def test_measured_snr():
 
 def test_ignored_tokens():
     tokens, partner_tokens = Z.astype(np.int64), Z_PARTNER.astype(np.int64)
-    tokens[4:] = IGNORE  # the primary's tail stays unscored
-    partner_tokens[1] = IGNORE  # not a valid frame of the partner
+    tokens[4:] = PADDING  # the primary's tail stays unscored
+    partner_tokens[1] = PADDING  # not a valid frame of the partner
     result = mix_tokens(signal(6, 1), tokens, signal(8, 1, 1), partner_tokens, 0.0, 0, np.zeros((6, 2)))
-    assert result.tokens.tolist() == [[50, 60], [11, 21], [52, 62], [53, 63], [IGNORE] * 2, [IGNORE] * 2]
+    assert result.tokens.tolist() == [[50, 60], [11, 21], [52, 62], [53, 63], [PADDING] * 2, [PADDING] * 2]
 
 
 def test_missing_last_token_of_the_partner_does_not_exist():

@@ -100,20 +100,6 @@ def test_damaged_files_are_named(tmp_path):
         report_data.collect(tmp_path / "data", [], tmp_path)
 
 
-def test_resumed_metrics_count_once_and_a_cut_line_is_dropped(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    records = [
-        {"step": s, "kind": "train", "loss": v} for s, v in ((10, 3.0), (20, 2.0), (10, 3.5), (20, 2.5))
-    ]
-    write_lines(path, records)
-    with path.open("a") as file:
-        file.write('{"step": 30, "kin')
-    assert [(r["step"], r["loss"]) for r in report_data.read_metrics(path)] == [(10, 3.5), (20, 2.5)]
-    path.write_text('{"step"\n{"step": 1}\n')
-    with pytest.raises(ValueError, match="line 1 is not JSON"):
-        report_data.read_metrics(path)
-
-
 def test_short_names_tell_folders_apart(tmp_path):
     same = [tmp_path / "seed0" / "pretrained", tmp_path / "seed1" / "pretrained"]
     assert report_data.short_names(same) == ["seed0/pretrained", "seed1/pretrained"]

@@ -90,6 +90,14 @@ def test_interval_of_identical_utterances_is_a_point():
     assert errors.interval() == (50.0, 50.0)
 
 
+def test_interval_of_few_utterances_stays_a_rate():
+    one_wrong = {"a": "x y", "b": "x y", "c": "x y"}, {"a": "x y", "b": "x y", "c": "x"}
+    low, high = wer.score(*one_wrong).interval()
+    assert low == 0 and high > 30
+    # A quarter of the sets drawn from these two hold no reference word.
+    assert wer.score({"a": "x y", "b": ""}, {"a": "x", "b": "z"}).interval() == (0.0, 100.0)
+
+
 def test_missing_utterance_is_an_error():
     with pytest.raises(ValueError, match=r"1 of 2 utterances of test-clean have no decoding output.*'b'"):
         wer.score({"a": "x", "b": "y"}, {"a": "x"}, name="test-clean")

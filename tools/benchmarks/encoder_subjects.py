@@ -13,10 +13,9 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from spear_lib.encoders.zipformer import SpearEncoder, ZipformerConfig
-from spear_lib.features.fbank import FbankExtractor
+from spear_lib.features.fbank import SAMPLE_RATE, FbankExtractor
 from spear_lib.runtime import keyed_random
 
-SAMPLE_RATE = 16000
 _SIZES = ("mini", "base", "large", "xlarge")
 
 

@@ -3,15 +3,14 @@
     python tools/benchmarks/quantizer.py                          # D 1024, N 16, 5 refinements
     python tools/benchmarks/quantizer.py --frames 64 --rounds 5 --step_frames 0
 
-Subjects: peer (the package), torch and compiled (our two search kernels; the same tokens). All hold the same
-codebooks, as constructed: the worst case for us, since frames settle late with untrained codes. Rounds are
-interleaved in one process, so other work on the machine hits all alike; ratios are formed within each round
-and the median is printed. "CPU" is user + system time of the process, "wall" what a clock shows. Memory is
-the peak resident set of a process that does nothing else (on CUDA: max_memory_allocated), torch and all.
+Subjects: peer (the package) and ours. Both hold the same codebooks, as constructed: the worst case for us,
+since frames settle late with untrained codes. Rounds are interleaved in one process, so other work on the
+machine hits all alike; ratios are formed within each round and the median is printed. "CPU" is user + system
+time of the process, "wall" what a clock shows. Memory is the peak resident set of a process that does nothing
+else (on CUDA: max_memory_allocated), torch and all.
 
-The training step is the reference's, phase one (2N codebooks of 16) or two (N of 256), with one and
-two refinements in turn as the schedule draws them:
-search, losses, gradients, Adam.
+The training step is the reference's, phase one (2N codebooks of 16) or two (N of 256), with one and two
+refinements in turn as the schedule draws them: search, losses, gradients, Adam.
 """
 
 import itertools
@@ -32,7 +31,6 @@ from spear_lib.bin.common import run
 from spear_lib.config import parse
 from spear_lib.quantization import Quantizer
 from spear_lib.quantization.reference_trainer import ReferenceTrainer
-from spear_lib.quantization.search import choose_kernel
 from spear_lib.runtime.log import first_screen
 
 
@@ -70,13 +68,10 @@ def encoders(options: Options, device: torch.device) -> dict[str, Callable[[Tens
     torch.manual_seed(0)
     peer = multi_quantization.Quantizer(options.dim, 256, options.num_codebooks).to(device)
     ours = Quantizer.from_reference(peer.state_dict()).to(device)
-    made = {
+    return {
         "peer": lambda x: peer.encode(x, refine_indexes_iters=options.refinements),
-        "torch": lambda x: ours.encode(x, options.refinements, kernel="torch"),
+        "ours": lambda x: ours.encode(x, options.refinements),
     }
-    if choose_kernel("auto", device)[0] == "compiled":
-        made["compiled"] = lambda x: ours.encode(x, options.refinements, kernel="compiled")
-    return made
 
 
 def trainers(options: Options, phase: int, device: torch.device) -> dict[str, Callable[[Tensor], Any]]:
@@ -104,7 +99,7 @@ def measure(subjects: dict[str, Callable], x: Tensor, rounds: int) -> dict[str, 
     """Wall and CPU seconds of every subject and round; the order turns round by round."""
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in subjects}
     for call in subjects.values():
-        call(x[:8])  # compiles, allocates
+        call(x[:8])  # allocates
     for number in range(rounds):
         for name in list(subjects)[:: 1 if number % 2 == 0 else -1]:
             start, start_cpu = time.perf_counter(), time.process_time()
@@ -157,8 +152,7 @@ def main() -> None:
         encode_once(options, device)
         return
     sizes = f"D {options.dim}, N {options.num_codebooks}, {options.refinements} refinements"
-    kernel = "{} ({})".format(*choose_kernel("auto", device))
-    first_screen("quantiser", {"sizes": sizes, "threads": options.threads, "kernel": kernel})
+    first_screen("quantiser", {"sizes": sizes, "threads": options.threads})
     x = frames_of(options, options.frames, device)
     with torch.no_grad():
         subjects = encoders(options, device)

@@ -25,6 +25,7 @@ from torch import Tensor
 from spear_lib.bin.common import run
 from spear_lib.config import parse
 from spear_lib.quantization import Quantizer, trainer
+from spear_lib.quantization.code_table import CodeTable
 from spear_lib.quantization.embeddings import FrameStream, StoredFrames, statistics
 from spear_lib.quantization.options import QuantizerTrainingOptions
 from spear_lib.quantization.report import code_usage, gaussian_bound
@@ -117,7 +118,7 @@ def train_ours(
         now, now_cpu = time.perf_counter(), time.process_time()
         save(state, path)
         if "centers" in state and "classifier" not in state:
-            table = trainer.search.CodeTable(state["centers"])
+            table = CodeTable(state["centers"])
             h = table.project(held_out)
             codes = trainer.search.refine(table, h, trainer.search.greedy(table, h), 5)
             decoded = table.vectors[codes + table.first_row].sum(dim=1)

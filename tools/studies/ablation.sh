@@ -63,7 +63,7 @@ speech_tokens() {
     quantizers+=${quantizers:+,}$folder
     if [[ -f $folder/quantizer.safetensors ]]; then continue; fi
     case $kind in
-      kmeans*) "$python" -m spear_lib.bin.train_kmeans --kmeans.num_clusters "${kind#kmeans}" --kmeans.normalisation half \
+      kmeans*) "$python" -m spear_lib.bin.train_quantizer --kind kmeans --kmeans.num_clusters "${kind#kmeans}" --kmeans.normalisation half \
         --embeddings "$embeddings" --output_dir "$folder" ;;
       mvq*) "$python" -m spear_lib.bin.train_quantizer --config "conf/quantizer/$conf.yaml" \
         --training.num_codebooks "${kind#mvq}" --embeddings "$embeddings" --output_dir "$folder" ;;

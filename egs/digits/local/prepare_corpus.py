@@ -28,8 +28,8 @@ import soundfile
 from scipy.signal import resample_poly
 
 from spear_lib.bin.common import run
-from spear_lib.data.audio import SAMPLE_RATE
 from spear_lib.data.manifests import atomic_file
+from spear_lib.features.fbank import SAMPLE_RATE
 from spear_lib.runtime import keyed_random
 
 logger = logging.getLogger("prepare_corpus")

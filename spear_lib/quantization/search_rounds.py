@@ -1,8 +1,6 @@
-"""The refinement search in plain PyTorch, on any device (ours; search.py explains the mathematics).
+"""The rounds of the refinement search, on any device (ours; search.py explains the mathematics).
 
 Legend: as in search.py; J candidates of a group of codebooks, L codebooks in a group.
-
-Every sum is written as a chain of two-term additions, which the compiled kernel repeats in the same order.
 """
 
 from dataclasses import dataclass
@@ -11,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from spear_lib.quantization.search import CodeTable, candidates_kept
+from spear_lib.quantization.code_table import CodeTable, candidates_kept
 
 
 @dataclass
