@@ -216,7 +216,7 @@ def benchmark(
     )
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -231,7 +231,7 @@ def main() -> None:
         help="audio-seconds per second that one GPU trains on; default: what pretrain --dry_run estimates "
         "for Base on an H100",
     )
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)

@@ -120,8 +120,8 @@ def memory_in_a_process(subject: str) -> float:
     return float(done.stdout)
 
 
-def main() -> None:
-    options = parse(Options, prog="python tools/benchmark_loss_head.py", description=__doc__)
+def main(argv: list[str] | None = None) -> None:
+    options = parse(Options, argv, prog="python tools/benchmark_loss_head.py", description=__doc__)
     torch.set_num_threads(options.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if options.measure:

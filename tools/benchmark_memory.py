@@ -162,8 +162,8 @@ def measured(options: Options, size: str) -> dict[str, float]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def main() -> None:
-    options = parse(Options, prog="python tools/benchmark_memory.py", description=__doc__)
+def main(argv: list[str] | None = None) -> None:
+    options = parse(Options, argv, prog="python tools/benchmark_memory.py", description=__doc__)
     facts = {
         "batch": f"{options.utterances} utterances of {options.seconds:g} s, {options.precision}",
         "checkpointed": options.checkpointed,

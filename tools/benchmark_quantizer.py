@@ -143,8 +143,8 @@ def encode_once(options: Options, device: torch.device) -> None:
         print(next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:")))
 
 
-def main() -> None:
-    options = parse(Options, prog="python tools/benchmark_quantizer.py", description=__doc__)
+def main(argv: list[str] | None = None) -> None:
+    options = parse(Options, argv, prog="python tools/benchmark_quantizer.py", description=__doc__)
     torch.set_num_threads(options.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if options.measure:

@@ -146,7 +146,7 @@ def compare(name: str, simple, batched, rounds: int, device: str) -> float:
     return ratio
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
@@ -158,7 +158,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=512, help="channels of encoder, decoder and joiner")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cpu")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     encoder_out, lengths = make_batch(
         arguments.utterances, arguments.seconds, arguments.width, arguments.device
     )

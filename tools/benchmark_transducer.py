@@ -172,7 +172,7 @@ def memory_in_a_process(name: str) -> int:
     return int(json.loads(output.splitlines()[-1]))
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--peer", choices=["auto", "k2", "autograd"], default="auto")
     parser.add_argument("--utterances", type=int, default=8, help="B")
@@ -182,7 +182,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=int(os.environ.get("OMP_NUM_THREADS", "2")))
     parser.add_argument("--memory-of", default="", help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
     if options.memory_of:
         print(json.dumps(measure_memory(options.memory_of, options)))

@@ -104,11 +104,11 @@ def difference(name: str, ours_value, theirs_value) -> float:
     return float(gap.max()) if gap.numel() else 0.0
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--batches", type=int, default=200, help="random batches per lattice type")
     parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     try:
         import k2
     except ImportError as error:

@@ -1,8 +1,6 @@
 """Recognise sets of cuts with a fine-tuned model and score them (stage 13)."""
 
 import logging
-import shlex
-import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from spear_lib.asr.searcher import SearchConfig, Searcher
-from spear_lib.bin.common import commit, first_screen, run
+from spear_lib.bin.common import command_line, commit, first_screen, run
 from spear_lib.config import parse, to_dict
 from spear_lib.data.manifests import Manifest
 from spear_lib.evaluation.decoding import build_model, load_weights, model_units, recognise, write_recognised
@@ -70,9 +68,10 @@ def named_sets(cuts: list[str]) -> dict[str, Path]:
     return sets
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     options = parse(
         DecodeOptions,
+        argv,
         prog="python -m spear_lib.bin.decode",
         description="Recognise sets of cuts with a fine-tuned model and compute word error rates.",
     )
@@ -126,7 +125,7 @@ def main() -> None:
                 **weights.provenance,
                 "units_id": units.id,
                 "options": to_dict(options),
-                "command": shlex.join(["python", "-m", "spear_lib.bin.decode", *sys.argv[1:]]),
+                "command": command_line("spear_lib.bin.decode", argv),
                 "code": commit(),
             },
         )

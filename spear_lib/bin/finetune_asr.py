@@ -38,9 +38,10 @@ class FinetuneOptions(FinetuningOptions):
     """The heads: transducer, CTC or both."""
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     options = parse(
         FinetuneOptions,
+        argv,
         prog="python -m spear_lib.bin.finetune_asr",
         description="Fine-tune an encoder for speech recognition (torchrun starts several processes).",
     )

@@ -72,8 +72,8 @@ class PretrainOptions:
             )
 
 
-def main() -> None:
-    options = parse(PretrainOptions, prog="python -m spear_lib.bin.pretrain", description=__doc__)
+def main(argv: list[str] | None = None) -> None:
+    options = parse(PretrainOptions, argv, prog="python -m spear_lib.bin.pretrain", description=__doc__)
     if options.dry_run:
         first_screen("Plan of a pre-training run; nothing is trained", plan_lines(options))
         return

@@ -4,8 +4,6 @@ What is probed follows from the labels of the cuts: words and speakers of speech
 """
 
 import logging
-import shlex
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +11,7 @@ import numpy as np
 import torch
 
 from spear_lib import keyed_random
-from spear_lib.bin.common import commit, first_screen, run
+from spear_lib.bin.common import command_line, commit, first_screen, run
 from spear_lib.config import parse, to_dict
 from spear_lib.evaluation.probe_cuts import read_cuts
 from spear_lib.evaluation.probe_features import encoder_features, log_mel_features
@@ -66,9 +64,10 @@ def random_encoder(encoder: Encoder, seed: int) -> Encoder:
     return load_encoder(encoder.config)
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     options = parse(
         ProbeOptions,
+        argv,
         prog="python -m spear_lib.bin.probe",
         description="Linear probes of frozen features, against log-mel features and random weights.",
     )
@@ -121,7 +120,7 @@ def main() -> None:
             "num_labels": {kind: len(labels) for kind, labels in probes.chosen.items()},
             "num_cuts": [len(part) for part in probes.sets],
             "options": to_dict(options),
-            "command": shlex.join(["python", "-m", "spear_lib.bin.probe", *sys.argv[1:]]),
+            "command": command_line("spear_lib.bin.probe", argv),
             "code": commit(),
         },
     )
