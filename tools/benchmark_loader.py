@@ -19,7 +19,6 @@ import argparse
 import logging
 import os
 import statistics
-import sys
 import tempfile
 import time
 import warnings
@@ -35,8 +34,6 @@ from lhotse.dataset.collation import collate_custom_field
 from lhotse.dataset.cut_transforms import CutMix
 from lhotse.features.io import NumpyHdf5Writer
 from torch.utils.data import DataLoader
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from spear_lib.data.features import FbankExtractor
 from spear_lib.data.manifests import save_cuts

@@ -14,13 +14,9 @@ and joiner 512 wide), made to write a few units per second. The searches alterna
 import argparse
 import math
 import statistics
-import sys
 import time
-from pathlib import Path
 
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from spear_lib.asr.ctc_search import ctc_prefix_beam_search
 from spear_lib.asr.model import AsrModel, TransducerConfig

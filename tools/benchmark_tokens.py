@@ -30,8 +30,6 @@ import torch
 from lhotse import MonoCut, Recording
 from lhotse.audio import AudioSource
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 from spear_lib.bin import check_tokens
 from spear_lib.data import decoding
 from spear_lib.data.manifests import Manifest, save_cuts

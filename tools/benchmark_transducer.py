@@ -33,8 +33,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # CPU time must not count t
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # k2's environment does not have us installed
-
 import spear_lib.transducer as ours
 
 _FAR = -1e30  # for -inf, where autograd of logaddexp would be NaN
@@ -165,9 +163,9 @@ def measure_memory(name: str, options) -> int:
     return resident("VmHWM") - before
 
 
-def memory_in_a_process(name: str) -> int:
+def memory_in_a_process(name: str, argv: list[str] | None) -> int:
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
-    command = [sys.executable, __file__, *sys.argv[1:], "--memory-of", name]
+    command = [sys.executable, __file__, *(sys.argv[1:] if argv is None else argv), "--memory-of", name]
     output = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
     return int(json.loads(output.splitlines()[-1]))
 
@@ -210,7 +208,7 @@ def main(argv: list[str] | None = None) -> int:
             wall, cpu = time.perf_counter(), time.process_time()
             step(libraries[name], data)
             seconds[name].append((time.process_time() - cpu, time.perf_counter() - wall))
-    memory = {name: memory_in_a_process(name) for name in names}
+    memory = {name: memory_in_a_process(name, argv) for name in names}
     for name in names:
         cpu, wall = (1e3 * statistics.median(column) for column in zip(*seconds[name]))
         print(f"  {name:9s} loss {losses[name]:.2f}  CPU {cpu:.0f} ms  wall {wall:.0f} ms  "

@@ -1,16 +1,12 @@
 """What the benchmark and the profile run: our encoders and WavLM, each with its input and its step."""
 
 import dataclasses
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from spear_lib import keyed_random
 from spear_lib.data.features import SAMPLE_RATE, FbankExtractor

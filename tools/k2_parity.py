@@ -11,13 +11,10 @@ limit; status 1 if a limit is passed. Needs nothing but torch and k2.
 import argparse
 import collections
 import sys
-from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-import spear_lib.transducer as ours  # the checkout is not installed there
+import spear_lib.transducer as ours
 
 # Largest absolute difference allowed, of losses relative to max(1, |loss|). k2 computes the delay penalty in
 # float32 whatever the input is, so float64 with a penalty has a limit of its own.
