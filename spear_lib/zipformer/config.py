@@ -1,6 +1,6 @@
 """Shape and training behaviour of the SPEAR Zipformer encoder."""
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 _PER_STACK = (
     "downsampling_factor",
@@ -180,8 +180,3 @@ class ZipformerConfig:
             cnn_module_kernel=(31, 15, 31),
         )
         return replace(mini, **changes)
-
-
-def config_field_names() -> list[str]:
-    """Names of all configuration fields."""
-    return [field.name for field in fields(ZipformerConfig)]
