@@ -58,12 +58,12 @@ def package_problems(requirements: str) -> list[str]:
     return problems
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, default=Path("."), help="where the data would be written")
     parser.add_argument("--no-disk", action="store_true", help="do not ask for free space")
     parser.add_argument("--packages", action="store_true", help="compare with requirements.txt")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     problems = [python_problem(sys.version_info[:2])]
     if not arguments.no_disk:
         problems.append(disk_problem(shutil.disk_usage(arguments.folder).free, arguments.folder.resolve()))

@@ -131,9 +131,9 @@ def is_complete(output: Path, options) -> bool:
     return True
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Entry point."""
-    arguments = parse_arguments()
+    arguments = parse_arguments(argv)
     options = options_of(arguments)
     if is_complete(arguments.output, options):
         logger.info("%s is there already, made with the same options: nothing to do", arguments.output)

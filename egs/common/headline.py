@@ -21,11 +21,12 @@ def headline(report: dict[str, Any], folder: Path) -> list[str]:
     return [*lines, f"report: {(folder / 'report.html').resolve()} (opens in a browser, offline)"]
 
 
-def main() -> int:
-    if len(sys.argv) != 2:
+def main(argv: list[str] | None = None) -> int:
+    arguments = sys.argv[1:] if argv is None else argv
+    if len(arguments) != 1:
         print("usage: headline.py EXP_DIR", file=sys.stderr)
         return 2
-    folder = Path(sys.argv[1]) / "report"
+    folder = Path(arguments[0]) / "report"
     try:
         report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -247,7 +247,7 @@ def write(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("verb", choices=["check", "write"])
     parser.add_argument("--number", type=int, required=True)
@@ -262,7 +262,7 @@ def main() -> int:
     parser.add_argument("--part", default="")
     parser.add_argument("--metrics", default="")
     parser.add_argument("--started", type=float, default=0.0)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     try:
         return check(arguments) if arguments.verb == "check" else write(arguments)
     except Refused as refusal:

@@ -27,9 +27,9 @@ def children(parent: int) -> list[int]:
     return [int(pid) for pid, its_parent in pairs if int(its_parent) == parent]
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
     """The status of the training."""
-    note, *command = sys.argv[1:]
+    note, *command = sys.argv[1:] if argv is None else argv
     # Signals for the group of this process must not reach torchrun as well.
     launcher = subprocess.Popen(
         command, env={**os.environ, "SPEAR_INTERRUPTED_NOTE": note}, start_new_session=True

@@ -123,8 +123,8 @@ class WordErrors:
 
         Words of an utterance share its speaker and its noise, so words are not independent draws; utterances
         nearly are. Speakers are not resampled: with few speakers the interval is too narrow for "another
-        set of voices". As in Kaldi: mean of the resampled rates and 1.96 standard deviations
-        to each side, cut off at 0.
+        set of voices". As in Kaldi: mean of the resampled rates and 1.96 standard deviations to
+        each side, cut off at 0.
 
         Args:
           draws: number of resampled sets.

@@ -58,8 +58,8 @@ class Options:
     """Of the choice of speakers and of the picture (paper: 42)."""
 
 
-def main() -> None:
-    options = parse(Options, prog="python -m spear_lib.bin.analyse_tokens", description=__doc__)
+def main(argv: list[str] | None = None) -> None:
+    options = parse(Options, argv, prog="python -m spear_lib.bin.analyse_tokens", description=__doc__)
     tokenisers = named({path: load_tokeniser(path) for path in options.tokenisers})
     teachers = {each.provenance["teacher"]["teacher_id"] for each in tokenisers.values()}
     if len(teachers) > 1:

@@ -39,8 +39,10 @@ class AverageOptions:
     weights."""
 
 
-def main() -> None:
-    options = parse(AverageOptions, prog="python -m spear_lib.bin.average_checkpoints", description=__doc__)
+def main(argv: list[str] | None = None) -> None:
+    options = parse(
+        AverageOptions, argv, prog="python -m spear_lib.bin.average_checkpoints", description=__doc__
+    )
     first_screen(
         "Averaging checkpoints",
         {"of": options.experiment_dir, "method": options.method, "writes to": options.output},

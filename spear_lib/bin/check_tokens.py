@@ -101,8 +101,8 @@ def check_store(store: str, manifest: Manifest, reader: TokenStoreReader, limit:
     return gaps
 
 
-def main() -> None:
-    options = parse(Options, prog="python -m spear_lib.bin.check_tokens", description=__doc__)
+def main(argv: list[str] | None = None) -> None:
+    options = parse(Options, argv, prog="python -m spear_lib.bin.check_tokens", description=__doc__)
     manifest = Manifest(resolve_manifests(options.cuts))
     refuse_same_audio(manifest)
     readers = {store: TokenStoreReader(store) for store in as_list(options.store)}

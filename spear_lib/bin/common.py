@@ -3,6 +3,8 @@
 import json
 import os
 import resource
+import shlex
+import subprocess
 import sys
 import time
 import traceback
@@ -45,6 +47,11 @@ def run(main: Callable[[], None]) -> None:
 def as_list(value: str | list[str]) -> list[str]:
     """An option that takes one value or several, as a list."""
     return [value] if isinstance(value, str) else list(value)
+
+
+def command_line(module: str, argv: list[str] | None) -> str:
+    """The command as one types it; ``argv``: what its ``main`` was given, None: the process's own."""
+    return shlex.join(["python", "-m", module, *(sys.argv[1:] if argv is None else argv)])
 
 
 def peak_memory_mb() -> float:

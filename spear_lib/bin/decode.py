@@ -1,8 +1,6 @@
 """Recognise sets of cuts with a fine-tuned model and score them (stage 13)."""
 
 import logging
-import shlex
-import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +12,8 @@ from spear_lib.asr.searcher import SearchConfig, Searcher
 from spear_lib.asr.tuning import TuneConfig, choose_search
 from spear_lib.asr.wer import score, write_errors
 from spear_lib.bin.common import run
+from spear_lib.bin.common import command_line, run
+from spear_lib.runtime.log import commit, first_screen
 from spear_lib.config import parse, to_dict
 from spear_lib.data.manifests import Manifest, named_sets
 from spear_lib.data.references import references
@@ -51,9 +51,10 @@ class DecodeOptions:
     """Choosing weights of the search on one of the sets (never a test set) before the others."""
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     options = parse(
         DecodeOptions,
+        argv,
         prog="python -m spear_lib.bin.decode",
         description="Recognise sets of cuts with a fine-tuned model and compute word error rates.",
     )
@@ -107,7 +108,7 @@ def main() -> None:
                 **weights.provenance,
                 "units_id": units.id,
                 "options": to_dict(options),
-                "command": shlex.join(["python", "-m", "spear_lib.bin.decode", *sys.argv[1:]]),
+                "command": command_line("spear_lib.bin.decode", argv),
                 "code": commit(),
             },
         )

@@ -105,8 +105,8 @@ def open_fields(
     return fields
 
 
-def main() -> None:
-    options = parse(Options, prog="python -m spear_lib.bin.dump_tokens", description=__doc__)
+def main(argv: list[str] | None = None) -> None:
+    options = parse(Options, argv, prog="python -m spear_lib.bin.dump_tokens", description=__doc__)
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     device = choose_device("auto", int(os.environ.get("LOCAL_RANK", "0")))
     manifest = Manifest(resolve_manifests(options.cuts))

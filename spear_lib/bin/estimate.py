@@ -112,8 +112,8 @@ def size(num_bytes: float) -> str:
     return f"{num_bytes / 1e3:.3g} kB"
 
 
-def main() -> None:
-    options = parse(Options, prog="python -m spear_lib.bin.estimate", description=__doc__)
+def main(argv: list[str] | None = None) -> None:
+    options = parse(Options, argv, prog="python -m spear_lib.bin.estimate", description=__doc__)
     teacher = TeacherOptions(
         options.teacher,
         options.teacher_path,

@@ -1,13 +1,14 @@
 """Tag sets of clips with a fine-tuned model and score them (stage 13 of recipes of sounds)."""
 
 import logging
-import shlex
-import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from spear_lib.bin.common import run
+from spear_lib.bin.common import command_line, run
+from spear_lib.runtime.log import commit, first_screen
+from spear_lib.data.manifests import named_sets
 from spear_lib.config import parse, to_dict
 from spear_lib.data.manifests import Manifest, named_sets
 from spear_lib.data.problems import Problems
@@ -46,9 +47,10 @@ class EvaluateTaggingOptions:
     """How frames become events."""
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     options = parse(
         EvaluateTaggingOptions,
+        argv,
         prog="python -m spear_lib.bin.evaluate_tagging",
         description="Tag sets of clips with a fine-tuned model and compute mean average precisions.",
     )
@@ -91,7 +93,7 @@ def main() -> None:
                 "seconds": round(seconds, 1),
                 **tagger.provenance,
                 "options": to_dict(options),
-                "command": shlex.join(["python", "-m", "spear_lib.bin.evaluate_tagging", *sys.argv[1:]]),
+                "command": command_line("spear_lib.bin.evaluate_tagging", argv),
                 "code": commit(),
             },
         )

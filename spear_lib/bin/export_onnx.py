@@ -34,8 +34,8 @@ class ExportOptions:
     """Also write encoder.int8.onnx and joiner.int8.onnx, whose weights have 8 bits."""
 
 
-def main() -> None:
-    options = parse(ExportOptions, prog="python -m spear_lib.bin.export_onnx", description=__doc__)
+def main(argv: list[str] | None = None) -> None:
+    options = parse(ExportOptions, argv, prog="python -m spear_lib.bin.export_onnx", description=__doc__)
     if bool(options.experiment_dir) == bool(options.encoder):
         raise ValueError("give either experiment_dir (a fine-tuned transducer) or encoder (an encoder alone)")
     first_screen(

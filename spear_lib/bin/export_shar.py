@@ -33,8 +33,8 @@ class Options:
     """Cuts per archive."""
 
 
-def main() -> None:
-    options = parse(Options, prog="python -m spear_lib.bin.export_shar", description=__doc__)
+def main(argv: list[str] | None = None) -> None:
+    options = parse(Options, argv, prog="python -m spear_lib.bin.export_shar", description=__doc__)
     manifest = Manifest(resolve_manifests(options.cuts))
     custom = manifest[0].custom or {}
     fields = [options.fields] if isinstance(options.fields, str) else list(options.fields)

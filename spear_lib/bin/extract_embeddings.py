@@ -67,8 +67,8 @@ class Options:
         )
 
 
-def main() -> None:
-    options = parse(Options, prog="python -m spear_lib.bin.extract_embeddings", description=__doc__)
+def main(argv: list[str] | None = None) -> None:
+    options = parse(Options, argv, prog="python -m spear_lib.bin.extract_embeddings", description=__doc__)
     teacher = options.of_teacher().create()
     teacher.to(choose_device("auto"))
     manifest = Manifest(resolve_manifests(options.cuts))

@@ -21,9 +21,10 @@ from spear_lib.training.finetuning import (
 from spear_lib.training.loop import train
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     options = parse(
         FinetuneOptions,
+        argv,
         prog="python -m spear_lib.bin.finetune_asr",
         description="Fine-tune an encoder for speech recognition (torchrun starts several processes).",
     )

@@ -33,9 +33,10 @@ def describe_sampling(data: TaggingData) -> str:
     return f"{sampling}; mixup with {config.mixup.probability:g}, noise with {noise:g} of them"
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     options = parse(
         FinetuneTaggingOptions,
+        argv,
         prog="python -m spear_lib.bin.finetune_tagging",
         description="Fine-tune an encoder for audio tagging (torchrun starts several processes).",
     )

@@ -32,8 +32,8 @@ from spear_lib.training.loop import train
 logger = logging.getLogger(__name__)
 
 
-def main() -> None:
-    options = parse(PretrainOptions, prog="python -m spear_lib.bin.pretrain", description=__doc__)
+def main(argv: list[str] | None = None) -> None:
+    options = parse(PretrainOptions, argv, prog="python -m spear_lib.bin.pretrain", description=__doc__)
     if options.dry_run:
         first_screen("Plan of a pre-training run; nothing is trained", plan_lines(options))
         return

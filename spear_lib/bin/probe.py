@@ -4,8 +4,6 @@ What is probed follows from the labels of the cuts: words and speakers of speech
 """
 
 import logging
-import shlex
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +11,9 @@ import numpy as np
 import torch
 
 from spear_lib.bin.common import run
+from spear_lib.runtime import keyed_random
+from spear_lib.bin.common import command_line, run
+from spear_lib.runtime.log import commit, first_screen
 from spear_lib.config import parse, to_dict
 from spear_lib.encoders import load_encoder
 from spear_lib.encoders.kinds import Encoder
@@ -67,9 +68,10 @@ def random_encoder(encoder: Encoder, seed: int) -> Encoder:
     return load_encoder(encoder.config)
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     options = parse(
         ProbeOptions,
+        argv,
         prog="python -m spear_lib.bin.probe",
         description="Linear probes of frozen features, against log-mel features and random weights.",
     )
@@ -122,7 +124,7 @@ def main() -> None:
             "num_labels": {kind: len(labels) for kind, labels in probes.chosen.items()},
             "num_cuts": [len(part) for part in probes.sets],
             "options": to_dict(options),
-            "command": shlex.join(["python", "-m", "spear_lib.bin.probe", *sys.argv[1:]]),
+            "command": command_line("spear_lib.bin.probe", argv),
             "code": commit(),
         },
     )

@@ -28,9 +28,10 @@ class ReportOptions:
     """Heading."""
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     options = parse(
         ReportOptions,
+        argv,
         prog="python -m spear_lib.bin.report",
         description="Write report.md, report.html and report.json from what the stages left behind.",
     )

@@ -34,9 +34,10 @@ class SelectOptions:
             raise ValueError(f"hours is {self.hours:g} and ids {self.ids!r}: give one of them")
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     options = parse(
         SelectOptions,
+        argv,
         prog="python -m spear_lib.bin.select_cuts",
         description="Choose a part of a labelled set: so many hours over all speakers, or listed utterances.",
     )

@@ -2,14 +2,14 @@
 
 import json
 import logging
-import shlex
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from spear_lib.bin.common import run
+from spear_lib.bin.common import command_line, run
+from spear_lib.runtime.log import commit, first_screen
 from spear_lib.config import parse, positional
 from spear_lib.data.audio_files import find_audio, result_names
 from spear_lib.data.audio_windows import WindowConfig
@@ -77,9 +77,10 @@ def results(tagger: Tagger, file: TaggedFile, top: int, events: EventConfig) -> 
     }
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     options = parse(
         TagOptions,
+        argv,
         prog="python -m spear_lib.bin.tag",
         description="Say what is heard in audio files: any rate, any number of channels, any length.",
     )
@@ -89,7 +90,7 @@ def main() -> None:
     facts = {
         **tagger.provenance,
         "code": commit(),
-        "command": shlex.join(["python", "-m", "spear_lib.bin.tag", *sys.argv[1:]]),
+        "command": command_line("spear_lib.bin.tag", argv),
     }
     first_screen(
         "Tagging",

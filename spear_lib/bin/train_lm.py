@@ -61,9 +61,10 @@ def sentences_of(cuts: list[str], text: list[str]) -> Iterator[list[str]]:
                 yield line.split()
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     options = parse(
         LmOptions,
+        argv,
         prog="python -m spear_lib.bin.train_lm",
         description="Train a word n-gram for decoding on transcripts or text, or compile an ARPA file.",
     )

@@ -28,9 +28,10 @@ class UnitsOptions:
     """Number of BPE units, blank and special units included (paper: 500)."""
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     options = parse(
         UnitsOptions,
+        argv,
         prog="python -m spear_lib.bin.train_units",
         description="Train BPE units on the transcripts of cuts.",
     )

@@ -1,8 +1,6 @@
 """Write down what is said in audio files: any rate, any number of channels, any length."""
 
 import logging
-import shlex
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,9 @@ from spear_lib.asr.searcher import SearchConfig, Searcher
 from spear_lib.asr.transcription import Recogniser, Transcript, transcribe
 from spear_lib.asr.units import units_of
 from spear_lib.bin.common import run
+from spear_lib.bin.common import command_line, run
+from spear_lib.runtime.log import commit, first_screen
+from spear_lib.bin.finetune_asr import load_units
 from spear_lib.config import parse, positional
 from spear_lib.data.audio_files import find_audio, result_names
 from spear_lib.data.audio_windows import WindowConfig
@@ -70,9 +71,10 @@ def write_results(folder: Path, name: str, transcript: Transcript, facts: dict[s
     write_json(folder / f"{name}.json", {**transcript.to_dict(), **facts})
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     options = parse(
         TranscribeOptions,
+        argv,
         prog="python -m spear_lib.bin.transcribe",
         description="Write down what is said in audio files: any rate, any number of channels, any length.",
     )
@@ -94,7 +96,7 @@ def main() -> None:
     facts = {
         **provenance,
         "code": commit(),
-        "command": shlex.join(["python", "-m", "spear_lib.bin.transcribe", *sys.argv[1:]]),
+        "command": command_line("spear_lib.bin.transcribe", argv),
     }
     transcripts = transcribe(Recogniser(searcher, device), files, windows)
     bad, seconds = [], 0.0

@@ -62,7 +62,7 @@ def prepare_noise(musan: Path, output: Path, max_bad_fraction: float = 0.01) -> 
     logger.info("%d cuts, %.2f h of noise", len(kept), sum(cut.duration for cut in kept) / 3600)
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Stage 2: cuts of at most 10 s of MUSAN (noise, music, speech), to be mixed into the training audio."""
     parser = argparse.ArgumentParser(
         description=main.__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
@@ -72,5 +72,5 @@ def main() -> None:
     parser.add_argument(
         "--max-bad-fraction", type=float, default=0.01, help="of the recordings, to be skipped"
     )
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     prepare_noise(arguments.corpus_dir / "musan", arguments.output, arguments.max_bad_fraction)

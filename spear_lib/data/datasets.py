@@ -203,8 +203,7 @@ class CutData:
         if not 0 <= start_batch <= total:
             raise ValueError(
                 f"epoch {epoch} has {total} batches, cannot start at batch {start_batch}: were the manifests "
-                f"or "
-                "batch_seconds changed since the checkpoint?"
+                "or batch_seconds changed since the checkpoint?"
             )
         works = _EpochWorks(self.sampler, self.cut_numbers, epoch, start_batch)
         loading = self.loading
@@ -226,8 +225,7 @@ class CutData:
             raise RuntimeError(
                 f"{len(self.problems)} of {self.num_cuts} cuts cannot be used, more than the {allowed} that "
                 f"max_bad_fraction = {self.loading.max_bad_fraction} allows. {shown}. Repair or remove these "
-                f"cuts "
-                "(validate the manifests again), or raise max_bad_fraction"
+                "cuts (validate the manifests again), or raise max_bad_fraction"
             )
         if not len(batch):
             raise RuntimeError(

@@ -17,8 +17,7 @@ class Problems:
 
     Args:
       total: how many items there are in all, where that is known: the limit is then a number of items,
-      whatever
-        was seen so far.
+        whatever was seen so far.
     """
 
     def __init__(self, max_bad_fraction: float = 0.01, what: str = "recordings", total: int | None = None):

@@ -127,8 +127,7 @@ class FbankExtractor(nn.Module):
         if waveforms.dim() != 2 or not waveforms.is_floating_point():
             raise ValueError(
                 f"fbank wants float waveforms of shape (B, N), got {waveforms.dtype} "
-                f"{tuple(waveforms.shape)}; "
-                "divide 16-bit integers by 32768 and add a batch dimension"
+                f"{tuple(waveforms.shape)}; divide 16-bit integers by 32768 and add a batch dimension"
             )
         if num_samples.shape != waveforms.shape[:1]:
             raise ValueError(

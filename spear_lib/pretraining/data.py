@@ -55,8 +55,7 @@ class PretrainingExamples(Examples):
         if quantizer_ids and len(quantizer_ids) != len(token_fields):
             raise ValueError(
                 f"quantizer_ids has {len(quantizer_ids)} entries for {len(token_fields)} token_fields: give "
-                f"one id "
-                "per field, or none"
+                "one id per field, or none"
             )
         self.masking = masking
         self.token_fields, self.quantizer_ids = token_fields, quantizer_ids
@@ -194,8 +193,7 @@ class PretrainingData(CutData):
       config: what to load.
       seed, rank, world_size: of the run, this process, and the number of processes.
       training: False for validation: fixed order, no mixing, masks keyed by the cut alone (switch
-      masking.enabled
-        off for an unmasked validation).
+        masking.enabled off for an unmasked validation).
       cuts: manifests to use instead of ``config.train_cuts``, for validation sets.
       needed_fields: domain ("speech", "audio") -> the token fields that its cuts must carry; all of them by
         default.

@@ -113,8 +113,7 @@ class Quantizer(nn.Module):
         if quantizer.id != facts["id"]:
             raise ValueError(
                 f"{path}: the tensors hash to {quantizer.id} but the file says id {facts['id']}; the file "
-                f"was changed "
-                "or damaged, restore it or train the quantiser again"
+                "was changed or damaged, restore it or train the quantiser again"
             )
         return quantizer
 
@@ -312,8 +311,7 @@ class Quantizer(nn.Module):
         if self.num_codebooks % 2 or self.codebook_size**2 > 256:
             raise ValueError(
                 f"a product quantiser needs an even number of codebooks and at most 16 entries each; this "
-                f"one has "
-                f"{self.num_codebooks} of {self.codebook_size}"
+                f"one has {self.num_codebooks} of {self.codebook_size}"
             )
         size = self.codebook_size
         result = Quantizer(self.dim, self.num_codebooks // 2, size**2)

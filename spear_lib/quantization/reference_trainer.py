@@ -45,8 +45,7 @@ class ReferenceTrainer:
         if min(phase_one_steps, phase_two_steps) < 4:
             raise ValueError(
                 f"phases of {phase_one_steps} and {phase_two_steps} steps are too short: the learning rate "
-                f"falls in "
-                "four parts, so each phase needs at least 4"
+                "falls in four parts, so each phase needs at least 4"
             )
         self.quantizer, self.world = quantizer, world or World()
         self.phase_steps = (phase_one_steps, phase_two_steps)

@@ -74,8 +74,7 @@ def read_quantizer(path: str | Path, kind: str = "") -> tuple[dict[str, Tensor],
     if facts.get("format") != FORMAT:
         raise ValueError(
             f"{source} is not a quantiser of this library (format {facts.get('format')!r}, expected "
-            f"{FORMAT!r}); "
-            "files of the multi_quantization package are read by Quantizer.from_reference"
+            f"{FORMAT!r}); files of the multi_quantization package are read by Quantizer.from_reference"
         )
     facts.setdefault("kind", "mvq")  # files from before there was another
     if kind and facts["kind"] != kind:

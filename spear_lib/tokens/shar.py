@@ -37,8 +37,7 @@ def export_shar(
       cuts: whole cuts or windows of them.
       fields: token fields to write; other data of the cuts is left out.
       audio: flac or wav: the samples of each cut travel too, and it starts at 0 of them; empty: the cuts go
-      on
-        pointing to their recordings.
+        on pointing to their recordings.
       shard_cuts: cuts per archive.
 
     Returns:
@@ -46,8 +45,7 @@ def export_shar(
 
     Raises:
       ValueError: a folder that holds archives already, an unknown audio format, a cut without usable tokens,
-      or
-        without a single channel where audio is wanted.
+        or without a single channel where audio is wanted.
     """
     folder = Path(folder)
     if audio not in AUDIO_FORMATS:

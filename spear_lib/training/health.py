@@ -54,8 +54,7 @@ class LossGuard:
                     f"The batch is saved in {path} (torch.load reads it; 'ids' names its cuts). Look at "
                     "those cuts "
                     "for damaged audio; if they are sound, lower the learning rate or use a wider number "
-                    "format, "
-                    "and run again: training resumes from the last checkpoint"
+                    "format, and run again: training resumes from the last checkpoint"
                 )
 
 

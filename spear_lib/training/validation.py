@@ -61,7 +61,7 @@ class ProbeReports:
 
     def __init__(self, probe: Probe | None, metrics: MetricsLog, world: World) -> None:
         self.probe, self.metrics, self.world = probe if probe else None, metrics, world
-        self._validations, self._spent = 0, 0.0
+        self._spent = 0.0
         self._seconds_before: float | None = None
 
     def due(self, validation: int) -> bool:

@@ -1,6 +1,5 @@
 """What several test files of this folder share and is too dear to make twice."""
 
-import sys
 from pathlib import Path
 
 import pytest
@@ -51,9 +50,7 @@ def trained_toy(tmp_path_factory) -> dict[str, Path]:
     }
     path = folder / "finetune.yaml"
     path.write_text(yaml.safe_dump(config))
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(sys, "argv", ["finetune_asr", "--config", str(path)])
-        finetune_asr.main()
+    finetune_asr.main(["--config", str(path)])
     return {"experiment": folder / "experiment", "cuts": cuts, "folder": folder / "audio"}
 
 

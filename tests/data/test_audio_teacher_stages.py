@@ -1,7 +1,5 @@
 """Stages 3 to 6 as commands with Dasheng and ATST-Frame checkpoints, long and silent recordings included."""
 
-import sys
-
 import numpy as np
 import pytest
 import soundfile
@@ -38,10 +36,9 @@ def corpus(tmp_path_factory):
     return folder
 
 
-def call(module, monkeypatch, **options) -> None:
+def call(module, **options) -> None:
     arguments = [text for name, value in options.items() for text in (f"--{name}", str(value))]
-    monkeypatch.setattr(sys, "argv", [module.__name__, *arguments])
-    module.main()
+    module.main(list(arguments))
 
 
 @pytest.mark.parametrize(
@@ -51,16 +48,16 @@ def call(module, monkeypatch, **options) -> None:
         ("atst_frame", save_atst_checkpoint, "atst_frame_l2"),
     ],
 )
-def test_stages_3_to_6(corpus, tmp_path, monkeypatch, name, save, prefix):
+def test_stages_3_to_6(corpus, tmp_path, name, save, prefix):
     checkpoint = save(tmp_path / "weights.pt")
     cuts, config = corpus / "cuts.jsonl.gz", corpus / "quantizer.yaml"
     embeddings, quantizer, store = tmp_path / "embeddings", tmp_path / "quantizer", tmp_path / "tokens"
     options = {"teacher": name, "teacher_path": checkpoint}
-    call(extract_embeddings, monkeypatch, config=config, cuts=cuts, output_dir=embeddings, **options)
-    call(train_quantizer, monkeypatch, config=config, embeddings=embeddings, output_dir=quantizer)
-    call(dump_tokens, monkeypatch, cuts=cuts, quantizer=quantizer, output_dir=store)
+    call(extract_embeddings, config=config, cuts=cuts, output_dir=embeddings, **options)
+    call(train_quantizer, config=config, embeddings=embeddings, output_dir=quantizer)
+    call(dump_tokens, cuts=cuts, quantizer=quantizer, output_dir=store)
     attached = tmp_path / "cuts" / "cuts.jsonl.gz"
-    call(check_tokens, monkeypatch, cuts=cuts, quantizer=quantizer, store=store, output_cuts=attached)
+    call(check_tokens, cuts=cuts, quantizer=quantizer, store=store, output_cuts=attached)
     codes, teacher = Quantizer.load(quantizer), create_teacher(name, checkpoint)
     equal, changed = [], 0.0
     for cut, seconds in zip(Manifest(attached), SECONDS):

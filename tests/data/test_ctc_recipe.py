@@ -1,7 +1,6 @@
 """Character CTC through the commands: fine-tuning, language model, weights chosen on dev, labelled sets."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -35,15 +34,13 @@ CONFIG = {
 }
 
 
-def call(module, monkeypatch, *arguments: str) -> None:
-    monkeypatch.setattr(sys, "argv", [module.__name__, *arguments])
-    module.main()
+def call(module, *arguments: str) -> None:
+    module.main(list(arguments))
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("ctc")
-    monkeypatch = pytest.MonkeyPatch()
     paths = {
         "train": make_cuts(folder, "train", 16, [0, 1, 2]),
         "dev": make_cuts(folder, "dev", 4, [3]),
@@ -61,10 +58,9 @@ def trained(tmp_path_factory) -> dict[str, Path]:
     ]
     arguments += ["--experiment_dir", str(paths["run"]), "--data.train_cuts", f"[{paths['train']}]"]
     # The recipe names BPE units first; the configuration of CTC replaces them.
-    call(finetune_asr, monkeypatch, "--units", "elsewhere", *arguments)
+    call(finetune_asr, "--units", "elsewhere", *arguments)
     arguments = ["--cuts", f"[{paths['train']}]", "--test_cuts", f"[{paths['dev']}]"]
-    call(train_lm, monkeypatch, *arguments, "--output_dir", str(paths["lm"]), "--order", "2")
-    monkeypatch.undo()
+    call(train_lm, *arguments, "--output_dir", str(paths["lm"]), "--order", "2")
     return paths
 
 
@@ -78,14 +74,14 @@ def test_a_pure_ctc_model_has_no_transducer(trained):
     assert any(r["kind"] == "valid/dev" and r["wer"] >= 0 for r in records)
 
 
-def test_decoding_chooses_weights_on_dev_and_keeps_the_n_best(trained, tmp_path, monkeypatch, caplog):
+def test_decoding_chooses_weights_on_dev_and_keeps_the_n_best(trained, tmp_path, caplog):
     caplog.set_level("INFO")
     arguments = ["--experiment_dir", str(trained["run"]), "--average", "0", "--device", "cpu"]
     arguments += ["--units", "elsewhere"]
     arguments += ["--cuts", f"[dev={trained['dev']},other={trained['dev']}]", "--output_dir", str(tmp_path)]
     arguments += ["--search.lm", str(trained["lm"] / "lm.npz"), "--search.beam", "5", "--num_best", "3"]
     grid_options = ["--tune.dev_set", "dev", "--tune.weights", "[0, 1]", "--tune.word_scores", "[0, 6]"]
-    call(decode, monkeypatch, *arguments, *grid_options)
+    call(decode, *arguments, *grid_options)
     tuning = json.loads((tmp_path / "tuning.json").read_text())
     assert [(t["weight"], t["word_score"]) for t in tuning["tried"]] == [(0, 0), (0, 6), (1, 0), (1, 6)]
     lowest = min(tuning["tried"], key=lambda t: t["wer"])
@@ -104,7 +100,7 @@ def test_decoding_chooses_weights_on_dev_and_keeps_the_n_best(trained, tmp_path,
         assert len(line["times"]) == len(line["units"]) and line["times"] == sorted(line["times"])
         assert all(word["start"] < word["end"] for word in line["words"])
     with pytest.raises(ValueError, match="tune.dev_set is 'x', which is none of the sets dev, other"):
-        call(decode, monkeypatch, *arguments, "--tune.dev_set", "x")
+        call(decode, *arguments, "--tune.dev_set", "x")
 
 
 def test_grid_and_its_limits():
@@ -133,22 +129,22 @@ def test_what_a_search_cannot_do_is_said(trained):
     assert str(SearchConfig(head="ctc", lm="x.npz")) == "beam 4, ctc, x.npz x 1, word score 0"
 
 
-def test_language_model_files(trained, tmp_path, monkeypatch):
+def test_language_model_files(trained, tmp_path):
     facts = json.loads((trained["lm"] / "lm.json").read_text())
     model = load_ngram_model(trained["lm"] / "lm.npz")
     assert facts["order"] == 2 == model.order and facts["words"] == model.num_words == 9
     assert 1 < facts["perplexity"] < 12 and facts["unknown_words"].startswith("0 of ")
-    call(train_lm, monkeypatch, "--arpa", str(trained["lm"] / "lm.arpa.gz"), "--output_dir", str(tmp_path))
+    call(train_lm, "--arpa", str(trained["lm"] / "lm.arpa.gz"), "--output_dir", str(tmp_path))
     again = load_ngram_model(tmp_path / "lm.npz")
     assert torch.equal(again.keys, model.keys) and not (tmp_path / "lm.arpa.gz").exists()
     (tmp_path / "text").write_text("ONE TWO\n\nTWO ONE\n")
-    call(train_lm, monkeypatch, "--text", f"[{tmp_path / 'text'}]", "--output_dir", str(tmp_path / "text_lm"))
+    call(train_lm, "--text", f"[{tmp_path / 'text'}]", "--output_dir", str(tmp_path / "text_lm"))
     assert load_ngram_model(tmp_path / "text_lm" / "lm.npz").num_words == 5
     with pytest.raises(SystemExit):
-        call(train_lm, monkeypatch, "--output_dir", str(tmp_path))
+        call(train_lm, "--output_dir", str(tmp_path))
 
 
-def test_a_subset_takes_equally_from_every_speaker(trained, tmp_path, monkeypatch):
+def test_a_subset_takes_equally_from_every_speaker(trained, tmp_path):
     manifest = Manifest(trained["train"])
     hours = 0.5 * float(manifest.durations.sum()) / 3600
     chosen = select_hours(manifest, hours, seed=1)
@@ -161,10 +157,10 @@ def test_a_subset_takes_equally_from_every_speaker(trained, tmp_path, monkeypatc
     assert [cut.id for cut in select_hours(manifest, hours, seed=2)] != [cut.id for cut in chosen]
     output = tmp_path / "part.jsonl.gz"
     arguments = ("--cuts", str(trained["train"]), "--output_cuts", str(output))
-    call(select_cuts, monkeypatch, *arguments, "--hours", str(hours), "--seed", "1")
+    call(select_cuts, *arguments, "--hours", str(hours), "--seed", "1")
     assert list(Manifest(output).ids) == [cut.id for cut in chosen]
     (tmp_path / "ids.txt").write_text("train-003 x\ntrain-001\n")
-    call(select_cuts, monkeypatch, *arguments, "--ids", str(tmp_path / "ids.txt"))
+    call(select_cuts, *arguments, "--ids", str(tmp_path / "ids.txt"))
     assert list(Manifest(output).ids) == ["train-001", "train-003"]
     (tmp_path / "1h" / "a").mkdir(parents=True)
     (tmp_path / "1h" / "a" / "train-002.flac").touch()

@@ -2,7 +2,6 @@
 
 import json
 import math
-import sys
 from pathlib import Path
 
 import pytest
@@ -23,15 +22,13 @@ from spear_lib.training.finetuning import build_encoder, training_config
 from spear_lib.training.task import StepClock
 
 
-def call(module, monkeypatch, *arguments: str) -> None:
-    monkeypatch.setattr(sys, "argv", [module.__name__, *arguments])
-    module.main()
+def call(module, *arguments: str) -> None:
+    module.main(list(arguments))
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("toy")
-    monkeypatch = pytest.MonkeyPatch()
     paths = {
         "train": make_cuts(folder, "train", 24, [0, 1]),
         "dev": make_cuts(folder, "dev", 6, [2]),
@@ -39,10 +36,9 @@ def corpus(tmp_path_factory) -> dict[str, Path]:
         "encoder": folder / "encoder",
     }
     arguments = ("--cuts", f"[{paths['train']}]", "--output_dir", str(paths["units"]), "--vocab_size", "20")
-    call(train_units, monkeypatch, *arguments)
+    call(train_units, *arguments)
     torch.manual_seed(0)
     save_encoder(load_encoder(TINY_ENCODER), paths["encoder"], {"made": "for a test"})
-    monkeypatch.undo()
     return paths
 
 
@@ -68,14 +64,14 @@ CONFIG = {
 }
 
 
-def finetune(corpus, folder: Path, monkeypatch, *arguments: str, **changes) -> list[dict]:
+def finetune(corpus, folder: Path, *arguments: str, **changes) -> list[dict]:
     folder.mkdir(parents=True, exist_ok=True)
     config = {**CONFIG, "training": {**CONFIG["training"], **changes}}
     path = folder.parent / f"{folder.name}.yaml"
     path.write_text(yaml.safe_dump(config))
     common = ["--config", str(path), "--experiment_dir", str(folder), "--units", str(corpus["units"])]
     common += ["--dev_cuts", f"[{corpus['dev']}]", "--data.train_cuts", f"[{corpus['train']}]"]
-    call(finetune_asr, monkeypatch, *common, *arguments)
+    call(finetune_asr, *common, *arguments)
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
@@ -86,9 +82,7 @@ def losses(records: list[dict]) -> list[float]:
 @pytest.fixture(scope="module")
 def trained(corpus, tmp_path_factory) -> tuple[Path, list[dict]]:
     folder = tmp_path_factory.mktemp("finetune") / "run"
-    monkeypatch = pytest.MonkeyPatch()
-    records = finetune(corpus, folder, monkeypatch, "--encoder", str(corpus["encoder"]))
-    monkeypatch.undo()
+    records = finetune(corpus, folder, "--encoder", str(corpus["encoder"]))
     return folder, records
 
 
@@ -100,10 +94,10 @@ def test_units_file_writes_every_transcript_back(corpus):
     assert len((corpus["units"] / "characters.txt").read_text().splitlines()) == character_units().vocab_size
 
 
-def test_units_larger_than_the_text_allows_say_how_many(corpus, tmp_path, monkeypatch):
+def test_units_larger_than_the_text_allows_say_how_many(corpus, tmp_path):
     arguments = ("--cuts", f"[{corpus['train']}]", "--output_dir", str(tmp_path), "--vocab_size", "500")
     with pytest.raises(ValueError, match="at most"):
-        call(train_units, monkeypatch, *arguments)
+        call(train_units, *arguments)
 
 
 def test_run_leaves_metrics_and_checkpoint_facts(trained, corpus):
@@ -129,12 +123,12 @@ def test_pretrained_encoder_is_loaded_frozen_then_trained(trained, corpus):
     assert not torch.equal(at[6][f"encoder.{name}"], start[name])
 
 
-def test_same_run_twice_and_resumed_run_are_equal(trained, corpus, tmp_path, monkeypatch):
+def test_same_run_twice_and_resumed_run_are_equal(trained, corpus, tmp_path):
     _, records = trained
     arguments = ("--encoder", str(corpus["encoder"]))
-    first = finetune(corpus, tmp_path / "resumed", monkeypatch, *arguments, max_steps=3)
+    first = finetune(corpus, tmp_path / "resumed", *arguments, max_steps=3)
     assert losses(first) == losses(records)[:3]
-    resumed = finetune(corpus, tmp_path / "resumed", monkeypatch, *arguments, max_steps=6)
+    resumed = finetune(corpus, tmp_path / "resumed", *arguments, max_steps=6)
     assert losses(resumed) == losses(records)
 
 
@@ -197,12 +191,12 @@ def test_transcript_longer_than_the_audio_is_dropped_and_counted(corpus):
     assert gradients and all(torch.isfinite(g).all() for g in gradients)
 
 
-def test_an_encoder_that_reads_waveforms_is_fine_tuned_and_decoded(corpus, tmp_path, monkeypatch):
+def test_an_encoder_that_reads_waveforms_is_fine_tuned_and_decoded(corpus, tmp_path):
     settings = {"conv_channels": 8, "hidden_dim": 24, "num_layers": 1, "num_heads": 2, "feedforward_dim": 32}
     encoder = load_encoder({"type": "transformer", **settings, "position_kernel": 8, "position_groups": 2})
     save_encoder(encoder, tmp_path / "encoder", {})
     arguments = ["--encoder", str(tmp_path / "encoder"), "--data.spec_augment.enabled", "true"]
-    records = finetune(corpus, tmp_path / "run", monkeypatch, *arguments, max_steps=3)
+    records = finetune(corpus, tmp_path / "run", *arguments, max_steps=3)
     assert len(losses(records)) == 3 and all(math.isfinite(loss) for loss in losses(records))
     weights = load_weights(tmp_path / "run", 1)
     model = build_model(weights, TextUnits(corpus["units"]))
@@ -217,10 +211,10 @@ def test_usable_lengths_keeps_equal_counts_and_empty_transcripts():
     assert usable_lengths(lengths, [[1] * 3, [1] * 4, [], [1]]).tolist() == [3, 0, 0, 2]
 
 
-def test_decode_writes_scored_results(trained, corpus, tmp_path, monkeypatch):
+def test_decode_writes_scored_results(trained, corpus, tmp_path):
     arguments = ["--experiment_dir", str(trained[0]), "--units", str(corpus["units"]), "--average", "2"]
     arguments += ["--cuts", f"[{corpus['dev']},again={corpus['dev']}]", "--output_dir", str(tmp_path)]
-    call(decode, monkeypatch, *arguments, "--search.method", "greedy", "--device", "cpu")
+    call(decode, *arguments, "--search.method", "greedy", "--device", "cpu")
     result = json.loads((tmp_path / "wer-dev.json").read_text())
     assert result["set"] == "dev" and result["num_utterances"] == 6 and result["method"] == "greedy"
     assert result["weights"] == "mean over steps 3 to 6"
@@ -269,13 +263,13 @@ def test_averages_of_checkpoints(trained):
     assert whole.provenance["weights_hash"] != load_weights(folder, 0).provenance["weights_hash"]
 
 
-def test_units_of_another_model_are_refused(trained, corpus, tmp_path, monkeypatch):
+def test_units_of_another_model_are_refused(trained, corpus, tmp_path):
     weights = load_weights(trained[0], 0)
     with pytest.raises(ValueError, match="20 output units"):
         build_model(weights, character_units())
     text = make_cuts(tmp_path, "other", 12, [0], seed=9)
     arguments = ("--cuts", f"[{text}]", "--output_dir", str(tmp_path / "units"), "--vocab_size", "20")
-    call(train_units, monkeypatch, *arguments)
+    call(train_units, *arguments)
     with pytest.raises(ValueError, match="of the same size but with other pieces"):
         build_model(weights, TextUnits(tmp_path / "units"))
 

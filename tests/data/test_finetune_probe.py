@@ -1,7 +1,6 @@
 """The probe command on the toy corpus: results, choice of cuts, refusal of common speakers."""
 
 import json
-import sys
 
 import pytest
 import torch
@@ -23,17 +22,16 @@ def corpus(tmp_path_factory):
     return {**paths, "encoder": folder / "encoder"}
 
 
-def call(corpus, monkeypatch, output, **changes) -> None:
+def call(corpus, output, **changes) -> None:
     values = {f"{name}_cuts": f"[{corpus[name]}]" for name in ("train", "dev", "test")}
     values |= {"encoder": str(corpus["encoder"]), "output_dir": str(output), "min_word_count": "5"}
     values |= {"device": "cpu", **changes}
     arguments = [item for name, value in values.items() for item in (f"--{name}", value)]
-    monkeypatch.setattr(sys, "argv", ["probe", *arguments])
-    probe.main()
+    probe.main(arguments)
 
 
-def test_probe_compares_three_kinds_of_features(corpus, tmp_path, monkeypatch):
-    call(corpus, monkeypatch, tmp_path)
+def test_probe_compares_three_kinds_of_features(corpus, tmp_path):
+    call(corpus, tmp_path)
     result = json.loads((tmp_path / "probes.json").read_text())
     assert set(result["tasks"]) == {"words", "speaker"}
     for task in result["tasks"].values():
@@ -44,18 +42,18 @@ def test_probe_compares_three_kinds_of_features(corpus, tmp_path, monkeypatch):
     assert result["num_cuts"] == [24, 16, 16]
     assert "2 speakers, new to the encoder" in result["description"]["speaker"]
     again = tmp_path / "again"
-    call(corpus, monkeypatch, again)
+    call(corpus, again)
     assert json.loads((again / "probes.json").read_text())["tasks"] == result["tasks"]
 
 
-def test_speakers_of_the_training_set_are_refused_in_the_test_set(corpus, tmp_path, monkeypatch):
+def test_speakers_of_the_training_set_are_refused_in_the_test_set(corpus, tmp_path):
     with pytest.raises(ValueError, match="2 speakers of train_cuts .* 'speaker-0'"):
-        call({**corpus, "test": corpus["train"]}, monkeypatch, tmp_path)
+        call({**corpus, "test": corpus["train"]}, tmp_path)
 
 
-def test_too_rare_words_are_explained(corpus, tmp_path, monkeypatch):
+def test_too_rare_words_are_explained(corpus, tmp_path):
     with pytest.raises(ValueError, match="lower min_word_count"):
-        call(corpus, monkeypatch, tmp_path, min_word_count="500")
+        call(corpus, tmp_path, min_word_count="500")
 
 
 def test_cuts_are_chosen_in_turns_of_speakers(corpus):

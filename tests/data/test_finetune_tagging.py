@@ -2,7 +2,6 @@
 
 import csv
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -39,9 +38,8 @@ CONFIG = {
 }
 
 
-def call(module, monkeypatch, *arguments: str) -> None:
-    monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, arguments)])
-    module.main()
+def call(module, *arguments: str) -> None:
+    module.main(list(map(str, arguments)))
 
 
 @pytest.fixture(scope="module")
@@ -58,14 +56,14 @@ def corpus(tmp_path_factory) -> dict[str, Path]:
     }
 
 
-def finetune(corpus, folder: Path, monkeypatch, *arguments: str, **changes) -> list[dict]:
+def finetune(corpus, folder: Path, *arguments: str, **changes) -> list[dict]:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder.parent / f"{folder.name}.yaml"
     path.write_text(yaml.safe_dump({**CONFIG, "training": {**CONFIG["training"], **changes}}))
     common = ["--config", path, "--experiment_dir", folder, "--classes", corpus["classes"]]
     common += ["--dev_cuts", f"[{corpus['dev']}]", "--data.train_cuts", f"[{corpus['train']}]"]
     common += ["--data.noise_cuts", f"[{corpus['noise']}]"]
-    call(finetune_tagging, monkeypatch, *common, *arguments)
+    call(finetune_tagging, *common, *arguments)
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
@@ -76,19 +74,15 @@ def losses(records: list[dict]) -> list[float]:
 @pytest.fixture(scope="module")
 def trained(corpus, tmp_path_factory) -> tuple[Path, list[dict]]:
     folder = tmp_path_factory.mktemp("finetune") / "run"
-    monkeypatch = pytest.MonkeyPatch()
-    records = finetune(corpus, folder, monkeypatch, "--encoder", str(corpus["encoder"]))
-    monkeypatch.undo()
+    records = finetune(corpus, folder, "--encoder", str(corpus["encoder"]))
     return folder, records
 
 
 @pytest.fixture(scope="module")
 def evaluated(corpus, trained, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("evaluated")
-    monkeypatch = pytest.MonkeyPatch()
     arguments = ("--experiment_dir", trained[0], "--cuts", f"[{corpus['dev']},other={corpus['train']}]")
-    call(evaluate_tagging, monkeypatch, *arguments, "--output_dir", folder, "--average", 2)
-    monkeypatch.undo()
+    call(evaluate_tagging, *arguments, "--output_dir", folder, "--average", 2)
     return folder
 
 
@@ -126,20 +120,20 @@ def test_encoder_is_loaded_frozen_then_trained(trained, corpus):
     assert not torch.equal(at[6][f"encoder.{name}"], start[name])
 
 
-def test_resumed_run_is_the_unbroken_one(trained, corpus, tmp_path, monkeypatch):
+def test_resumed_run_is_the_unbroken_one(trained, corpus, tmp_path):
     """In the middle of an epoch of weighted samples, with mixup and noise."""
     _, records = trained
     arguments = ("--encoder", str(corpus["encoder"]))
-    first = finetune(corpus, tmp_path / "resumed", monkeypatch, *arguments, max_steps=4)
+    first = finetune(corpus, tmp_path / "resumed", *arguments, max_steps=4)
     assert losses(first) == losses(records)[:4]
-    resumed = finetune(corpus, tmp_path / "resumed", monkeypatch, *arguments, max_steps=6)
+    resumed = finetune(corpus, tmp_path / "resumed", *arguments, max_steps=6)
     assert losses(resumed) == losses(records)
 
 
-def test_a_resume_with_another_class_list_is_refused(trained, corpus, tmp_path, monkeypatch):
+def test_a_resume_with_another_class_list_is_refused(trained, corpus, tmp_path):
     other = write_class_list(tmp_path / "other.csv", dict(reversed(CLASSES.items())))
     with pytest.raises(ValueError, match="classes"):
-        finetune({**corpus, "classes": other}, trained[0], monkeypatch, "--encoder", str(corpus["encoder"]))
+        finetune({**corpus, "classes": other}, trained[0], "--encoder", str(corpus["encoder"]))
 
 
 def test_evaluation_is_that_of_scikit_learn(evaluated, corpus):
@@ -165,16 +159,16 @@ def test_evaluation_is_that_of_scikit_learn(evaluated, corpus):
         )
 
 
-def test_evaluation_does_not_depend_on_batches(evaluated, corpus, trained, tmp_path, monkeypatch):
+def test_evaluation_does_not_depend_on_batches(evaluated, corpus, trained, tmp_path):
     arguments = ("--experiment_dir", trained[0], "--cuts", f"[{corpus['dev']}]", "--average", 2)
-    call(evaluate_tagging, monkeypatch, *arguments, "--output_dir", tmp_path, "--batch_seconds", 2)
+    call(evaluate_tagging, *arguments, "--output_dir", tmp_path, "--batch_seconds", 2)
     one, other = (
         np.load(folder / "predictions-dev.npz")["probabilities"] for folder in (evaluated, tmp_path)
     )
     np.testing.assert_allclose(one, other, atol=1e-5)
 
 
-def test_unreadable_clips_are_counted_and_left_out(corpus, trained, tmp_path, monkeypatch):
+def test_unreadable_clips_are_counted_and_left_out(corpus, trained, tmp_path):
     cuts = [clip(tmp_path, f"part{number}", [number % 3], 1.0) for number in range(8)]
     cuts.append(clip(tmp_path, "tiny", [0], 0.03))
     for name, content in (("part1", None), ("part2", b""), ("part3", b"RIFFnothing")):
@@ -183,19 +177,18 @@ def test_unreadable_clips_are_counted_and_left_out(corpus, trained, tmp_path, mo
     save_cuts(cuts, tmp_path / "bad.jsonl.gz")
     arguments = ("--experiment_dir", trained[0], "--cuts", f"[bad={tmp_path / 'bad.jsonl.gz'}]")
     with pytest.raises(ValueError, match="clips of bad cannot be used"):
-        call(evaluate_tagging, monkeypatch, *arguments)
-    call(evaluate_tagging, monkeypatch, *arguments, "--max_bad_fraction", 0.4, "--output_dir", tmp_path)
+        call(evaluate_tagging, *arguments)
+    call(evaluate_tagging, *arguments, "--max_bad_fraction", 0.4, "--output_dir", tmp_path)
     result = json.loads((tmp_path / "tagging-bad.json").read_text())
     kinds = {"corrupt audio": 1, "missing audio": 1, "zero-length audio": 1}
     assert result["problems"]["kinds"] == kinds and result["num_clips"] == 6
     assert "tiny" in np.load(tmp_path / "predictions-bad.npz")["ids"]
 
 
-def test_a_set_without_labels_is_refused(corpus, trained, monkeypatch):
+def test_a_set_without_labels_is_refused(corpus, trained):
     with pytest.raises(ValueError, match="they have none at all"):
         call(
             evaluate_tagging,
-            monkeypatch,
             "--experiment_dir",
             trained[0],
             "--cuts",
@@ -203,12 +196,12 @@ def test_a_set_without_labels_is_refused(corpus, trained, monkeypatch):
         )
 
 
-def test_a_folder_without_checkpoint_says_what_to_run(tmp_path, corpus, monkeypatch):
+def test_a_folder_without_checkpoint_says_what_to_run(tmp_path, corpus):
     with pytest.raises(ValueError, match="has no checkpoint: fine-tune first"):
-        call(evaluate_tagging, monkeypatch, "--experiment_dir", tmp_path, "--cuts", f"[{corpus['dev']}]")
+        call(evaluate_tagging, "--experiment_dir", tmp_path, "--cuts", f"[{corpus['dev']}]")
 
 
-def test_files_of_any_kind_are_tagged(trained, tmp_path, monkeypatch, capsys):
+def test_files_of_any_kind_are_tagged(trained, tmp_path, capsys):
     random = np.random.default_rng(0)
     sounds = tmp_path / "sounds"
     sounds.mkdir()
@@ -217,7 +210,7 @@ def test_files_of_any_kind_are_tagged(trained, tmp_path, monkeypatch, capsys):
     soundfile.write(sounds / "tiny.wav", 0.1 * random.standard_normal(300), 16000)
     arguments = ("--experiment_dir", trained[0], "--output_dir", tmp_path / "out", "--top", 3)
     windows = ("--windows.window_seconds", 3, "--windows.overlap_seconds", 1)
-    call(tag, monkeypatch, sounds, *arguments, *windows)
+    call(tag, sounds, *arguments, *windows)
     printed = capsys.readouterr().out
     assert printed.count("Tone, number") == 9 and "long.wav (7 s)" in printed
     long = json.loads((tmp_path / "out" / "long.json").read_text())
@@ -230,13 +223,13 @@ def test_files_of_any_kind_are_tagged(trained, tmp_path, monkeypatch, capsys):
         assert (tmp_path / "out" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_bad_files_are_named_and_the_others_tagged(trained, tmp_path, monkeypatch, capsys):
+def test_bad_files_are_named_and_the_others_tagged(trained, tmp_path, capsys):
     soundfile.write(tmp_path / "good.wav", np.zeros(16000), 16000)
     (tmp_path / "empty.wav").write_bytes(b"")
     (tmp_path / "corrupt.wav").write_bytes(b"no audio at all")
     names = [tmp_path / f"{name}.wav" for name in ("missing", "empty", "corrupt", "good")]
     with pytest.raises(RuntimeError, match=r"3 of 4 files could not be tagged.*missing.wav, .*empty.wav"):
-        call(tag, monkeypatch, *names, "--experiment_dir", trained[0])
+        call(tag, *names, "--experiment_dir", trained[0])
     assert "good.wav" in capsys.readouterr().out
     with pytest.raises(ValueError, match="top is 0"):
         tag.TagOptions(audio=["x"], experiment_dir="y", top=0)

@@ -25,17 +25,16 @@ KMEANS = (*KMEANS, "--kmeans.init_iterations", 2, "--kmeans.passes", 2, "--kmean
 def made(tmp_path_factory):
     """A folder in which stages 3 to 6 ran with k-means."""
     folder = tmp_path_factory.mktemp("kmeans")
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        cuts = make_cuts(folder / "audio")
-        (folder / "recipe.yaml").write_text(RECIPE)
-        extract = ("--config", folder / "recipe.yaml", "--cuts", cuts, "--output_dir", folder / "embeddings")
-        call(extract_embeddings, monkeypatch, *extract)
-        train = ("--embeddings", folder / "embeddings", "--output_dir", folder / "kmeans", *KMEANS)
-        call(train_quantizer, monkeypatch, *train)
-        dump = ("--cuts", cuts, "--quantizer", folder / "kmeans", "--output_dir", folder / "tokens")
-        call(dump_tokens, monkeypatch, *dump)
-        check = ("--cuts", cuts, "--store", folder / "tokens", "--quantizer", folder / "kmeans")
-        call(check_tokens, monkeypatch, *check, "--output_cuts", folder / "cuts.jsonl.gz")
+    cuts = make_cuts(folder / "audio")
+    (folder / "recipe.yaml").write_text(RECIPE)
+    extract = ("--config", folder / "recipe.yaml", "--cuts", cuts, "--output_dir", folder / "embeddings")
+    call(extract_embeddings, *extract)
+    train = ("--embeddings", folder / "embeddings", "--output_dir", folder / "kmeans", *KMEANS)
+    call(train_quantizer, *train)
+    dump = ("--cuts", cuts, "--quantizer", folder / "kmeans", "--output_dir", folder / "tokens")
+    call(dump_tokens, *dump)
+    check = ("--cuts", cuts, "--store", folder / "tokens", "--quantizer", folder / "kmeans")
+    call(check_tokens, *check, "--output_cuts", folder / "cuts.jsonl.gz")
     return folder
 
 
@@ -80,16 +79,16 @@ def test_report_says_what_the_clusters_are_worth(made):
     assert not (made / "kmeans" / "training_state.pt").exists()
 
 
-def test_killed_training_ends_with_the_same_bytes(made, tmp_path, monkeypatch):
+def test_killed_training_ends_with_the_same_bytes(made, tmp_path):
     train = ("--embeddings", made / "embeddings", "--output_dir", tmp_path, *KMEANS)
     call_killed(train_quantizer, 2, *train)
     assert [path.name for path in tmp_path.iterdir() if path.suffix != ".tmp"] == ["training_state.pt"]
-    call(train_quantizer, monkeypatch, *train)
+    call(train_quantizer, *train)
     for name in ("quantizer.safetensors", "report.json"):
         assert (tmp_path / name).read_bytes() == (made / "kmeans" / name).read_bytes()
 
 
-def test_another_kind_or_id_is_refused(made, tmp_path, monkeypatch):
+def test_another_kind_or_id_is_refused(made, tmp_path):
     with pytest.raises(ValueError, match="of kind 'kmeans', and 'mvq' is wanted here"):
         Quantizer.load(made / "kmeans")
     other = load_tokeniser(made / "kmeans")
@@ -97,20 +96,20 @@ def test_another_kind_or_id_is_refused(made, tmp_path, monkeypatch):
     other.save(tmp_path)
     check = ("--cuts", made / "audio" / "cuts.jsonl.gz", "--store", made / "tokens", "--quantizer", tmp_path)
     with pytest.raises(ValueError, match=f"but .* is {other.id}"):
-        call(check_tokens, monkeypatch, *check, "--output_cuts", tmp_path / "cuts.jsonl.gz")
+        call(check_tokens, *check, "--output_cuts", tmp_path / "cuts.jsonl.gz")
     assert KMeans.load(tmp_path).id == other.id
 
 
-def test_more_clusters_than_frames_is_explained(made, tmp_path, monkeypatch):
+def test_more_clusters_than_frames_is_explained(made, tmp_path):
     train = ("--embeddings", made / "embeddings", "--output_dir", tmp_path)
     train = (*train, "--kind", "kmeans", "--kmeans.num_clusters", 2000)
     with pytest.raises(ValueError, match="training frames, fewer than the 2000 clusters: lower num_clusters"):
-        call(train_quantizer, monkeypatch, *train)
+        call(train_quantizer, *train)
     with pytest.raises(SystemExit):
-        call(train_quantizer, monkeypatch, *train, "--kmeans.init_frames", 1000)
+        call(train_quantizer, *train, "--kmeans.init_frames", 1000)
 
 
-def test_an_unknown_kind_is_explained(made, tmp_path, monkeypatch, capsys):
+def test_an_unknown_kind_is_explained(made, tmp_path, capsys):
     with pytest.raises(SystemExit):
-        call(train_quantizer, monkeypatch, "--kind", "vq", "--embeddings", made, "--output_dir", tmp_path)
+        call(train_quantizer, "--kind", "vq", "--embeddings", made, "--output_dir", tmp_path)
     assert "kind is 'vq': use one of mvq, kmeans" in capsys.readouterr().err

@@ -29,10 +29,8 @@ def data_of(paths, **options) -> PretrainingData:
     )
 
 
-def train(monkeypatch, config, folder, *more) -> list[dict]:
-    arguments = ["pretrain", "--config", str(config), "--experiment_dir", str(folder), *more]
-    monkeypatch.setattr("sys.argv", arguments)
-    pretrain.main()
+def train(config, folder, *more) -> list[dict]:
+    pretrain.main(["--config", str(config), "--experiment_dir", str(folder), *more])
     return [line for line in read_metrics(folder / "metrics.jsonl") if line["kind"] == "train"]
 
 
@@ -69,22 +67,22 @@ def test_speech_takes_the_speech_tokens_of_its_audio_partner(tmp_path):
 
 
 @pytest.mark.parametrize("domain", ["speech", "audio"])
-def test_batches_of_one_domain_train(tmp_path, monkeypatch, domain):
+def test_batches_of_one_domain_train(tmp_path, domain):
     """Two cuts per batch, unmixed: some batches hold one domain, whose other teacher then has no frames."""
     config = write_two_domain_config(tmp_path, "disjoint", max_steps=6, valid_interval=100)
     weights = "[1, 0.25]" if domain == "speech" else "[0.25, 1]"
     options = ["--data.max_cuts", "2", "--data.mix_domains", "false", "--data.train_weights", weights]
-    lines = train(monkeypatch, config, tmp_path / "exp", *options)
+    lines = train(config, tmp_path / "exp", *options)
     assert len(lines) == 6 and all(math.isfinite(line["loss"]) for line in lines)
     fields = [{name for name in BOTH if f"{name}/masked_loss" in line} for line in lines]
     assert {FIELD} in fields or {AUDIO_FIELD} in fields
 
 
-def test_everything_masked_trains(tmp_path, monkeypatch):
+def test_everything_masked_trains(tmp_path):
     corpus = make_corpus(tmp_path, 4)
     config = write_config(tmp_path, corpus, corpus, max_steps=2, valid_interval=100)
     options = ["--data.masking.time_probability", "1.0", "--data.masking.time_span", "1"]
-    lines = train(monkeypatch, config, tmp_path / "exp", *options, "--data.masking.time_min_spans", "100000")
+    lines = train(config, tmp_path / "exp", *options, "--data.masking.time_min_spans", "100000")
     assert all(math.isfinite(line["loss"]) and line["masked_loss"] > 0 for line in lines)
     assert not any("unmasked_loss" in line for line in lines)  # no student frame is left to see
 

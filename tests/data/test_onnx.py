@@ -19,9 +19,8 @@ from spear_lib.bin import export_onnx, transcribe
 from spear_lib.encoders import load_encoder, save_encoder
 
 
-def call(module, monkeypatch, *arguments: object) -> None:
-    monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, arguments)])
-    module.main()
+def call(module, *arguments: object) -> None:
+    module.main(list(map(str, arguments)))
 
 
 def tiny_model(**changes) -> AsrModel:
@@ -39,9 +38,8 @@ def tiny_model(**changes) -> AsrModel:
 def exported(trained_toy, tmp_path_factory):
     """The folder of the toy model, exported by the command, 8-bit weights included."""
     folder = tmp_path_factory.mktemp("onnx") / "exported"
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        arguments = ("--experiment_dir", trained_toy["experiment"], "--average", 0, "--int8", "true")
-        call(export_onnx, monkeypatch, *arguments, "--output_dir", folder)
+    arguments = ("--experiment_dir", trained_toy["experiment"], "--average", 0, "--int8", "true")
+    call(export_onnx, *arguments, "--output_dir", folder)
     return folder
 
 
@@ -116,13 +114,11 @@ def test_metadata_names_and_axes_are_those_of_sherpa(exported):
 
 
 @pytest.mark.parametrize("method", ["greedy", "beam"])
-def test_exported_files_write_the_text_of_pytorch(
-    method, trained_toy, exported, monkeypatch, capsys, tmp_path
-):
+def test_exported_files_write_the_text_of_pytorch(method, trained_toy, exported, capsys, tmp_path):
     texts = {}
     for name, folder in (("torch", trained_toy["experiment"]), ("onnx", exported)):
         arguments = ("--search.method", method, "--average", 0, "--output_dir", tmp_path / name)
-        call(transcribe, monkeypatch, trained_toy["folder"], "--experiment_dir", folder, *arguments)
+        call(transcribe, trained_toy["folder"], "--experiment_dir", folder, *arguments)
         texts[name] = capsys.readouterr().out.splitlines()
     assert texts["torch"] == texts["onnx"] and len(texts["onnx"]) == 12 and all(texts["onnx"])
     first, second = (json.loads((tmp_path / name / "dev-000.json").read_text()) for name in texts)
@@ -131,12 +127,12 @@ def test_exported_files_write_the_text_of_pytorch(
 
 
 @pytest.mark.parametrize("method", ["greedy_search", "modified_beam_search"])
-def test_sherpa_onnx_writes_the_same_text(method, trained_toy, exported, monkeypatch, capsys):
+def test_sherpa_onnx_writes_the_same_text(method, trained_toy, exported, capsys):
     import sherpa_onnx
 
     ours = {"greedy_search": "greedy", "modified_beam_search": "beam"}[method]
     arguments = ("--experiment_dir", exported, "--search.method", ours)
-    call(transcribe, monkeypatch, trained_toy["folder"], *arguments)
+    call(transcribe, trained_toy["folder"], *arguments)
     expected = dict(line.split("\t") for line in capsys.readouterr().out.splitlines())
     recogniser = sherpa_onnx.OfflineRecognizer.from_transducer(
         encoder=str(exported / "encoder.onnx"),
@@ -173,11 +169,11 @@ def test_eight_bits_write_nearly_the_same(trained_toy, exported):
     assert sum(a == b for a, b in zip(*texts)) >= 10
 
 
-def test_pretrained_encoder_alone(tmp_path, monkeypatch):
+def test_pretrained_encoder_alone(tmp_path):
     torch.manual_seed(0)
     encoder = load_encoder(TINY_ENCODER)
     save_encoder(encoder, tmp_path / "encoder", {"made": "for a test"})
-    call(export_onnx, monkeypatch, "--encoder", tmp_path / "encoder", "--output_dir", tmp_path / "onnx")
+    call(export_onnx, "--encoder", tmp_path / "encoder", "--output_dir", tmp_path / "onnx")
     assert [path.name for path in (tmp_path / "onnx").iterdir()] == ["encoder.onnx"]
     part = OnnxPart(tmp_path / "onnx" / "encoder.onnx")
     assert part.metadata["first_frame_center_ms"] == "45.0" and part.metadata["frame_rate"] == "50"
@@ -205,7 +201,7 @@ def test_what_cannot_be_exported_says_why(trained_toy, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="is a Linear: only Zipformer"):
         export_encoder(torch.nn.Linear(2, 2), tmp_path / "onnx")
     with pytest.raises(ValueError, match="either experiment_dir .* or encoder"):
-        call(export_onnx, monkeypatch, "--output_dir", tmp_path / "onnx")
+        call(export_onnx, "--output_dir", tmp_path / "onnx")
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(RuntimeError, match=r"needs onnx and onnxruntime.*pip install 'spear_lib\[onnx\]'"):
         export_encoder(load_encoder(TINY_ENCODER), tmp_path / "onnx")

@@ -16,9 +16,9 @@ def config(tmp_path_factory):
     return write_config(folder, train, valid, max_steps=STEPS, valid_interval=STEPS, save_interval=STEPS)
 
 
-def curve(monkeypatch, config, folder, precision, device="cpu"):
+def curve(config, folder, precision, device="cpu"):
     options = ["--training.precision", precision, "--training.device", device]
-    lines = call(monkeypatch, config, folder, *options)
+    lines = call(config, folder, *options)
     losses = [line["masked_loss"] for line in lines if line["kind"] == "train"]
     (valid,) = [line["masked_loss"] for line in lines if line["kind"] == "valid/dev"]
     return np.array(losses), valid
@@ -33,15 +33,15 @@ def assert_same_shape(one, other, within):
     assert other_valid == pytest.approx(valid, rel=within)
 
 
-def test_bf16_on_cpu_follows_fp32(config, tmp_path, monkeypatch):
-    exact = curve(monkeypatch, config, tmp_path / "fp32", "fp32")
-    rounded = curve(monkeypatch, config, tmp_path / "bf16", "bf16")
+def test_bf16_on_cpu_follows_fp32(config, tmp_path):
+    exact = curve(config, tmp_path / "fp32", "fp32")
+    rounded = curve(config, tmp_path / "bf16", "bf16")
     assert not np.array_equal(exact[0], rounded[0])
     assert_same_shape(exact, rounded, 0.03)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_half_precision_on_a_gpu_follows_fp32(config, tmp_path, monkeypatch, precision):
-    exact = curve(monkeypatch, config, tmp_path / "fp32", "fp32", "cuda")
-    assert_same_shape(exact, curve(monkeypatch, config, tmp_path / precision, precision, "cuda"), 0.1)
+def test_half_precision_on_a_gpu_follows_fp32(config, tmp_path, precision):
+    exact = curve(config, tmp_path / "fp32", "fp32", "cuda")
+    assert_same_shape(exact, curve(config, tmp_path / precision, precision, "cuda"), 0.1)

@@ -36,17 +36,16 @@ def config(tmp_path_factory):
     return path
 
 
-def _call(main, monkeypatch, *arguments: str) -> None:
-    monkeypatch.setattr("sys.argv", ["command", *arguments])
-    main()
+def _call(main, *arguments: str) -> None:
+    main(list(arguments))
 
 
-def test_pretraining_resumes_and_gives_an_encoder(config, monkeypatch):
+def test_pretraining_resumes_and_gives_an_encoder(config):
     unbroken, broken = config.parent / "unbroken", config.parent / "broken"
     options = ["--config", str(config), "--experiment_dir"]
-    _call(pretrain.main, monkeypatch, *options, str(unbroken))
-    _call(pretrain.main, monkeypatch, *options, str(broken), "--training.max_steps", "3")
-    _call(pretrain.main, monkeypatch, *options, str(broken))
+    _call(pretrain.main, *options, str(unbroken))
+    _call(pretrain.main, *options, str(broken), "--training.max_steps", "3")
+    _call(pretrain.main, *options, str(broken))
 
     def losses(folder):
         lines = read_metrics(folder / "metrics.jsonl")
@@ -54,7 +53,7 @@ def test_pretraining_resumes_and_gives_an_encoder(config, monkeypatch):
 
     assert losses(broken) == losses(unbroken) and len(losses(unbroken)) == 4
     folders = ["--experiment_dir", str(unbroken), "--output", str(config.parent / "encoder")]
-    _call(average_checkpoints.main, monkeypatch, *folders, "--last", "0")
+    _call(average_checkpoints.main, *folders, "--last", "0")
     encoder = load_encoder(config.parent / "encoder")
     assert isinstance(encoder, TransformerEncoder) and encoder.config.num_layers == 2
     assert load_encoder(unbroken / "checkpoints" / "last.pt").config == encoder.config

@@ -19,19 +19,16 @@ from spear_lib.runtime.metrics_log import read_metrics
 BOTH = [FIELD, AUDIO_FIELD]
 
 
-def call(monkeypatch, config, folder, *more) -> list[dict]:
-    monkeypatch.setattr(
-        "sys.argv", ["pretrain", "--config", str(config), "--experiment_dir", str(folder), *more]
-    )
-    pretrain.main()
+def call(config, folder, *more) -> list[dict]:
+    pretrain.main(["--config", str(config), "--experiment_dir", str(folder), *more])
     return read_metrics(folder / "metrics.jsonl")
 
 
 @pytest.mark.parametrize("strategy, factor", [("asymmetrical", 1), ("joint", 2), ("disjoint", 1)])
-def test_a_tiny_run_predicts_both_teachers(strategy, factor, tmp_path, monkeypatch):
+def test_a_tiny_run_predicts_both_teachers(strategy, factor, tmp_path):
     config = write_two_domain_config(tmp_path, strategy, max_steps=4)
     options = ["--encoder.output_downsampling_factor", str(factor)]
-    lines = call(monkeypatch, config, tmp_path / "exp", *options)
+    lines = call(config, tmp_path / "exp", *options)
     train = [line for line in lines if line["kind"] == "train"]
     assert [line["step"] for line in train] == [1, 2, 3, 4]
     on_speech = {f"{name}/speech/masked_loss" for name in BOTH if strategy == "joint" or name == FIELD}
@@ -82,16 +79,16 @@ def test_a_cut_without_the_tokens_of_its_teacher_is_named(tmp_path):
         data_of(paths, ObjectiveConfig("joint"))
 
 
-def test_a_strategy_of_two_teachers_needs_both_domains(tmp_path, monkeypatch):
+def test_a_strategy_of_two_teachers_needs_both_domains(tmp_path):
     speech = make_corpus(tmp_path, 3, "speech")
     config = write_config(tmp_path, speech, speech)
     fields = ["--data.token_fields", f"[{FIELD}, {AUDIO_FIELD}]", "--objective.strategy", "disjoint"]
     with pytest.raises(
         ValueError, match=f"hold no audio cuts, so nothing is trained on the tokens '{AUDIO_FIELD}'"
     ):
-        call(monkeypatch, config, tmp_path / "exp", *fields)
+        call(config, tmp_path / "exp", *fields)
     with pytest.raises(ValueError, match="single predicts one token field"):
-        call(monkeypatch, config, tmp_path / "exp", *fields[:2])
+        call(config, tmp_path / "exp", *fields[:2])
 
 
 def test_partners_without_speech_tokens_are_not_token_mixed(tmp_path):
@@ -123,7 +120,7 @@ def test_domain_of_a_cut(tmp_path):
     assert data.needed_fields == {"speech": [PLAIN], "audio": [PLAIN]}
 
 
-def test_options_that_leave_no_loss_are_refused(tmp_path, monkeypatch):
+def test_options_that_leave_no_loss_are_refused(tmp_path):
     values = {"experiment_dir": "a", "objective": {"alpha": 1.0}}
     for masking in ({"enabled": False}, {"time_probability": 0.0}):
         with pytest.raises(
@@ -138,4 +135,4 @@ def test_options_that_leave_no_loss_are_refused(tmp_path, monkeypatch):
     with pytest.raises(
         ValueError, match=r"min_duration is 0.05 s, but audio shorter than 0.085 s .* no frame"
     ):
-        call(monkeypatch, config, tmp_path / "exp")
+        call(config, tmp_path / "exp")

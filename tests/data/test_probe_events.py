@@ -52,8 +52,8 @@ def corpus(tmp_path_factory):
     return {**clips, "encoder": folder / "encoder", "folder": folder}
 
 
-def test_events_are_probed_where_clips_carry_them(corpus, tmp_path, monkeypatch):
-    call(corpus, monkeypatch, tmp_path)
+def test_events_are_probed_where_clips_carry_them(corpus, tmp_path):
+    call(corpus, tmp_path)
     result = json.loads((tmp_path / "probes.json").read_text())
     assert list(result["tasks"]) == ["events"] and result["num_labels"] == {"events": 3}
     events = result["tasks"]["events"]
@@ -64,13 +64,13 @@ def test_events_are_probed_where_clips_carry_them(corpus, tmp_path, monkeypatch)
     assert "50.0 %" in result["description"]["events"]
 
 
-def test_speech_and_audio_in_one_list_are_probed_for_what_each_carries(corpus, tmp_path, monkeypatch):
+def test_speech_and_audio_in_one_list_are_probed_for_what_each_carries(corpus, tmp_path):
     sets = {"train": (24, [0, 1]), "dev": (16, [2, 3]), "test": (16, [4, 5])}
     speech = {name: make_cuts(tmp_path / "speech", name + "-speech", *of) for name, of in sets.items()}
     both = {name: f"{corpus[name]}, {path}" for name, path in speech.items()}
-    call({**corpus, **both}, monkeypatch, tmp_path / "both")
-    call({**corpus, **speech}, monkeypatch, tmp_path / "speech")
-    call(corpus, monkeypatch, tmp_path / "audio")
+    call({**corpus, **both}, tmp_path / "both")
+    call({**corpus, **speech}, tmp_path / "speech")
+    call(corpus, tmp_path / "audio")
     tasks = {
         name: json.loads((tmp_path / name / "probes.json").read_text())["tasks"]
         for name in ("both", "speech", "audio")
@@ -90,20 +90,18 @@ def test_a_limit_holds_for_each_domain(corpus, tmp_path):
     assert [len(rows) for _, rows in part.manifests] == [8, 8]
 
 
-def test_cuts_without_labels_are_left_out_and_nothing_to_probe_is_explained(
-    corpus, tmp_path, monkeypatch, caplog
-):
+def test_cuts_without_labels_are_left_out_and_nothing_to_probe_is_explained(corpus, tmp_path, caplog):
     bare = make_clips(tmp_path, "bare", 4, labelled=False)
     with caplog.at_level("INFO"):
         part = read_cuts([str(corpus["dev"]), str(bare)], 0, seed=0)
     assert len(part) == 16 and "4 cuts without transcript, speaker or sound events" in caplog.text
     with pytest.raises(ValueError, match="nothing that can be probed: .* dev_cuts 0 cuts .no labels."):
-        call({**corpus, "dev": bare}, monkeypatch, tmp_path)
+        call({**corpus, "dev": bare}, tmp_path)
 
 
-def test_too_rare_events_are_explained(corpus, tmp_path, monkeypatch):
+def test_too_rare_events_are_explained(corpus, tmp_path):
     with pytest.raises(ValueError, match="no event occurs in at least 29 of 30 .* lower min_event_count"):
-        call(corpus, monkeypatch, tmp_path, min_event_count="29")
+        call(corpus, tmp_path, min_event_count="29")
 
 
 def test_speakers_give_several_cuts_in_a_turn_and_durations_are_filtered(tmp_path):

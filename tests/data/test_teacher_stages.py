@@ -2,7 +2,6 @@
 report of what bfloat16 changes."""
 
 import logging
-import sys
 
 import numpy as np
 import pytest
@@ -39,20 +38,18 @@ def corpus(tmp_path_factory):
     return folder
 
 
-def call(module, monkeypatch, **options) -> None:
+def call(module, **options) -> None:
     arguments = [text for name, value in options.items() for text in (f"--{name}", str(value))]
-    monkeypatch.setattr(sys, "argv", [module.__name__, *arguments])
-    module.main()
+    module.main(list(arguments))
 
 
 @pytest.mark.parametrize("family, size", [("wavlm", "large"), ("wavlm", "base"), ("hubert", "base")])
-def test_stages_3_to_6(corpus, tmp_path, monkeypatch, caplog, family, size):
+def test_stages_3_to_6(corpus, tmp_path, caplog, family, size):
     checkpoint = tiny_checkpoint(tmp_path / "old", family, size)
     cuts = corpus / "cuts.jsonl.gz"
     config, embeddings, quantizer = corpus / "quantizer.yaml", tmp_path / "embeddings", tmp_path / "quantizer"
     call(
         extract_embeddings,
-        monkeypatch,
         config=config,
         cuts=cuts,
         output_dir=embeddings,
@@ -62,15 +59,15 @@ def test_stages_3_to_6(corpus, tmp_path, monkeypatch, caplog, family, size):
         teacher_window=2,
         teacher_overlap=1,
     )
-    call(train_quantizer, monkeypatch, config=config, embeddings=embeddings, output_dir=quantizer)
+    call(train_quantizer, config=config, embeddings=embeddings, output_dir=quantizer)
     # The weights moved since; a number format of its own.
     moved = checkpoint.rename(tmp_path / "new")
     both = {"cuts": cuts, "quantizer": quantizer}
     caplog.set_level(logging.INFO)
-    call(dump_tokens, monkeypatch, **both, output_dir=tmp_path / "tokens", teacher_path=moved)
+    call(dump_tokens, **both, output_dir=tmp_path / "tokens", teacher_path=moved)
     assert "bfloat16" not in caplog.text
     attached = tmp_path / "cuts" / "cuts.jsonl.gz"
-    call(check_tokens, monkeypatch, **both, store=tmp_path / "tokens", output_cuts=attached)
+    call(check_tokens, **both, store=tmp_path / "tokens", output_cuts=attached)
     field, codes = f"{family}_l2_cb3", Quantizer.load(quantizer)
     teacher = create_teacher(family, moved, layer=2, window_seconds=2.0, overlap_seconds=1.0)
     whole = create_teacher(family, moved, layer=2)
@@ -94,7 +91,6 @@ def test_stages_3_to_6(corpus, tmp_path, monkeypatch, caplog, family, size):
 
     call(
         dump_tokens,
-        monkeypatch,
         **both,
         output_dir=tmp_path / "half",
         teacher_path=moved,
@@ -102,4 +98,4 @@ def test_stages_3_to_6(corpus, tmp_path, monkeypatch, caplog, family, size):
     )
     assert f"{field}: bfloat16 against float32, " in caplog.text
     with pytest.raises(ValueError, match="teacher_dtype"):
-        call(dump_tokens, monkeypatch, **both, output_dir=tmp_path / "half", teacher_path=moved)
+        call(dump_tokens, **both, output_dir=tmp_path / "half", teacher_path=moved)

@@ -133,10 +133,10 @@ def test_names_for_readers(made):
         drawn(numbers, ["3 codebooks"], 12)
 
 
-def test_command(made, tmp_path, monkeypatch):
+def test_command(made, tmp_path):
     options = ("--cuts", made / "cuts.jsonl.gz", "--tokenisers", f"[{made / 'mvq'},{made / 'kmeans'}]")
     options = (*options, "--output_dir", tmp_path, "--num_speakers", 3)
-    call(analyse_tokens, monkeypatch, *options)
+    call(analyse_tokens, *options)
     result = json.loads((tmp_path / "analysis.json").read_text())
     assert list(result["numbers"])[:2] == [TEACHER, "3 codebooks"]
     assert result["speakers"] == SPEAKERS and len(result["utterances"]) == 12
@@ -144,17 +144,17 @@ def test_command(made, tmp_path, monkeypatch):
     for name in ("speakers.png", "numbers.png"):
         assert (tmp_path / name).stat().st_size > 10000
     first = (tmp_path / "analysis.json").read_bytes()
-    call(analyse_tokens, monkeypatch, *options)
+    call(analyse_tokens, *options)
     assert (tmp_path / "analysis.json").read_bytes() == first
 
 
-def test_tokenisers_of_two_teachers_are_refused(made, tmp_path, monkeypatch):
+def test_tokenisers_of_two_teachers_are_refused(made, tmp_path):
     other = KMeans.load(made / "kmeans")
     other.provenance["teacher"] = {"teacher_id": "another"}
     other.save(tmp_path / "other")
     options = ("--cuts", made / "cuts.jsonl.gz", "--tokenisers", f"[{made / 'mvq'},{tmp_path / 'other'}]")
     with pytest.raises(ValueError, match="belong to 2 teachers, .*another.*: give one's only"):
-        call(analyse_tokens, monkeypatch, *options, "--output_dir", tmp_path)
+        call(analyse_tokens, *options, "--output_dir", tmp_path)
 
 
 def test_points_keep_their_neighbours():

@@ -31,7 +31,7 @@ def cut_of(path, samples: np.ndarray, rate: int = 16000, **kind: str):
 
 
 @pytest.fixture
-def dump(made, tmp_path, monkeypatch):
+def dump(made, tmp_path):
     """Tokens of some cuts, through the command; the store."""
 
     def run(cuts, name: str = "store", **options):
@@ -40,7 +40,7 @@ def dump(made, tmp_path, monkeypatch):
         arguments += ["--output_dir", tmp_path / name]
         for option, value in options.items():
             arguments += [f"--{option}", value]
-        call(dump_tokens, monkeypatch, *arguments)
+        call(dump_tokens, *arguments)
         return TokenStoreReader(tmp_path / name)
 
     return run
@@ -62,7 +62,7 @@ def bad_cuts(folder) -> list:
     return [*cuts, cut_of(folder / "good1.wav", tone(1.2))]
 
 
-def test_bad_recordings_are_skipped_counted_and_listed(dump, tmp_path, monkeypatch, caplog):
+def test_bad_recordings_are_skipped_counted_and_listed(dump, tmp_path, caplog):
     cuts = bad_cuts(tmp_path)
     with caplog.at_level("INFO"):
         store = dump(cuts, max_bad_fraction=0.9)
@@ -83,11 +83,11 @@ def test_bad_recordings_are_skipped_counted_and_listed(dump, tmp_path, monkeypat
     with pytest.raises(
         ValueError, match=r"5 of 7 cuts have no tokens.*at most 0.10% may: truncated: corrupt audio"
     ):
-        call(check_tokens, monkeypatch, *check)
+        call(check_tokens, *check)
     listed = (tmp_path / "store" / "bad_cuts.txt").read_text().splitlines()
     assert [line.split("\t")[0] for line in listed] == ["truncated", "nan", "one", "missing", "empty"]
     assert not (tmp_path / "out.jsonl.gz").exists()
-    call(check_tokens, monkeypatch, *check, "--max_bad_fraction", 0.9)
+    call(check_tokens, *check, "--max_bad_fraction", 0.9)
     assert Manifest(tmp_path / "out.jsonl.gz").ids == ["good0", "good1"]
 
 
@@ -174,7 +174,7 @@ def test_a_part_of_a_recording_gets_its_own_tokens(dump, tmp_path):
     assert (store.read(part) == store.read(alone)).mean() > 0.99
 
 
-def test_teacher_of_another_size_than_the_quantiser(dump, made, tmp_path, monkeypatch):
+def test_teacher_of_another_size_than_the_quantiser(dump, made, tmp_path):
     quantizer = Quantizer(20, 3, 8)
     quantizer.provenance = Quantizer.load(made / "quantizer").provenance
     quantizer.save(tmp_path / "wide")
@@ -193,15 +193,15 @@ def test_two_cuts_of_the_same_audio_are_refused_before_any_work(dump, tmp_path):
     assert not (tmp_path / "store").exists()
 
 
-def test_bad_recordings_of_the_quantisers_subset(made, tmp_path, monkeypatch):
+def test_bad_recordings_of_the_quantisers_subset(made, tmp_path):
     cuts = [cut_of(tmp_path / f"r{number}.wav", tone(1.0, hertz=200 + 50 * number)) for number in range(5)]
     (tmp_path / "r2.wav").write_bytes(b"RIFF")
     save_cuts(cuts, tmp_path / "cuts.jsonl.gz")
     config = ("--config", made / "quantizer.yaml", "--cuts", tmp_path / "cuts.jsonl.gz")
     config = (*config, "--output_dir", tmp_path / "embeddings")
     with pytest.raises(ValueError, match=r"1 of 5 cuts cannot be used.*r2\.wav"):
-        call(extract_embeddings, monkeypatch, *config)
-    call(extract_embeddings, monkeypatch, *config, "--max_bad_fraction", 0.3)
+        call(extract_embeddings, *config)
+    call(extract_embeddings, *config, "--max_bad_fraction", 0.3)
     shards = sorted((tmp_path / "embeddings").glob("shard-*.npy"))
     assert sum(len(np.load(shard)) for shard in shards) == 4 * 50
 
@@ -225,12 +225,12 @@ def test_embeddings_are_balanced_over_recordings(tmp_path):
     assert len(choose_cuts(manifest, 50.0, SamplingOptions(num_frames=101, frames_per_cut=20), seed=3)) == 6
 
 
-def test_tokens_of_a_loaded_manifest(dump, tmp_path, monkeypatch):
+def test_tokens_of_a_loaded_manifest(dump, tmp_path):
     """The commands end to end on cuts of mixed trouble: what is written can be loaded."""
     cuts = bad_cuts(tmp_path)
     dump(cuts, max_bad_fraction=1.0)
     check = ("--cuts", tmp_path / "store.jsonl.gz", "--store", tmp_path / "store", "--max_bad_fraction", 1.0)
-    call(check_tokens, monkeypatch, *check, "--output_cuts", tmp_path / "out.jsonl.gz")
+    call(check_tokens, *check, "--output_cuts", tmp_path / "out.jsonl.gz")
     assert [load_tokens(cut, FIELD).shape for cut in Manifest(tmp_path / "out.jsonl.gz")] == [
         (50, 3),
         (60, 3),

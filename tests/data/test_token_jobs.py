@@ -31,8 +31,7 @@ fork.set_forkserver_preload(["spear_lib.bin.dump_tokens", "pytest"])
 def dump_in_child(arguments: list[str], environment: dict[str, str]) -> None:
     logging.disable(logging.CRITICAL)
     os.environ.update(environment)
-    sys.argv = ["dump_tokens", *arguments]
-    dump_tokens.main()
+    dump_tokens.main(arguments)
 
 
 def start(*arguments: object, **environment: str):
@@ -59,7 +58,7 @@ def run_for(seconds: float, *arguments: object) -> tuple[bool, float]:
 
 
 @pytest.mark.parametrize("kills", [4, pytest.param(20, marks=pytest.mark.slow)])
-def test_killed_at_random_moments(made, tmp_path, monkeypatch, kills):
+def test_killed_at_random_moments(made, tmp_path, kills):
     """Kill -9 one run after another; whenever one ends, the store is the unbroken run's, and a new one
     begins."""
     _, longest = run_for(600.0, *dump_of(made, tmp_path / "whole"))
@@ -78,10 +77,10 @@ def test_killed_at_random_moments(made, tmp_path, monkeypatch, kills):
             break
     assert killed >= kills
     store = tmp_path / str(stores)
-    call(dump_tokens, monkeypatch, *dump_of(made, store))
+    call(dump_tokens, *dump_of(made, store))
     assert tokens_only(store) == tokens_only(made / "tokens")
     check = ("--cuts", made / "audio" / "cuts.jsonl.gz", "--store", store)
-    call(check_tokens, monkeypatch, *check, "--output_cuts", tmp_path / "cuts.jsonl.gz")
+    call(check_tokens, *check, "--output_cuts", tmp_path / "cuts.jsonl.gz")
     assert (store / "store.json").read_bytes() == (made / "tokens" / "store.json").read_bytes()
     # The manifest names the folder of its store, all else is the same to the byte.
     unbroken = gzip.decompress((made / "cuts" / "cuts.jsonl.gz").read_bytes())
@@ -112,11 +111,9 @@ def test_commands_killed_at_random_moments_ten_times(made, tmp_path):
     assert snapshot(tmp_path / "killed") == snapshot(tmp_path / "whole") == tokens_only(made / "tokens")
 
 
-def test_splits_ranks_and_one_job_leave_the_same_files(made, tmp_path, monkeypatch):
+def test_splits_ranks_and_one_job_leave_the_same_files(made, tmp_path):
     for split in (2, 3, 1):  # in any order
-        call(
-            dump_tokens, monkeypatch, *dump_of(made, tmp_path / "splits"), "--num_splits", 3, "--split", split
-        )
+        call(dump_tokens, *dump_of(made, tmp_path / "splits"), "--num_splits", 3, "--split", split)
     ranks = [start(*dump_of(made, tmp_path / "ranks"), RANK=str(rank), WORLD_SIZE="2") for rank in range(2)]
     for child in ranks:
         child.join()
@@ -131,18 +128,18 @@ def test_splits_ranks_and_one_job_leave_the_same_files(made, tmp_path, monkeypat
         assert tokens_only(tmp_path / name) == tokens_only(made / "tokens")
 
 
-def test_splits_of_a_small_corpus_are_not_empty(made, tmp_path, monkeypatch, caplog):
+def test_splits_of_a_small_corpus_are_not_empty(made, tmp_path, caplog):
     """Without shard_hours: 17.5 s would be one shard; three jobs get one each."""
     cuts = ("--cuts", made / "audio" / "cuts.jsonl.gz", "--quantizer", made / "quantizer")
     with caplog.at_level("INFO"):
         for split in (1, 2, 3):
             out = ("--output_dir", tmp_path / "store", "--num_splits", 3, "--split", split)
-            call(dump_tokens, monkeypatch, *cuts, *out)
+            call(dump_tokens, *cuts, *out)
     assert all(f"{split} of 3: 1 of 3 shards" in caplog.text for split in (1, 2, 3))
     assert TokenStoreReader(tmp_path / "store").num_frames == TokenStoreReader(made / "tokens").num_frames
 
 
-def test_the_same_split_given_to_two_jobs(made, tmp_path, monkeypatch):
+def test_the_same_split_given_to_two_jobs(made, tmp_path):
     arguments = dump_of(made, tmp_path)
     facts = TokenFacts(**TokenStoreReader(made / "tokens").facts.__dict__)
     plan = ShardPlan(tuple(TokenStoreWriter(made / "tokens", facts, ShardPlan(())).plan.ends))
@@ -151,12 +148,12 @@ def test_the_same_split_given_to_two_jobs(made, tmp_path, monkeypatch):
         first.claim(1),
         pytest.raises(RuntimeError, match=r"shard 1 of .* is being written by process .*two jobs"),
     ):
-        call(dump_tokens, monkeypatch, *arguments)
+        call(dump_tokens, *arguments)
     assert first.is_done(0) and not first.is_done(1)
     # Two whole jobs at once: one may give up, what is there is right, and the next run ends it.
     for child in [start(*arguments), start(*arguments)]:
         child.join()
-    call(dump_tokens, monkeypatch, *arguments)
+    call(dump_tokens, *arguments)
     assert tokens_only(tmp_path) == tokens_only(made / "tokens")
 
 
@@ -166,9 +163,7 @@ def test_two_fields_in_one_pass_over_the_audio(made, tmp_path, monkeypatch):
     small.provenance = Quantizer.load(made / "quantizer").provenance
     small.save(tmp_path / "small")
     cuts = ("--cuts", made / "audio" / "cuts.jsonl.gz", *SHARDS)
-    call(
-        dump_tokens, monkeypatch, *cuts, "--quantizer", tmp_path / "small", "--output_dir", tmp_path / "alone"
-    )
+    call(dump_tokens, *cuts, "--quantizer", tmp_path / "small", "--output_dir", tmp_path / "alone")
     decoded = []
     load_audio = decoding.load_audio
     monkeypatch.setattr(
@@ -176,18 +171,17 @@ def test_two_fields_in_one_pass_over_the_audio(made, tmp_path, monkeypatch):
     )
     both = ("--quantizer", f"[{made / 'quantizer'},{tmp_path / 'small'}]")
     stores = ("--output_dir", f"[{tmp_path / 'one'},{tmp_path / 'two'}]")
-    call(dump_tokens, monkeypatch, *cuts, *both, *stores)
+    call(dump_tokens, *cuts, *both, *stores)
     assert sorted(decoded) == sorted(f"r{number}" for number in range(12))
     assert tokens_only(tmp_path / "one") == tokens_only(made / "tokens")
     assert tokens_only(tmp_path / "two") == tokens_only(tmp_path / "alone")
     # A third field later: only what is missing is made.
     (tmp_path / "two" / "shards" / "shard-00001.json").unlink()
     decoded.clear()
-    call(dump_tokens, monkeypatch, *cuts, *both, *stores)
+    call(dump_tokens, *cuts, *both, *stores)
     assert 0 < len(decoded) < 12 and tokens_only(tmp_path / "two") == tokens_only(tmp_path / "alone")
     call(
         dump_tokens,
-        monkeypatch,
         *cuts[:2],
         "--quantizer",
         tmp_path / "small",
@@ -196,7 +190,7 @@ def test_two_fields_in_one_pass_over_the_audio(made, tmp_path, monkeypatch):
     )
     with pytest.raises(ValueError, match="begun with different shards"):
         stores = ("--output_dir", f"[{tmp_path / 'one'},{tmp_path / 'other'}]")
-        call(dump_tokens, monkeypatch, *cuts, *both, *stores)
+        call(dump_tokens, *cuts, *both, *stores)
 
 
 @pytest.mark.slow

@@ -65,9 +65,8 @@ def make_cuts(folder: Path, count: int = NUM_CUTS, seed: int = 0) -> Path:
     return folder / "cuts.jsonl.gz"
 
 
-def call(module, monkeypatch, *arguments: object) -> None:
-    monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, arguments)])
-    module.main()
+def call(module, *arguments: object) -> None:
+    module.main(list(map(str, arguments)))
 
 
 def call_killed(module, renames: int, *arguments: object) -> None:
@@ -89,17 +88,16 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 def made(tmp_path_factory):
     """A folder in which stages 3 to 6 ran without interruption."""
     folder = tmp_path_factory.mktemp("stages")
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        cuts = make_cuts(folder / "audio")
-        (folder / "quantizer.yaml").write_text(RECIPE)
-        config = ("--config", folder / "quantizer.yaml")
-        call(extract_embeddings, monkeypatch, *config, "--cuts", cuts, "--output_dir", folder / "embeddings")
-        embeddings = ("--embeddings", folder / "embeddings")
-        call(train_quantizer, monkeypatch, *config, *embeddings, "--output_dir", folder / "quantizer")
-        dump = ("--cuts", cuts, "--quantizer", folder / "quantizer", *SHARDS)
-        call(dump_tokens, monkeypatch, *dump, "--output_dir", folder / "tokens")
-        check = ("--cuts", cuts, "--store", folder / "tokens", "--quantizer", folder / "quantizer")
-        call(check_tokens, monkeypatch, *check, "--output_cuts", folder / "cuts" / "cuts.jsonl.gz")
+    cuts = make_cuts(folder / "audio")
+    (folder / "quantizer.yaml").write_text(RECIPE)
+    config = ("--config", folder / "quantizer.yaml")
+    call(extract_embeddings, *config, "--cuts", cuts, "--output_dir", folder / "embeddings")
+    embeddings = ("--embeddings", folder / "embeddings")
+    call(train_quantizer, *config, *embeddings, "--output_dir", folder / "quantizer")
+    dump = ("--cuts", cuts, "--quantizer", folder / "quantizer", *SHARDS)
+    call(dump_tokens, *dump, "--output_dir", folder / "tokens")
+    check = ("--cuts", cuts, "--store", folder / "tokens", "--quantizer", folder / "quantizer")
+    call(check_tokens, *check, "--output_cuts", folder / "cuts" / "cuts.jsonl.gz")
     return folder
 
 
@@ -141,13 +139,13 @@ def test_report_lies_beside_the_quantiser(made):
     assert not (made / "quantizer" / "training_state.pt").exists()
 
 
-def test_killed_embeddings_and_training_end_the_same(made, tmp_path, monkeypatch):
+def test_killed_embeddings_and_training_end_the_same(made, tmp_path):
     extract = ("--config", made / "quantizer.yaml", "--cuts", made / "audio" / "cuts.jsonl.gz")
     extract = (*extract, "--output_dir", tmp_path / "embeddings")
     call_killed(extract_embeddings, 4, *extract)
     assert not (tmp_path / "embeddings" / "embeddings.json").exists()
     first = (tmp_path / "embeddings" / "shard-00000.npy").stat().st_mtime_ns
-    call(extract_embeddings, monkeypatch, *extract)
+    call(extract_embeddings, *extract)
     assert (tmp_path / "embeddings" / "shard-00000.npy").stat().st_mtime_ns == first
     assert snapshot(tmp_path / "embeddings") == snapshot(made / "embeddings")
 
@@ -157,7 +155,7 @@ def test_killed_embeddings_and_training_end_the_same(made, tmp_path, monkeypatch
     assert [path.name for path in (tmp_path / "quantizer").iterdir() if path.suffix != ".tmp"] == [
         "training_state.pt"
     ]
-    call(train_quantizer, monkeypatch, *train)
+    call(train_quantizer, *train)
     name = "quantizer.safetensors"
     assert (tmp_path / "quantizer" / name).read_bytes() == (made / "quantizer" / name).read_bytes()
     assert (tmp_path / "quantizer" / "report.json").read_bytes() == (
@@ -170,7 +168,7 @@ def tokens_only(folder: Path) -> dict[str, bytes]:
     return {name: content for name, content in snapshot(folder).items() if name != "store.json"}
 
 
-def test_killed_dump_goes_on_and_ends_the_same(made, tmp_path, monkeypatch):
+def test_killed_dump_goes_on_and_ends_the_same(made, tmp_path):
     dump = ("--cuts", made / "audio" / "cuts.jsonl.gz", "--quantizer", made / "quantizer", *SHARDS)
     dump = (*dump, "--output_dir", tmp_path)
     # Renames: plan.json, then .bin and .json of each shard: killed between the two of shard 1.
@@ -179,16 +177,16 @@ def test_killed_dump_goes_on_and_ends_the_same(made, tmp_path, monkeypatch):
     assert not (tmp_path / "shards" / "shard-00001.json").exists()
     first = (tmp_path / "shards" / "shard-00000.bin").stat().st_mtime_ns
     # As two array jobs would do it, then once more for nothing.
-    call(dump_tokens, monkeypatch, *dump, "--num_splits", 2, "--split", 2)
-    call(dump_tokens, monkeypatch, *dump, "--num_splits", 2, "--split", 1)
+    call(dump_tokens, *dump, "--num_splits", 2, "--split", 2)
+    call(dump_tokens, *dump, "--num_splits", 2, "--split", 1)
     # One more was killed between committing a shard and giving back its lock.
     (tmp_path / "shards" / "shard-00003.lock").write_text('{"host": "n", "pid": 1, "since": 0}')
-    call(dump_tokens, monkeypatch, *dump)
+    call(dump_tokens, *dump)
     assert (tmp_path / "shards" / "shard-00000.bin").stat().st_mtime_ns == first
     assert tokens_only(tmp_path) == tokens_only(made / "tokens")
 
 
-def test_unfinished_and_foreign_stores_are_refused(made, tmp_path, monkeypatch):
+def test_unfinished_and_foreign_stores_are_refused(made, tmp_path):
     cuts, tokens = made / "audio" / "cuts.jsonl.gz", tmp_path / "tokens"
     out = ("--output_cuts", tmp_path / "out.jsonl.gz")
     shutil.copytree(made / "tokens", tokens)
@@ -198,26 +196,26 @@ def test_unfinished_and_foreign_stores_are_refused(made, tmp_path, monkeypatch):
     with pytest.raises(
         ValueError, match="holds tokens of 1 cuts that .*does not have, for example r11.*another corpus"
     ):
-        call(check_tokens, monkeypatch, "--cuts", fewer, "--store", tokens, *out)
+        call(check_tokens, "--cuts", fewer, "--store", tokens, *out)
     save_cuts([*everything, everything[0].truncate(duration=0.9).with_id("new")], other)
     with pytest.raises(ValueError, match="1 of 13 cuts have no tokens in .*new: not in the store"):
-        call(check_tokens, monkeypatch, "--cuts", other, "--store", tokens, *out)
+        call(check_tokens, "--cuts", other, "--store", tokens, *out)
     assert (tokens / "bad_cuts.txt").read_text() == "new\tnot in the store\n"
     save_cuts([*everything, everything[0].with_id("new")], other)
     with pytest.raises(ValueError, match="1 cuts are the same audio .*for example r0 and new"):
-        call(check_tokens, monkeypatch, "--cuts", other, "--store", tokens, *out)
+        call(check_tokens, "--cuts", other, "--store", tokens, *out)
     strange = Quantizer(12, 3, 8)
     strange.save(tmp_path / "strange")
     check = ("--cuts", cuts, "--store", tokens, "--quantizer", tmp_path / "strange")
     with pytest.raises(ValueError, match=f"but .* is {strange.id}; delete the store"):
-        call(check_tokens, monkeypatch, *check, *out)
+        call(check_tokens, *check, *out)
     (tokens / "shards" / "shard-00002.json").unlink()
     with pytest.raises(ValueError, match=r"1 of 4 shards of .* are not made \(2\)"):
-        call(check_tokens, monkeypatch, "--cuts", cuts, "--store", tokens, *out)
+        call(check_tokens, "--cuts", cuts, "--store", tokens, *out)
     assert not (tmp_path / "out.jsonl.gz").exists()
 
 
-def test_renamed_and_reordered_cuts_keep_their_tokens(made, tmp_path, monkeypatch):
+def test_renamed_and_reordered_cuts_keep_their_tokens(made, tmp_path):
     cuts = tmp_path / "renamed.jsonl.gz"
     save_cuts(
         [cut.with_id(f"x-{cut.id}") for cut in reversed(list(Manifest(made / "audio" / "cuts.jsonl.gz")))],
@@ -225,23 +223,23 @@ def test_renamed_and_reordered_cuts_keep_their_tokens(made, tmp_path, monkeypatc
     )
     shutil.copytree(made / "tokens", tmp_path / "tokens")
     check = ("--cuts", cuts, "--store", tmp_path / "tokens")
-    call(check_tokens, monkeypatch, *check, "--output_cuts", tmp_path / "out.jsonl.gz")
+    call(check_tokens, *check, "--output_cuts", tmp_path / "out.jsonl.gz")
     old = Manifest(made / "cuts" / "cuts.jsonl.gz")
     for cut in Manifest(tmp_path / "out.jsonl.gz"):
         before = load_tokens(old[old.position(cut.id[2:])], "spectral_cb3")
         assert np.array_equal(load_tokens(cut, "spectral_cb3"), before)
 
 
-def test_several_stores_are_attached_at_once(made, tmp_path, monkeypatch, caplog):
+def test_several_stores_are_attached_at_once(made, tmp_path, caplog):
     config = ("--config", made / "quantizer.yaml", "--embeddings", made / "embeddings")
     second, cuts = tmp_path / "second", made / "audio" / "cuts.jsonl.gz"
-    call(train_quantizer, monkeypatch, *config, "--training.num_codebooks", 2, "--output_dir", second)
-    call(dump_tokens, monkeypatch, "--cuts", cuts, "--quantizer", second, "--output_dir", tmp_path / "two")
+    call(train_quantizer, *config, "--training.num_codebooks", 2, "--output_dir", second)
+    call(dump_tokens, "--cuts", cuts, "--quantizer", second, "--output_dir", tmp_path / "two")
     first = made / "tokens"
     before = (first / "store.json").stat().st_mtime_ns
     out = tmp_path / "out.jsonl.gz"
     check = ("--cuts", cuts, "--store", f"[{first},{tmp_path / 'two'}]", "--output_cuts", out)
-    call(check_tokens, monkeypatch, *check, "--quantizer", f"[{made / 'quantizer'},{second}]")
+    call(check_tokens, *check, "--quantizer", f"[{made / 'quantizer'},{second}]")
     assert (first / "store.json").stat().st_mtime_ns == before, "the same facts are not written again"
     old = Manifest(made / "cuts" / "cuts.jsonl.gz")
     for cut in Manifest(out):
@@ -250,41 +248,39 @@ def test_several_stores_are_attached_at_once(made, tmp_path, monkeypatch, caplog
         )
         assert load_tokens(cut, "spectral_cb2").shape == (len(load_tokens(cut, "spectral_cb3")), 2)
     with pytest.raises(ValueError, match=r"two holds tokens of quantiser \w+, but .*quantizer.* is "):
-        call(check_tokens, monkeypatch, *check, "--quantizer", f"[{made / 'quantizer'},{made / 'quantizer'}]")
+        call(check_tokens, *check, "--quantizer", f"[{made / 'quantizer'},{made / 'quantizer'}]")
     same = ("--cuts", cuts, "--store", f"[{first},{tmp_path / 'copy'}]")
     shutil.copytree(first, tmp_path / "copy")
     with pytest.raises(
         ValueError, match="two of the stores hold the field 'spectral_cb3': a cut has it once"
     ):
-        call(check_tokens, monkeypatch, *same)
+        call(check_tokens, *same)
     with pytest.raises(SystemExit):
-        call(check_tokens, monkeypatch, *check, "--quantizer", second)
+        call(check_tokens, *check, "--quantizer", second)
 
 
-def test_check_without_output_only_checks_and_says_what_is_there(made, monkeypatch, caplog):
+def test_check_without_output_only_checks_and_says_what_is_there(made, caplog):
     with caplog.at_level("INFO"):
-        call(
-            check_tokens, monkeypatch, "--cuts", made / "audio" / "cuts.jsonl.gz", "--store", made / "tokens"
-        )
+        call(check_tokens, "--cuts", made / "audio" / "cuts.jsonl.gz", "--store", made / "tokens")
     assert "cuts        12 with tokens, 0 skipped" in caplog.text
     assert "all 12 cuts have their tokens" in caplog.text and "3 codebooks of 8, uint8" in caplog.text
     assert "878, 50.17 per second of audio" in caplog.text and "0..7" in caplog.text
 
 
-def test_other_options_into_the_same_folder_are_refused(made, tmp_path, monkeypatch):
+def test_other_options_into_the_same_folder_are_refused(made, tmp_path):
     cuts = made / "audio" / "cuts.jsonl.gz"
     dump = ("--quantizer", made / "quantizer", "--output_dir", made / "tokens")
     with pytest.raises(ValueError, match="with refine_iters = 5, but this run has 1"):
-        call(dump_tokens, monkeypatch, *dump, "--cuts", cuts, "--refine_iters", 1)
+        call(dump_tokens, *dump, "--cuts", cuts, "--refine_iters", 1)
     save_cuts(list(Manifest(cuts))[:4], tmp_path / "few.jsonl.gz")
     with pytest.raises(ValueError, match="with cuts_id = .*delete the folder"):
-        call(dump_tokens, monkeypatch, *dump, "--cuts", tmp_path / "few.jsonl.gz")
+        call(dump_tokens, *dump, "--cuts", tmp_path / "few.jsonl.gz")
     extract = ("--config", made / "quantizer.yaml", "--cuts", cuts, "--output_dir", made / "embeddings")
     with pytest.raises(ValueError, match="holds embeddings made with other options"):
-        call(extract_embeddings, monkeypatch, *extract, "--seed", 5)
+        call(extract_embeddings, *extract, "--seed", 5)
 
 
-def test_quantiser_without_its_teacher_is_refused(made, tmp_path, monkeypatch):
+def test_quantiser_without_its_teacher_is_refused(made, tmp_path):
     dump = ("--cuts", made / "audio" / "cuts.jsonl.gz", "--output_dir", tmp_path / "tokens")
     quantizer = Quantizer.load(made / "quantizer")
     quantizer.provenance["teacher"]["teacher_id"] = "spectral-0"
@@ -292,15 +288,15 @@ def test_quantiser_without_its_teacher_is_refused(made, tmp_path, monkeypatch):
     with pytest.raises(
         ValueError, match="embeddings of teacher spectral-0, but this teacher is spectral-.*stages 3"
     ):
-        call(dump_tokens, monkeypatch, *dump, "--quantizer", tmp_path / "changed")
+        call(dump_tokens, *dump, "--quantizer", tmp_path / "changed")
     Quantizer(12, 3, 8).save(tmp_path / "bare")
     with pytest.raises(ValueError, match="does not say which teacher it belongs to"):
-        call(dump_tokens, monkeypatch, *dump, "--quantizer", tmp_path / "bare")
+        call(dump_tokens, *dump, "--quantizer", tmp_path / "bare")
     with pytest.raises(ValueError, match="embeddings.json does not exist; run stage 3"):
-        call(train_quantizer, monkeypatch, "--embeddings", tmp_path, "--output_dir", tmp_path / "q")
+        call(train_quantizer, "--embeddings", tmp_path, "--output_dir", tmp_path / "q")
 
 
-def test_options_that_cannot_be_are_refused(monkeypatch, capsys):
+def test_options_that_cannot_be_are_refused(capsys):
     with pytest.raises(ValueError, match="split is 3 of num_splits 2: use 1..num_splits, or 0"):
         dump_tokens.Options("c", "q", "o", num_splits=2, split=3)
     with pytest.raises(ValueError, match=r"2 quantizer\(s\) but 1 output_dir\(s\)"):
@@ -308,7 +304,7 @@ def test_options_that_cannot_be_are_refused(monkeypatch, capsys):
     with pytest.raises(ValueError, match="shard_hours is -1"):
         dump_tokens.Options("c", "q", "o", shard_hours=-1.0)
     with pytest.raises(SystemExit):
-        call(dump_tokens, monkeypatch, "--cuts", "c", "--quantizer", "q", "--output_dir", "o", "--split", 3)
+        call(dump_tokens, "--cuts", "c", "--quantizer", "q", "--output_dir", "o", "--split", 3)
     assert "split is 3 of num_splits 1" in capsys.readouterr().err
 
 
@@ -337,14 +333,13 @@ def test_full_disk_ends_each_stage_with_one_line_and_the_next_run_ends_the_same(
 
         with monkeypatch.context() as patch:
             patch.setattr(os, "fsync", fsync)
-            patch.setattr(sys, "argv", [module.__name__, *map(str, arguments)])
             with pytest.raises(SystemExit) as stopped:
-                run(module.main)
+                run(lambda module=module, arguments=arguments: module.main([*map(str, arguments)]))
         last = capsys.readouterr().err.splitlines()[-1]
         assert stopped.value.code == 1
         assert last.startswith("error: cannot write ") and "No space left on device" in last
         assert last.endswith("run the same command again") and not list(tmp_path.rglob("*.tmp"))
-        call(module, monkeypatch, *arguments)
+        call(module, *arguments)
     for name in ("embeddings", "quantizer", "cuts"):
         assert snapshot(tmp_path / name) == snapshot(made / name)
     assert tokens_only(tmp_path / "tokens") == tokens_only(made / "tokens")

@@ -92,15 +92,13 @@ def test_what_cannot_be_exported_is_refused(cuts, tmp_path):
         export_shar(cuts, tmp_path / "shar", [FIELD])
 
 
-def test_command(cuts, tmp_path, monkeypatch):
+def test_command(cuts, tmp_path):
     save_cuts(cuts, tmp_path / "cuts.jsonl.gz")
-    call(export_command, monkeypatch, "--cuts", tmp_path / "cuts.jsonl.gz", "--output_dir", tmp_path / "shar")
+    call(export_command, "--cuts", tmp_path / "cuts.jsonl.gz", "--output_dir", tmp_path / "shar")
     for before, after in zip(cuts, read(tmp_path / "shar")):
         assert np.array_equal(load_tokens(after, FIELD), load_tokens(before, FIELD))
     for cut in cuts:
         cut.custom = None
     save_cuts(cuts, tmp_path / "bare.jsonl.gz")
     with pytest.raises(ValueError, match="has no token fields: give it cuts of stage 6"):
-        call(
-            export_command, monkeypatch, "--cuts", tmp_path / "bare.jsonl.gz", "--output_dir", tmp_path / "x"
-        )
+        call(export_command, "--cuts", tmp_path / "bare.jsonl.gz", "--output_dir", tmp_path / "x")

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,19 +16,18 @@ from spear_lib.data.audio_files import find_audio
 RATE = 16000
 
 
-def call(module, monkeypatch, *arguments: object) -> None:
-    monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, arguments)])
-    module.main()
+def call(module, *arguments: object) -> None:
+    module.main(list(map(str, arguments)))
 
 
 @pytest.fixture
-def transcribed(trained_toy, monkeypatch, capsys):
+def transcribed(trained_toy, capsys):
     """Lines on standard output of ``transcribe`` with these arguments."""
 
     def lines(*arguments: object) -> list[str]:
         capsys.readouterr()
         common = ("--experiment_dir", trained_toy["experiment"], "--average", 0, "--search.method", "greedy")
-        call(transcribe, monkeypatch, *arguments, *common)
+        call(transcribe, *arguments, *common)
         return capsys.readouterr().out.splitlines()
 
     return lines
@@ -49,12 +47,12 @@ def references(trained_toy) -> dict[str, str]:
     }
 
 
-def test_a_folder_gives_the_text_of_decode(trained_toy, transcribed, references, monkeypatch, tmp_path):
+def test_a_folder_gives_the_text_of_decode(trained_toy, transcribed, references, tmp_path):
     lines = transcribed(trained_toy["folder"], "--output_dir", tmp_path / "out")
     found = dict(line.split("\t") for line in lines)
     arguments = ("--experiment_dir", trained_toy["experiment"], "--units", "characters", "--average", 0)
     search = ("--search.method", "greedy", "--cuts", f"[dev={trained_toy['cuts']}]")
-    call(decode, monkeypatch, *arguments, *search, "--output_dir", tmp_path / "decode")
+    call(decode, *arguments, *search, "--output_dir", tmp_path / "decode")
     decoded = [
         json.loads(line) for line in (tmp_path / "decode" / "recogs-dev.jsonl").read_text().splitlines()
     ]
@@ -166,11 +164,10 @@ def test_file_that_breaks_off_is_reported(utterances, transcribed, tmp_path, cap
     assert "long.flac" in caplog.text and "cannot be read" in caplog.text
 
 
-def test_a_bad_file_is_the_status_of_the_command(trained_toy, monkeypatch, capsys, tmp_path):
+def test_a_bad_file_is_the_status_of_the_command(trained_toy, capsys, tmp_path):
     arguments = [tmp_path / "gone.wav", "--experiment_dir", trained_toy["experiment"], "--average", 0]
-    monkeypatch.setattr(sys, "argv", ["transcribe", *map(str, arguments)])
     with pytest.raises(SystemExit) as end:
-        run(transcribe.main)
+        run(lambda: transcribe.main([*map(str, arguments)]))
     assert end.value.code == 1
     assert capsys.readouterr().err.strip().splitlines()[-1].startswith("error: 1 of 1 files")
 

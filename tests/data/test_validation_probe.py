@@ -135,17 +135,17 @@ def without_times(lines):
     return [{name: value for name, value in line.items() if name not in times} for line in lines]
 
 
-def test_pre_training_is_the_same_with_and_without_and_after_resuming(corpus, tmp_path, monkeypatch):
-    lines = call(monkeypatch, corpus, tmp_path / "on")
+def test_pre_training_is_the_same_with_and_without_and_after_resuming(corpus, tmp_path):
+    lines = call(corpus, tmp_path / "on")
     probed = [line for line in lines if line["kind"] == "probe/dev"]
     assert [line["step"] for line in probed] == [0, 2, 4]
     assert all({"speaker_accuracy", "log_mel/speaker_accuracy", "seconds"} <= set(line) for line in probed)
-    off = call(monkeypatch, corpus, tmp_path / "off", "--probe.every", "0")
+    off = call(corpus, tmp_path / "off", "--probe.every", "0")
     rest = [line for line in lines if line["kind"] != "probe/dev"]
     assert without_times(off) == without_times(rest)
-    half = call(monkeypatch, corpus, tmp_path / "parts", "--training.max_steps", "2")
+    half = call(corpus, tmp_path / "parts", "--training.max_steps", "2")
     assert half[-1]["step"] == 2
-    assert without_times(call(monkeypatch, corpus, tmp_path / "parts")) == without_times(lines)
-    with_scan = call(monkeypatch, corpus, tmp_path / "scan", "--training.memory_scan", "always")
+    assert without_times(call(corpus, tmp_path / "parts")) == without_times(lines)
+    with_scan = call(corpus, tmp_path / "scan", "--training.memory_scan", "always")
     assert without_times(with_scan) == without_times(lines)
     assert "memory scan: the largest batch of epoch 0" in (tmp_path / "scan" / "log.txt").read_text()

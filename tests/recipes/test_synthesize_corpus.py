@@ -248,14 +248,11 @@ def test_noises_are_read_by_lhotse_and_have_the_same_bytes_each_time(tmp_path):
         NoiseOptions(minutes=0.1)
 
 
-def test_command_leaves_a_finished_corpus_alone_and_refuses_other_options(tmp_path, monkeypatch, caplog):
+def test_command_leaves_a_finished_corpus_alone_and_refuses_other_options(tmp_path, caplog):
     output = tmp_path / "noise"
 
     def command(*arguments: str) -> None:
-        monkeypatch.setattr(
-            sys, "argv", ["synthesize_corpus.py", "noise", "--output", str(output), *arguments]
-        )
-        synthesize_corpus.main()
+        synthesize_corpus.main(["noise", "--output", str(output), *arguments])
 
     caplog.set_level("INFO")
     command("--minutes", "0.5", "--num-processes", "1")

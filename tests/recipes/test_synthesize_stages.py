@@ -35,13 +35,8 @@ prepare_corpus, prepare_manifests, prepare_noise = map(
 )
 
 
-@pytest.fixture
-def call(monkeypatch):
-    def run(module, *arguments) -> None:
-        monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, arguments)])
-        module.main()
-
-    return run
+def call(module, *arguments) -> None:
+    module.main([*map(str, arguments)])
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +56,7 @@ def spoilt(mini, tmp_path):
     return tmp_path / "corpus", tmp_path / "corpus" / "LibriSpeech" / "test-clean"
 
 
-def test_mini_corpus_goes_through_the_stages(mini, tmp_path, call):
+def test_mini_corpus_goes_through_the_stages(mini, tmp_path):
     call(prepare_manifests, "--corpus-dir", mini, "--output", tmp_path)
     facts = json.loads((mini / "synthetic_speech" / "corpus.json").read_text())
     statistics = json.loads((tmp_path / "librispeech_statistics.json").read_text())
@@ -90,7 +85,7 @@ def test_mini_corpus_goes_through_the_stages(mini, tmp_path, call):
     np.testing.assert_allclose(noise.hours * 60, 1.0)
 
 
-def test_manifests_have_the_same_bytes_each_time(mini, tmp_path, call):
+def test_manifests_have_the_same_bytes_each_time(mini, tmp_path):
     for name in ("first", "second"):
         call(
             prepare_manifests,
@@ -108,7 +103,7 @@ def test_manifests_have_the_same_bytes_each_time(mini, tmp_path, call):
         assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
 
 
-def test_synthesised_folder_as_a_real_corpus(mini, tmp_path, call):
+def test_synthesised_folder_as_a_real_corpus(mini, tmp_path):
     output = tmp_path / "data" / "corpus"
     speech = (mini / "LibriSpeech").resolve()
     options = ("--corpus-dir", speech.parent, "--noise-dir", mini / "synthetic_noise", "--output", output)
@@ -120,7 +115,7 @@ def test_synthesised_folder_as_a_real_corpus(mini, tmp_path, call):
         call(prepare_corpus, *options, "--noise-dir", tmp_path / "other")
 
 
-def test_no_corpus_says_what_to_do(tmp_path, call):
+def test_no_corpus_says_what_to_do(tmp_path):
     with pytest.raises(ValueError, match="no corpus: give --mini true .*--corpus-dir.*download"):
         call(prepare_corpus, "--output", tmp_path / "corpus")
     with pytest.raises(ValueError, match="is not a folder: expected DIR/train-clean-100/<speaker>"):
@@ -136,12 +131,12 @@ def test_no_corpus_says_what_to_do(tmp_path, call):
         call(prepare_manifests, "--corpus-dir", tmp_path, "--output", tmp_path / "m")
 
 
-def test_noise_folder_that_is_none(mini, tmp_path, call):
+def test_noise_folder_that_is_none(mini, tmp_path):
     with pytest.raises(ValueError, match="has no music, noise, speech: expected the unpacked archive"):
         call(prepare_corpus, "--corpus-dir", mini, "--noise-dir", tmp_path, "--output", tmp_path / "corpus")
 
 
-def test_no_noise_leaves_no_manifest(tmp_path, call, caplog):
+def test_no_noise_leaves_no_manifest(tmp_path, caplog):
     caplog.set_level("INFO")
     output = tmp_path / "noise_cuts.jsonl.gz"
     output.write_text("of an earlier run")
@@ -211,7 +206,7 @@ def repeat_line(part: Path) -> str:
         (repeat_line, "duplicate id"),
     ],
 )
-def test_damage_is_skipped_and_counted_up_to_the_limit(spoilt, tmp_path, call, damage, kind):
+def test_damage_is_skipped_and_counted_up_to_the_limit(spoilt, tmp_path, damage, kind):
     corpus, part = spoilt
     num_files = len(audio_files(part))
     name = damage(part)
@@ -227,7 +222,7 @@ def test_damage_is_skipped_and_counted_up_to_the_limit(spoilt, tmp_path, call, d
         call(prepare_manifests, *options)
 
 
-def test_8_khz_file_is_kept_and_counted(spoilt, tmp_path, call):
+def test_8_khz_file_is_kept_and_counted(spoilt, tmp_path):
     corpus, part = spoilt
     path = audio_files(part)[0]
     samples, _ = soundfile.read(path)
@@ -241,7 +236,7 @@ def test_8_khz_file_is_kept_and_counted(spoilt, tmp_path, call):
     assert abs(len(load_audio(cut)) - len(samples)) <= 1
 
 
-def test_utterance_in_two_sets(spoilt, tmp_path, call):
+def test_utterance_in_two_sets(spoilt, tmp_path):
     corpus, part = spoilt
     speaker = sorted(part.iterdir())[0]
     shutil.copytree(speaker, corpus / "LibriSpeech" / "test-other" / speaker.name)
@@ -249,7 +244,7 @@ def test_utterance_in_two_sets(spoilt, tmp_path, call):
         call(prepare_manifests, "--corpus-dir", corpus, "--output", tmp_path / "manifests")
 
 
-def test_missing_part(spoilt, tmp_path, call):
+def test_missing_part(spoilt, tmp_path):
     corpus, _ = spoilt
     shutil.rmtree(corpus / "LibriSpeech" / "dev-clean")
     with pytest.raises(ValueError, match=r"has no dev-\* folder"):
@@ -261,7 +256,7 @@ def labelled(folder: Path) -> set[str]:
         return {json.loads(line)["supervisions"][0]["speaker"] for line in file}
 
 
-def test_choice_of_labelled_speakers(spoilt, tmp_path, call):
+def test_choice_of_labelled_speakers(spoilt, tmp_path):
     corpus, _ = spoilt  # no corpus.json beside it, as beside a real corpus
     train = {path.name for path in (corpus / "LibriSpeech" / "train-clean-100").iterdir()}
     options = ("--corpus-dir", corpus, "--output", tmp_path)

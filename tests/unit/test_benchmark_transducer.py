@@ -61,9 +61,8 @@ def _fake_k2(**changed) -> SimpleNamespace:
 
 def test_parity_passes_and_fails(monkeypatch, capsys):
     parity = _load("k2_parity")
-    monkeypatch.setattr(sys, "argv", ["k2_parity.py", "--batches", "3"])
     monkeypatch.setitem(sys.modules, "k2", _fake_k2())
-    assert parity.main() == 0
+    assert parity.main(["--batches", "3"]) == 0
     printed = capsys.readouterr().out
     assert "k2 parity: ok" in printed and printed.count("ok\n") > 10
 
@@ -71,7 +70,7 @@ def test_parity_passes_and_fails(monkeypatch, capsys):
         return ours.rnnt_loss(*args, **kwargs) * (1 + 1e-3)
 
     monkeypatch.setitem(sys.modules, "k2", _fake_k2(rnnt_loss=slightly_wrong))
-    assert parity.main() == 1
+    assert parity.main(["--batches", "3"]) == 1
     printed = capsys.readouterr().out
     assert "k2 parity: FAILED" in printed
     failed = [line for line in printed.splitlines() if line.endswith("  FAILED")]

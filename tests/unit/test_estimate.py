@@ -28,9 +28,9 @@ def test_sizes():
     assert [size(each) for each in (1e3, 2.5e6, 3e9, 4.56e13)] == ["1 kB", "2.5 MB", "3 GB", "45.6 TB"]
 
 
-def test_command_measures_a_rate(monkeypatch, capsys):
+def test_command_measures_a_rate(capsys):
     options = ("--hours", 10, "--measure_seconds", 0.05, "--batch_seconds", 4, "--clip_seconds", 2)
-    call(estimate, monkeypatch, *options, "--num_codebooks", 2)
+    call(estimate, *options, "--num_codebooks", 2)
     printed = capsys.readouterr().out
     assert "3.6 MB (100 bytes per second" in printed and "audio seconds per second of one device" in printed
 

@@ -3,7 +3,6 @@
 import html
 import json
 import re
-import sys
 
 import pytest
 from report_fixtures import make_data, make_everything, write_lines
@@ -18,14 +17,11 @@ from spear_lib.report.render import Code, Fold, Picture, Section, Table
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("recipe")
     make_everything(folder)
-    monkeypatch = pytest.MonkeyPatch()
     names = ("pretrain", "finetune_pretrained", "finetune_scratch")
     folders = ",".join(str(folder / "exp" / name) for name in names)
     arguments = ["--data_dir", str(folder / "data"), "--experiment_dirs", f"[{folders}]"]
     arguments += ["--output_dir", str(folder / "exp" / "report"), "--title", "Toy & recipe"]
-    monkeypatch.setattr(sys, "argv", ["report", *arguments])
-    report_command.main()
-    monkeypatch.undo()
+    report_command.main(arguments)
     return folder / "exp" / "report"
 
 
@@ -116,7 +112,7 @@ def test_rendering_escapes_and_folds():
     assert "| x\\|y | 1 |" in text and "](pictures/p.png)" in text
 
 
-def test_two_token_fields_are_told_apart(tmp_path, monkeypatch):
+def test_two_token_fields_are_told_apart(tmp_path):
     """egs/mixed: two teachers, two validation sets, each loss beside chance and entropy of its own tokens."""
     make_everything(tmp_path)
     store = tmp_path / "data" / "tokens" / "spectral" / "train" / "store.json"
@@ -142,8 +138,7 @@ def test_two_token_fields_are_told_apart(tmp_path, monkeypatch):
     folder = tmp_path / "exp" / "pretrain"
     write_lines(folder / "metrics.jsonl", records)
     arguments = ["--data_dir", str(tmp_path / "data"), "--experiment_dirs", f"[{folder}]"]
-    monkeypatch.setattr(sys, "argv", ["report", *arguments, "--output_dir", str(tmp_path / "report")])
-    report_command.main()
+    report_command.main([*arguments, "--output_dir", str(tmp_path / "report")])
     text = (tmp_path / "report" / "report.md").read_text()
     rows = dict(re.findall(r"^\| Token loss on masked frames \((.*?)\) \| (.*?) \|$", text, re.MULTILINE))
     assert rows == {

@@ -226,8 +226,8 @@ def report_memory(options: Options) -> None:
             )
 
 
-def main() -> None:
-    options = parse(Options, prog="python tools/benchmarks/encoder.py", description=__doc__)
+def main(argv: list[str] | None = None) -> None:
+    options = parse(Options, argv, prog="python tools/benchmarks/encoder.py", description=__doc__)
     lengths = ", ".join(f"{n / SAMPLE_RATE:g}" for n in options.num_samples())
     first_screen(
         "Encoder benchmark",

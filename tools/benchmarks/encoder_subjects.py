@@ -1,20 +1,16 @@
 """What the benchmark and the profile run: our encoders and WavLM, each with its input and its step."""
 
 import dataclasses
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
-from spear_lib.encoders.zipformer import SpearEncoder, ZipformerConfig
-from spear_lib.features.fbank import SAMPLE_RATE, FbankExtractor
 from spear_lib.runtime import keyed_random
+from spear_lib.features.fbank import FbankExtractor, SAMPLE_RATE
+from spear_lib.encoders.zipformer import SpearEncoder, ZipformerConfig
 
 _SIZES = ("mini", "base", "large", "xlarge")
 

@@ -19,7 +19,6 @@ import argparse
 import logging
 import os
 import statistics
-import sys
 import tempfile
 import time
 import warnings
@@ -36,9 +35,7 @@ from lhotse.dataset.cut_transforms import CutMix
 from lhotse.features.io import NumpyHdf5Writer
 from torch.utils.data import DataLoader
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
-from spear_lib.data import audio as _  # noqa: F401 - sets its tolerance before logging is switched off
+from spear_lib.features.fbank import FbankExtractor
 from spear_lib.data.manifests import save_cuts
 from spear_lib.data.mixing import MixingConfig
 from spear_lib.features.fbank import FbankExtractor
@@ -217,7 +214,7 @@ def benchmark(
     )
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -232,7 +229,7 @@ def main() -> None:
         help="audio-seconds per second that one GPU trains on; default: what pretrain --dry_run estimates "
         "for Base on an H100",
     )
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)

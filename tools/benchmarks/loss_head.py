@@ -112,17 +112,17 @@ def _status_kb(name: str) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith(name + ":"))
 
 
-def memory_in_a_process(subject: str) -> float:
+def memory_in_a_process(subject: str, argv: list[str] | None) -> float:
     """Peak memory of one step in a fresh process of this command."""
-    command = [sys.executable, __file__, *sys.argv[1:], "--measure", subject]
+    command = [sys.executable, __file__, *(sys.argv[1:] if argv is None else argv), "--measure", subject]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"measuring {subject} failed: {done.stderr.strip()}")
     return float(done.stdout)
 
 
-def main() -> None:
-    options = parse(Options, prog="python tools/benchmarks/loss_head.py", description=__doc__)
+def main(argv: list[str] | None = None) -> None:
+    options = parse(Options, argv, prog="python tools/benchmarks/loss_head.py", description=__doc__)
     torch.set_num_threads(options.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if options.measure:
@@ -137,7 +137,7 @@ def main() -> None:
             "threads": options.threads,
         },
     )
-    memory = {subject: memory_in_a_process(subject) for subject in SUBJECTS}
+    memory = {subject: memory_in_a_process(subject, argv) for subject in SUBJECTS}
     steps = {subject: make_step(options, subject, device) for subject in SUBJECTS}
     wall: dict[str, list[float]] = {subject: [] for subject in SUBJECTS}
     cpu: dict[str, list[float]] = {subject: [] for subject in SUBJECTS}

@@ -20,8 +20,6 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
 import torch
 
 from spear_lib.bin.common import run
@@ -163,8 +161,8 @@ def measured(options: Options, size: str) -> dict[str, float]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def main() -> None:
-    options = parse(Options, prog="python tools/benchmarks/memory.py", description=__doc__)
+def main(argv: list[str] | None = None) -> None:
+    options = parse(Options, argv, prog="python tools/benchmarks/memory.py", description=__doc__)
     facts = {
         "batch": f"{options.utterances} utterances of {options.seconds:g} s, {options.precision}",
         "checkpointed": options.checkpointed,

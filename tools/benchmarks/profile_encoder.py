@@ -37,8 +37,8 @@ def mark_modules(model: torch.nn.Module) -> set[str]:
     return {type(module).__name__ for module in model.modules()}
 
 
-def main() -> None:
-    options = parse(Options, prog="python tools/benchmarks/profile_encoder.py", description=__doc__)
+def main(argv: list[str] | None = None) -> None:
+    options = parse(Options, argv, prog="python tools/benchmarks/profile_encoder.py", description=__doc__)
     torch.set_num_threads(options.threads)
     keep_freed_memory()
     ours = [name for name in options.subjects if not name.startswith("wavlm")]

@@ -124,9 +124,9 @@ def show(title: str, times: dict[str, list[tuple[float, float]]], count: int) ->
         )
 
 
-def peak_memory_mb(options: Options, subject: str) -> float:
+def peak_memory_mb(subject: str, argv: list[str] | None) -> float:
     """Peak memory of a fresh process that encodes once."""
-    command = [sys.executable, __file__, *sys.argv[1:], "--measure", subject]
+    command = [sys.executable, __file__, *(sys.argv[1:] if argv is None else argv), "--measure", subject]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"measuring {subject} failed: {done.stderr.strip()}")
@@ -144,8 +144,8 @@ def encode_once(options: Options, device: torch.device) -> None:
         print(next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:")))
 
 
-def main() -> None:
-    options = parse(Options, prog="python tools/benchmarks/quantizer.py", description=__doc__)
+def main(argv: list[str] | None = None) -> None:
+    options = parse(Options, argv, prog="python tools/benchmarks/quantizer.py", description=__doc__)
     torch.set_num_threads(options.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if options.measure:
@@ -161,7 +161,7 @@ def main() -> None:
             same = float((found == tokens["peer"]).double().mean())
             print(f"{name}: {100 * same:.2f} % of the peer's tokens")
         show(f"encode {options.frames} frames", measure(subjects, x, options.rounds), options.frames)
-    memory = {name: peak_memory_mb(options, name) for name in subjects}
+    memory = {name: peak_memory_mb(name, argv) for name in subjects}
     for name, peak in memory.items():
         print(f"peak memory {name:<16} {peak:>9.0f} MB, {peak / memory['peer']:.2f} of the peer's")
     for phase in (1, 2) if options.step_frames else ():

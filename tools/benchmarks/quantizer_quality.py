@@ -186,8 +186,8 @@ def compare(folder: Path, training: QuantizerTrainingOptions, options: Options, 
         print("the peer's final error was not reached by the rounds")
 
 
-def main() -> None:
-    options = parse(Options, prog="python tools/benchmarks/quantizer_quality.py", description=__doc__)
+def main(argv: list[str] | None = None) -> None:
+    options = parse(Options, argv, prog="python tools/benchmarks/quantizer_quality.py", description=__doc__)
     torch.set_num_threads(options.threads)
     data = ["Gaussian", *filter(None, [options.embeddings])]
     first_screen("quantiser training", {"data": " and ".join(data), "threads": options.threads})

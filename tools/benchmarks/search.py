@@ -14,13 +14,9 @@ and joiner 512 wide), made to write a few units per second. The searches alterna
 import argparse
 import math
 import statistics
-import sys
 import time
-from pathlib import Path
 
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from spear_lib.asr.ctc_search import ctc_prefix_beam_search
 from spear_lib.asr.model import AsrModel, TransducerConfig
@@ -146,7 +142,7 @@ def compare(name: str, simple, batched, rounds: int, device: str) -> float:
     return ratio
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
@@ -158,7 +154,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=512, help="channels of encoder, decoder and joiner")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cpu")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     encoder_out, lengths = make_batch(
         arguments.utterances, arguments.seconds, arguments.width, arguments.device
     )

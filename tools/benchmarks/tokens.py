@@ -30,8 +30,6 @@ import torch
 from lhotse import MonoCut, Recording
 from lhotse.audio import AudioSource
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
 from spear_lib.bin import check_tokens
 from spear_lib.data import decoding
 from spear_lib.data.manifests import Manifest, save_cuts
@@ -293,7 +291,7 @@ def _lines(path: Path) -> list[bytes]:
         return file.readlines()
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -301,7 +299,7 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=0, help="clips of (a) (default: 12, on a GPU 2000)")
     parser.add_argument("--cuts", type=int, default=100_000, help="cuts of (c)")
     parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds of (a) and (b)")
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     logging.disable(logging.WARNING)
     parts: dict[str, Callable[[Path], None]] = {
         "a": lambda folder: stage_5(folder, options.rounds, options.clips),

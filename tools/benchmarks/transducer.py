@@ -33,8 +33,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # CPU time must not count t
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # k2's environment does not have us installed
-
 import spear_lib.transducer as ours
 
 _FAR = -1e30  # for -inf, where autograd of logaddexp would be NaN
@@ -165,14 +163,14 @@ def measure_memory(name: str, options) -> int:
     return resident("VmHWM") - before
 
 
-def memory_in_a_process(name: str) -> int:
+def memory_in_a_process(name: str, argv: list[str] | None) -> int:
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
-    command = [sys.executable, __file__, *sys.argv[1:], "--memory-of", name]
+    command = [sys.executable, __file__, *(sys.argv[1:] if argv is None else argv), "--memory-of", name]
     output = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
     return int(json.loads(output.splitlines()[-1]))
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--peer", choices=["auto", "k2", "autograd"], default="auto")
     parser.add_argument("--utterances", type=int, default=8, help="B")
@@ -182,7 +180,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=int(os.environ.get("OMP_NUM_THREADS", "2")))
     parser.add_argument("--memory-of", default="", help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
     if options.memory_of:
         print(json.dumps(measure_memory(options.memory_of, options)))
@@ -210,7 +208,7 @@ def main() -> int:
             wall, cpu = time.perf_counter(), time.process_time()
             step(libraries[name], data)
             seconds[name].append((time.process_time() - cpu, time.perf_counter() - wall))
-    memory = {name: memory_in_a_process(name) for name in names}
+    memory = {name: memory_in_a_process(name, argv) for name in names}
     for name in names:
         cpu, wall = (1e3 * statistics.median(column) for column in zip(*seconds[name]))
         print(f"  {name:9s} loss {losses[name]:.2f}  CPU {cpu:.0f} ms  wall {wall:.0f} ms  "

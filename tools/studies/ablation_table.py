@@ -62,11 +62,12 @@ def rows(folder: Path) -> list[str]:
     return lines
 
 
-def main() -> int:
-    if len(sys.argv) != 2 or not Path(sys.argv[1]).is_dir():
+def main(argv: list[str] | None = None) -> int:
+    arguments = sys.argv[1:] if argv is None else argv
+    if len(arguments) != 1 or not Path(arguments[0]).is_dir():
         print("usage: ablation_table.py FOLDER_OF_RUNS (made by tools/studies/ablation.sh)", file=sys.stderr)
         return 2
-    print("\n".join(rows(Path(sys.argv[1]))))
+    print("\n".join(rows(Path(arguments[0]))))
     return 0
 
 

@@ -56,11 +56,12 @@ def probes_table(folder: Path) -> list[str]:
     return lines + [f"| {task} | {name} | {spread(values)} |" for (task, name), values in scores.items()]
 
 
-def main() -> int:
-    if len(sys.argv) != 2:
+def main(argv: list[str] | None = None) -> int:
+    arguments = sys.argv[1:] if argv is None else argv
+    if len(arguments) != 1:
         print("usage: mini_study_table.py STUDY_FOLDER", file=sys.stderr)
         return 2
-    folder = Path(sys.argv[1])
+    folder = Path(arguments[0])
     for title, table in (("grid", grid_table), ("seeds", seeds_table), ("probes", probes_table)):
         if title == "grid" and not (folder / "grid").is_dir():
             continue

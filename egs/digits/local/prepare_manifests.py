@@ -49,9 +49,9 @@ def read_cut(folder: Path, row: dict[str, str]) -> MonoCut:
     )
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Entry point."""
-    arguments = parse_arguments()
+    arguments = parse_arguments(argv)
     folder = arguments.corpus_dir / "digits"
     if not (folder / "strings.csv").is_file():
         raise ValueError(f"{folder / 'strings.csv'} does not exist: run stage 0 first")

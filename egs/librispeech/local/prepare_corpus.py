@@ -52,11 +52,11 @@ def find_librispeech(corpus_dir: str) -> Path:
     return folder
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Entry point."""
     parser = stage_0_parser(__doc__, "real LibriSpeech folder (holds train-clean-100 etc.)", SIZES)
     parser.add_argument("--vocabulary", choices=("small", "large"), default="small", help="of the synthesis")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     size = SIZES[arguments.size]
     options = [*size["speech"], "--vocabulary", arguments.vocabulary]
     prepare_corpus(arguments, SPEECH, "speech", "synthetic_speech", options, size["noise"], find_librispeech)

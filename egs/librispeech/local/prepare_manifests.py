@@ -239,9 +239,9 @@ def prepare_set(name: str, parts: list[Path], arguments: argparse.Namespace) -> 
     return kept, {**result, "others": others} if others else result
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Entry point."""
-    arguments = parse_arguments()
+    arguments = parse_arguments(argv)
     corpus = arguments.corpus_dir / "LibriSpeech"
     if not corpus.is_dir():
         raise ValueError(f"{corpus} does not exist: run stage 0 first")

@@ -85,7 +85,6 @@ class TransformerEncoder(nn.Module):
     Attributes:
       encoder_type: "transformer", as in exported folders.
       input_kind: "waveform": what ``forward`` takes.
-      masks_apply_to: "features": masked frames are replaced after the convolutional extractor.
       output_dim: channels of encoder_out.
       frame_rate: 50 Hz.
       first_frame_center_ms: 12.5.
@@ -95,7 +94,6 @@ class TransformerEncoder(nn.Module):
 
     encoder_type = "transformer"
     input_kind = "waveform"
-    masks_apply_to = "features"
     sample_rate = 16000
     frame_rate = 50
     first_frame_center_ms = hidden_first_center_ms = 12.5

@@ -40,7 +40,6 @@ class SpearEncoder(nn.Module):
       output_dim: channels of encoder_out.
       encoder_type: "zipformer", as in exported folders.
       input_kind: "fbank": what ``forward`` takes.
-      masks_apply_to: "fbank": masked frames are replaced before the convolutional front end.
       frame_rate: of encoder_out in Hz, 50 or 25.
       first_frame_center_ms: centre of the first frame of encoder_out in ms, 45 or 55.
       hidden_dims: channels of every hidden state.
@@ -50,7 +49,6 @@ class SpearEncoder(nn.Module):
 
     encoder_type = "zipformer"
     input_kind = "fbank"
-    masks_apply_to = "fbank"
     sample_rate = 16000
     hidden_first_center_ms = 45.0
     min_samples = MIN_SAMPLES

@@ -32,12 +32,12 @@ def read_cut(folder: Path, row: dict[str, str]) -> MonoCut:
     )
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--corpus-dir", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--num-jobs", default="")
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     folder = options.corpus_dir / "flat"
     with (folder / "texts.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
