@@ -74,6 +74,32 @@ noise_manifest() {
   printf '%s/manifests/noise_cuts.jsonl.gz' "$data_dir"
 }
 
+# conf_file KIND NAME: the configuration NAME of a KIND of command: the recipe's own conf/KIND/NAME.yaml, else that of
+# egs/common/conf. A size without one takes that of base: it differs in nothing.
+conf_file() {
+  local name folder
+  for name in "$2" base; do
+    for folder in conf ../common/conf; do
+      if [[ -f $folder/$1/$name.yaml ]]; then
+        printf '%s' "$folder/$1/$name.yaml"
+        return
+      fi
+    done
+  done
+  die "no configuration $1/$2.yaml in conf/ or ../common/conf/, and no base.yaml to stand for it"
+}
+
+# check_conf KIND NAME OPTION: NAME must be a configuration of the kind; the message lists them.
+check_conf() {
+  local path known=""
+  for path in conf/"$1"/*.yaml ../common/conf/"$1"/*.yaml; do
+    path=$(basename "$path" .yaml)
+    if [[ $path == "$2" ]]; then return 0; fi
+    if [[ $path != "*" && " $known " != *" $path "* ]]; then known+=" $path"; fi
+  done
+  usage_error "$3 $2: no configuration $1/$2.yaml; there are:$known (conf/ and ../common/conf/)"
+}
+
 # json_value FILE KEY: prints a value of a JSON object.
 json_value() {
   if [[ ! -f $1 ]]; then die "$1 is not there: run the stage that makes it"; fi
