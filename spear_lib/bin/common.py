@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from spear_lib.runtime import threads
 from spear_lib.training.health import STATUS_INTERRUPTED
 
 logger = logging.getLogger(__name__)
@@ -30,6 +31,7 @@ def run(main: Callable[[], None]) -> None:
     setup_logging()
     started = time.monotonic()
     try:
+        threads.use_threads()
         main()
     except (ValueError, RuntimeError, OSError) as error:
         if os.environ.get("SPEAR_DEBUG") == "1":
@@ -103,6 +105,7 @@ def first_screen(title: str, facts: dict[str, object]) -> None:
         "code": commit(),
         "versions": versions(),
         "device": device_name(),
+        "threads": threads.described(),
         **facts,
     }
     width = max(len(name) for name in lines)
@@ -144,4 +147,4 @@ def device_name() -> str:
     """The device a command computes on, and why."""
     if torch.cuda.is_available():
         return f"cuda ({torch.cuda.get_device_name()})"
-    return f"cpu, {torch.get_num_threads()} threads (no CUDA device is visible)"
+    return "cpu (no CUDA device is visible)"
