@@ -53,8 +53,8 @@ find_python() {
   "$python" -c 'import importlib.util as u, sys; sys.exit(not all(map(u.find_spec, ("torch", "lhotse", "yaml"))))' ||
     die "$python lacks the packages of requirements.txt: run tools/quickstart.sh, or set PYTHON to one that has them"
   export PYTHONPATH=$repository${PYTHONPATH:+:$PYTHONPATH}
-  # PyTorch takes every core for each process by default; share them between the processes of this node.
-  export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((($(nproc 2>/dev/null || echo 1) + ${nproc:-1} - 1) / ${nproc:-1}))}
+  # Sets OMP_NUM_THREADS to what is free now, shared by the processes of this node; prints nothing where it is set.
+  eval "$("$python" "$repository/spear_lib/runtime/threads.py" "${nproc:-1}")"
 }
 
 # The names of the files that prepare.sh leaves and run.sh reads, in one place.

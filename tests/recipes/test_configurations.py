@@ -194,7 +194,8 @@ def test_published_sizes_for_both_domains(size):
     [
         path
         for path in FILES
-        if role(path) in ("pretrain", "finetune", "shared") and not re.search("mini|tiny|mixed|quantizer", path.stem)
+        if role(path) in ("pretrain", "finetune", "shared")
+        and not re.search("mini|tiny|mixed|quantizer", path.stem)
     ],
     ids=name,
 )
