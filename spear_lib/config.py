@@ -1,9 +1,9 @@
 """One way to turn a frozen dataclass into a command line, a YAML file and back (on jsonargparse).
 
 A command describes what it can do as a frozen dataclass, with a docstring under each field. ``parse`` makes
-the command line of it: ``--config file.yaml`` first, then ``--group.name value`` overrides. A key that does
-not exist is an error that names the nearest one that does. One field may be ``positional()``: what is typed
-without a name, ``command a.flac b.flac --option value``.
+the command line of it: ``--config file.yaml`` first, with the files that it extends (runtime/overlays.py), then
+``--group.name value`` overrides. A key that does not exist is an error that names the nearest one that does.
+One field may be ``positional()``: what is typed without a name, ``command a.flac b.flac --option value``.
 """
 
 import dataclasses
@@ -18,6 +18,7 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from spear_lib.runtime.files import write_text
+from spear_lib.runtime.overlays import read_overlays
 
 Options = TypeVar("Options")
 
@@ -44,7 +45,7 @@ def _parser(cls: type, prog: str | None = None, description: str | None = None) 
     parser.add_argument(
         "--config",
         action="config",
-        help="YAML file of options; later options on the command line override it.",
+        help="YAML file of options, on those that it extends; later options on the command line override it.",
     )
     words = {field.name: field.metadata.get("positional") for field in dataclasses.fields(cls)}
     words = {name: help for name, help in words.items() if help}
@@ -95,20 +96,20 @@ def _dotted(values: dict[str, Any], cls: type, prefix: str = "") -> list[str]:
     return names
 
 
-def _read_yaml(path: str | os.PathLike) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ValueError(f"configuration file {path} does not exist.") from error
-    except yaml.YAMLError as error:
-        raise ValueError(f"configuration file {path} is not valid YAML: {error}") from error
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise ValueError(
-            f"configuration file {path} must hold 'name: value' lines, got {type(values).__name__}."
-        )
-    return values
+def _resolved(argv: list[str], cls: type) -> list[str]:
+    """``--config FILE`` with the values of the file, and of all that it extends, in the place of its name."""
+    resolved = list(argv)
+    for position, argument in enumerate(argv):
+        if argument == "--config" and position + 1 < len(argv):
+            place, prefix, path = position + 1, "", argv[position + 1]
+        elif argument.startswith("--config="):
+            place, prefix, path = position, "--config=", argument.removeprefix("--config=")
+        else:
+            continue
+        values = read_overlays(path)
+        _check_keys(cls, _dotted(values, cls), path)
+        resolved[place] = prefix + yaml.safe_dump(values)
+    return resolved
 
 
 def _normalise(argv: list[str]) -> list[str]:
@@ -138,13 +139,7 @@ def parse(
         parser = _parser(cls, prog, description)
         given = [re.match(r"--([^=]+)", a).group(1) for a in argv if re.match(r"--[^=]", a)]
         _check_keys(cls, given, "the command line")
-        for position, argument in enumerate(argv):
-            if argument == "--config" and position + 1 < len(argv):
-                _check_keys(cls, _dotted(_read_yaml(argv[position + 1]), cls), argv[position + 1])
-            elif argument.startswith("--config="):
-                path = argument.split("=", 1)[1]
-                _check_keys(cls, _dotted(_read_yaml(path), cls), path)
-        namespace = parser.parse_args(argv)
+        namespace = parser.parse_args(_resolved(argv, cls))
         return _instantiate(parser, namespace, cls)
     except ValueError as error:
         message = " ".join(str(error).split())
@@ -154,7 +149,7 @@ def parse(
 
 def load(cls: type[Options], source: str | os.PathLike | dict[str, Any]) -> Options:
     """Options from a YAML file or a (nested) dict. Raises ValueError for unknown keys and wrong types."""
-    values = dict(source) if isinstance(source, dict) else _read_yaml(source)
+    values = dict(source) if isinstance(source, dict) else read_overlays(source)
     where = "the given values" if isinstance(source, dict) else str(source)
     _check_keys(cls, _dotted(values, cls), where)
     parser = _parser(cls)
