@@ -1,8 +1,8 @@
 """One way to turn a frozen dataclass into a command line, a YAML file and back (on jsonargparse).
 
 A command describes what it can do as a frozen dataclass, with a docstring under each field. ``parse`` makes
-the command line of it: ``--config file.yaml`` first, with the files that it extends (runtime/overlays.py), then
-``--group.name value`` overrides. A key that does not exist is an error that names the nearest one that does.
+the command line of it: ``--config file.yaml`` first, with the files that it extends (runtime/overlays.py),
+then ``--group.name value`` overrides. A key that does not exist is an error that names the nearest one.
 One field may be ``positional()``: what is typed without a name, ``command a.flac b.flac --option value``.
 """
 
