@@ -1,10 +1,13 @@
-"""Every conf/*.yaml of every recipe loads through the dataclass of its command and names its sources."""
+"""Every configuration that a recipe can name loads through its command's options; every value stands once."""
 
+import hashlib
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-import yaml
 from toy_recipe import REPOSITORY
 
 from spear_lib.asr.options import FinetuneOptions
@@ -16,6 +19,7 @@ from spear_lib.bin.train_quantizer import Options as QuantizerOptions
 from spear_lib.config import load
 from spear_lib.encoders.zipformer import ZipformerConfig
 from spear_lib.pretraining.options import PretrainOptions
+from spear_lib.runtime.overlays import flatten, layers, overlay, read_overlays, read_yaml
 from spear_lib.tagging.options import FinetuneTaggingOptions
 
 # What the recipe scripts give on the command line.
@@ -43,60 +47,155 @@ FINE_TUNING = {
         "evaluation": [(EvaluateTaggingOptions, {"experiment_dir": "a", "cuts": ["c"]})],
     },
 }
-KINDS = sorted({*GIVEN, *(kind for kinds in FINE_TUNING.values() for kind in kinds)})
-# One file for each size and domain.
-BY_DOMAIN = {("mixed", "quantizer"): ("speech", "audio")}
-FILES = sorted(REPOSITORY.glob("egs/*/conf/**/*.yaml"))
+EGS = REPOSITORY / "egs"
+FILES = sorted(EGS.glob("*/conf/**/*.yaml"))
+RECIPES = sorted(path.parent.name for path in EGS.glob("*/local"))
+# egs/mixed has a quantiser for each domain; where it has no file for it, that of the domain's recipe counts.
+DOMAINS = {"speech": "librispeech", "audio": "audioset"}
 
 
-def role(path: Path) -> str:
-    """The folder below conf."""
-    return path.parts[path.parts.index("conf") + 1]
+def facts(recipe: str) -> str:
+    return (EGS / recipe / "local" / "corpus.sh").read_text(encoding="utf-8")
 
 
-def commands(recipe: Path) -> dict:
-    """Role -> options of the commands that read it and what the scripts of ``recipe`` (a folder) give."""
-    facts = (recipe / "local" / "corpus.sh").read_text(encoding="utf-8")
-    stated = re.search(r"^finetune=(\w+)", facts, re.MULTILINE)
-    scripts = "".join((recipe / f"{each}.sh").read_text(encoding="utf-8") for each in ("prepare", "run"))
-    own = {kind: given for kind, given in GIVEN.items() if f"conf/{kind}/" in scripts}
-    if "conf/finetune/" not in scripts:
-        return own
-    return {**own, **FINE_TUNING.get(stated.group(1) if stated else "asr", {})}
+def commands(recipe: str) -> dict:
+    """Kind -> options of the commands that read it and what the scripts of the recipe give."""
+    stubs = "../common/run.sh" in (EGS / recipe / "run.sh").read_text(encoding="utf-8")
+    scripts = "".join(
+        (EGS / recipe / f"{each}.sh").read_text(encoding="utf-8") for each in ("prepare", "run")
+    )
+    named = set(GIVEN) if stubs else {kind for kind in GIVEN if f"config_file {kind} " in scripts}
+    if "probe=false" in facts(recipe):
+        named -= {"probe"}
+    found = {kind: given for kind, given in GIVEN.items() if kind in named}
+    if stubs:
+        stated = re.search(r"^finetune=(\w+)", facts(recipe), re.MULTILINE)
+        found |= FINE_TUNING.get(stated.group(1) if stated else "asr", {})
+    return found
+
+
+def config_file(recipe: str, kind: str, size: str) -> Path:
+    """As config_file of egs/common/stages.sh, and quantizer_config of egs/mixed."""
+    own = EGS / recipe / "conf" / kind / f"{size}.yaml"
+    if recipe == "mixed" and kind.startswith("quantizer/") and not own.is_file():
+        return config_file(DOMAINS[kind.split("/")[1]], "quantizer", size.replace("xlarge", "large"))
+    return own if own.is_file() else EGS / "common" / "conf" / kind / f"{size}.yaml"
+
+
+def sizes(recipe: str) -> list[str]:
+    """The sizes of the encoder, of the recipe and of all recipes."""
+    return sorted(
+        {path.stem for each in (recipe, "common") for path in (EGS / each).glob("conf/pretrain/*.yaml")}
+    )
+
+
+def named() -> list[tuple[str, str, str]]:
+    """(recipe, kind with its folders, name): all that --conf and --finetune-conf can name."""
+    found = []
+    for recipe in RECIPES:
+        for kind in commands(recipe):
+            folders = (
+                [f"quantizer/{domain}" for domain in DOMAINS]
+                if (recipe, kind) == ("mixed", "quantizer")
+                else [kind]
+            )
+            folders += ["decode/lm"] if kind == "decode" else []
+            found += [(recipe, folder, size) for folder in folders for size in sizes(recipe)]
+            if kind == "finetune":  # beside the sizes: --finetune-conf base-as2m
+                variants = {path.stem for path in (EGS / recipe / "conf" / "finetune").glob("*.yaml")}
+                found += [(recipe, kind, name) for name in sorted(variants - set(sizes(recipe)))]
+    return found
 
 
 def name(path: Path) -> str:
-    return str(path.relative_to(REPOSITORY / "egs"))
+    return str(path.relative_to(EGS))
+
+
+@pytest.mark.parametrize(("recipe", "kind", "size"), named())
+def test_every_configuration_that_a_recipe_can_name_loads(recipe, kind, size):
+    path = config_file(recipe, kind, size)
+    assert path.is_file(), f"egs/{recipe} has no conf/{kind}/{size}.yaml, nor has egs/common"
+    assert size.split("-")[0] in sizes(recipe)
+    values = read_overlays(path)
+    if recipe == "mixed" and kind == "pretrain":
+        parts = re.search(r"^parts=\((.*?)^\)", facts(recipe), re.MULTILINE | re.DOTALL).group(1)
+        values = overlay(values, {"data": {"train_cuts": parts.strip().splitlines()}})
+    scratch = config_file(recipe, "finetune/scratch", size) if kind == "finetune" else None
+    for options, given in commands(recipe)[kind.split("/")[0]]:
+        assert isinstance(load(options, {**given, **values}), options)
+        if scratch and scratch.is_file():
+            assert isinstance(load(options, {**given, **overlay(values, read_overlays(scratch))}), options)
+
+
+def test_every_configuration_is_named_or_extended():
+    used = {config_file(*each) for each in named()}
+    used |= {EGS / recipe / "conf" / "finetune" / "scratch" / f"{size}.yaml" for recipe, _, size in named()}
+    used |= {Path(os.path.normpath(file)) for path in FILES for file, _ in layers(path)[:-1]}
+    assert set(FILES) - used == set()
+
+
+def test_no_two_configurations_are_the_same():
+    by_content: dict[str, list[str]] = {}
+    for path in FILES:
+        by_content.setdefault(hashlib.sha256(path.read_bytes()).hexdigest(), []).append(name(path))
+    assert [names for names in by_content.values() if len(names) > 1] == []
 
 
 @pytest.mark.parametrize("path", FILES, ids=name)
-def test_a_configuration_loads(path):
-    values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    for options, given in commands(REPOSITORY / "egs" / name(path).split("/")[0])[role(path)]:
-        loaded = load(options, {**given, **values})
-        assert isinstance(loaded, options)
+def test_no_configuration_repeats_what_it_extends(path):
+    below: dict = {}
+    for _, values in layers(path)[:-1]:
+        below = overlay(below, values)
+    below = flatten(below)
+    own = {key: value for key, value in flatten(read_yaml(path)).items() if key != "extends"}
+    assert {key: value for key, value in own.items() if below.get(key) == value} == {}
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("recipe", sorted(REPOSITORY.glob("egs/*/conf")), ids=lambda path: path.parent.name)
-def test_every_size_has_every_file(recipe, kind):
-    sizes = {path.stem for path in (recipe / "pretrain").glob("*.yaml")}
-    assert sizes, recipe
-    facts = (recipe.parent / "local" / "corpus.sh").read_text(encoding="utf-8")
-    if kind not in commands(recipe.parent) or (kind == "probe" and "probe=false" in facts):
-        assert kind == "probe" or not (recipe / kind).exists(), "there is no stage that reads it"
-        return
-    for folder in BY_DOMAIN.get((recipe.parent.name, kind), ("",)):
-        found = {path.stem for path in (recipe / kind / folder).glob("*.yaml")}
-        # Fine-tuning may have more: --finetune-conf base-as2m.
-        assert sizes <= found if kind == "finetune" else sizes == found
-        assert all(stem.split("-")[0] in sizes for stem in found)
+def test_the_scripts_find_the_same_files():
+    calls = [each for each in named() if each[0] != "mixed"]
+    script = "source ../common/stages.sh; while read -r kind name; do config_file $kind $name; echo; done"
+    for recipe in {recipe for recipe, _, _ in calls}:
+        lines = [f"{kind} {size}" for each, kind, size in calls if each == recipe]
+        found = subprocess.run(
+            ["bash", "-c", script],
+            input="\n".join(lines) + "\n",
+            cwd=EGS / recipe,
+            capture_output=True,
+            text=True,
+        ).stdout.splitlines()
+        expected = [config_file(recipe, *line.split()) for line in lines]
+        assert [Path(os.path.normpath(EGS / recipe / line)) for line in found] == expected
+
+
+@pytest.mark.parametrize(
+    ("recipe", "options", "message"),
+    [
+        (
+            "librispeech",
+            ("--conf", "huge"),
+            "no configuration conf/pretrain/huge.yaml; there are: base, large, mini, tiny",
+        ),
+        ("librispeech", ("--conf", "xlarge"), "no configuration conf/pretrain/xlarge.yaml"),
+        ("digits", ("--conf", "base"), "no configuration conf/pretrain/base.yaml; there are: mini, tiny"),
+        ("mixed", ("--conf", "huge"), "there are: base, large, mini, tiny, xlarge"),
+    ],
+)
+def test_an_unknown_size_names_what_there_is(recipe, options, message, tmp_path):
+    done = tmp_path / "data" / ".done"
+    done.mkdir(parents=True)
+    for number in (2, 6):
+        (done / f"stage-{number}.json").write_text('{"id": "x", "inputs": {}}')
+    folders = ("--data-dir", str(tmp_path / "data"), "--exp-dir", str(tmp_path / "exp"))
+    environment = {**os.environ, "PYTHON": sys.executable}
+    command = [str(EGS / recipe / "run.sh"), *options, *folders]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 1 and message in result.stderr
 
 
 @pytest.mark.parametrize("size", ["base", "large"])
 def test_published_sizes_have_the_published_shape(size):
     path = REPOSITORY / "egs" / "librispeech" / "conf" / "pretrain" / f"{size}.yaml"
-    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    values = read_overlays(path)
     options = load(PretrainOptions, {"experiment_dir": "a", **values})
     assert options.encoder == getattr(ZipformerConfig, size)()
     assert options.training.learning_rate == 0.045
@@ -107,9 +206,7 @@ def test_published_sizes_have_the_published_shape(size):
 @pytest.mark.parametrize("size", ["base", "large"])
 def test_published_sizes_for_sounds(size):
     path = REPOSITORY / "egs" / "audioset" / "conf" / "pretrain" / f"{size}.yaml"
-    options = load(
-        PretrainOptions, {"experiment_dir": "a", **yaml.safe_load(path.read_text(encoding="utf-8"))}
-    )
+    options = load(PretrainOptions, {"experiment_dir": "a", **read_overlays(path)})
     assert options.encoder == getattr(ZipformerConfig, size)()
     masking, mixing = options.data.masking, options.data.mixing
     assert (masking.time_probability, masking.time_span) == (0.65, 10)
@@ -126,9 +223,7 @@ def test_published_sizes_for_sounds(size):
 @pytest.mark.parametrize("size", ["base", "large", "xlarge"])
 def test_published_sizes_for_both_domains(size):
     path = REPOSITORY / "egs" / "mixed" / "conf" / "pretrain" / f"{size}.yaml"
-    options = load(
-        PretrainOptions, {"experiment_dir": "a", **yaml.safe_load(path.read_text(encoding="utf-8"))}
-    )
+    options = load(PretrainOptions, {"experiment_dir": "a", **read_overlays(path)})
     recompute = {"checkpoint_activations": (True,)} if size == "xlarge" else {}
     assert options.encoder == getattr(ZipformerConfig, size)(**recompute)
     masking, mixing = options.data.masking, options.data.mixing
@@ -144,18 +239,18 @@ def test_published_sizes_for_both_domains(size):
     assert len(options.data.train_repeats) == len(parts.strip().splitlines())
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        path
-        for path in FILES
-        if role(path) in ("pretrain", "finetune") and path.stem in ("base", "large", "xlarge")
-    ],
-    ids=name,
-)
+PUBLISHED = [
+    path
+    for path in FILES
+    if {"pretrain", "finetune"} & {path.parent.name, path.stem.split("_")[0]}
+    and not {"mini", "tiny"} & set(re.split("[-_]", path.stem))
+]
+
+
+@pytest.mark.parametrize("path", PUBLISHED, ids=name)
 def test_every_value_of_the_published_sizes_names_its_source(path):
     for line in path.read_text(encoding="utf-8").splitlines():
-        if re.match(r"\s*\w+: \S", line) and not line.rstrip().endswith(":"):
+        if re.match(r"\s*\w+: \S", line) and not line.startswith("extends:"):
             assert re.search(r"# .*(paper|reference|icefall|ours|million|50 Hz|fine-tuning)", line), line
 
 
@@ -168,7 +263,7 @@ def test_a_mistyped_key_names_the_nearest():
 def test_published_tagging(size, weighted):
     path = REPOSITORY / "egs" / "audioset" / "conf" / "finetune" / f"{size}.yaml"
     ((options, given),) = FINE_TUNING["tagging"]["finetune"]
-    data = load(options, {**given, **yaml.safe_load(path.read_text(encoding="utf-8"))}).data
+    data = load(options, {**given, **read_overlays(path)}).data
     assert (data.mixup.probability, data.mixup.alpha) == (0.5, 10.0)
     assert data.mixing.noise_probability == 0.5
     assert (data.weighted_sampling, data.samples_per_epoch) == ((True, 200_000) if weighted else (False, 0))

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from torch import nn
 
 from spear_lib.config import load
@@ -30,6 +29,7 @@ from spear_lib.pretraining.plan import (
 from spear_lib.pretraining.plan_memory import MemoryCounter, Pretence, Work, count_step
 from spear_lib.pretraining.plan_report import plan_lines, time_lines
 from spear_lib.runtime.devices import on_host, plan_for_accelerator
+from spear_lib.runtime.overlays import read_overlays
 from spear_lib.training.options import TrainingConfig
 from spear_lib.training.task import StepClock, StepResult, Task
 
@@ -252,7 +252,7 @@ def configurations():
 @pytest.mark.slow
 @pytest.mark.parametrize("path", list(configurations()))
 def test_every_configuration_can_be_planned(path):
-    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    values = read_overlays(path)
     values["data"].pop("train_repeats", None)  # belongs to train_cuts, which run.sh gives
     if path.parts[-4] == "mixed":
         values["objective"] = {**values.get("objective", {}), "strategy": "asymmetrical"}
@@ -271,7 +271,7 @@ def test_the_command_prints_the_plan_and_makes_nothing(tmp_path):
     arguments = {"experiment_dir": str(tmp_path / "exp"), "dry_run": True, "plan": {"gpus": 1}}
     config = tmp_path / "plan.yaml"
     config.write_text(json.dumps({**arguments, "data": {"batch_seconds": 40.0}}), encoding="utf-8")
-    tiny = REPOSITORY / "egs" / "librispeech" / "conf" / "pretrain" / "tiny.yaml"
+    tiny = REPOSITORY / "egs" / "common" / "conf" / "pretrain" / "tiny.yaml"
     command = [sys.executable, "-m", "spear_lib.bin.pretrain", "--config", str(tiny), "--config", str(config)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=REPOSITORY)
     assert done.returncode == 0, done.stderr

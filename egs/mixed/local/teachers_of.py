@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Stages 5 and 6: prints the teachers (by their domains) whose tokens a strategy wants on cuts of a domain."""
+"""Stages 5 and 6: the teachers, by their domains, whose tokens a strategy wants on cuts of a domain."""
 
 import argparse
 
