@@ -4,7 +4,6 @@ import json
 import os
 import resource
 import shlex
-import subprocess
 import sys
 import time
 import traceback

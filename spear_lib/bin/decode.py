@@ -11,9 +11,7 @@ from spear_lib.asr.decoding import build_model, load_weights, model_units, recog
 from spear_lib.asr.searcher import SearchConfig, Searcher
 from spear_lib.asr.tuning import TuneConfig, choose_search
 from spear_lib.asr.wer import score, write_errors
-from spear_lib.bin.common import run
 from spear_lib.bin.common import command_line, run
-from spear_lib.runtime.log import commit, first_screen
 from spear_lib.config import parse, to_dict
 from spear_lib.data.manifests import Manifest, named_sets
 from spear_lib.data.references import references

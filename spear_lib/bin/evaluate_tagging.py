@@ -5,10 +5,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from spear_lib.bin.common import run
 from spear_lib.bin.common import command_line, run
-from spear_lib.runtime.log import commit, first_screen
-from spear_lib.data.manifests import named_sets
 from spear_lib.config import parse, to_dict
 from spear_lib.data.manifests import Manifest, named_sets
 from spear_lib.data.problems import Problems

@@ -10,10 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from spear_lib.bin.common import run
-from spear_lib.runtime import keyed_random
 from spear_lib.bin.common import command_line, run
-from spear_lib.runtime.log import commit, first_screen
 from spear_lib.config import parse, to_dict
 from spear_lib.encoders import load_encoder
 from spear_lib.encoders.kinds import Encoder

@@ -7,9 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from spear_lib.bin.common import run
 from spear_lib.bin.common import command_line, run
-from spear_lib.runtime.log import commit, first_screen
 from spear_lib.config import parse, positional
 from spear_lib.data.audio_files import find_audio, result_names
 from spear_lib.data.audio_windows import WindowConfig

@@ -12,10 +12,7 @@ from spear_lib.asr.onnx_runtime import OnnxTransducer, is_onnx_folder
 from spear_lib.asr.searcher import SearchConfig, Searcher
 from spear_lib.asr.transcription import Recogniser, Transcript, transcribe
 from spear_lib.asr.units import units_of
-from spear_lib.bin.common import run
 from spear_lib.bin.common import command_line, run
-from spear_lib.runtime.log import commit, first_screen
-from spear_lib.bin.finetune_asr import load_units
 from spear_lib.config import parse, positional
 from spear_lib.data.audio_files import find_audio, result_names
 from spear_lib.data.audio_windows import WindowConfig
