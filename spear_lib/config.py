@@ -1,13 +1,15 @@
 """One way to turn a frozen dataclass into a command line, a YAML file and back (on jsonargparse).
 
 A command describes what it can do as a frozen dataclass, with a docstring under each field. ``parse`` makes
-the command line of it: ``--config file.yaml`` first, then ``--group.name value`` overrides. A key that does
-not exist is an error that names the nearest one that does. One field may be ``positional()``: what is typed
-without a name, ``command a.flac b.flac --option value``.
+the command line of it: ``--config file.yaml`` first, then ``--group.name value`` overrides. A file may build
+on others (``extends``, see runtime.overlays). A key that does not exist is an error that names the nearest
+one that does. One field may be ``positional()``: what is typed without a name, ``command a.flac b.flac
+--option value``.
 """
 
 import dataclasses
 import difflib
+import json
 import os
 import re
 import sys
@@ -18,6 +20,7 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from spear_lib.runtime.files import write_text
+from spear_lib.runtime.overlays import read_overlays
 
 Options = TypeVar("Options")
 
@@ -62,7 +65,7 @@ def _parser(cls: type, prog: str | None = None, description: str | None = None) 
     parser.add_argument(
         "--config",
         action="config",
-        help="YAML file of options; later options on the command line override it.",
+        help="YAML file of options; what follows it on the command line overrides it, another --config too.",
     )
     words = {field.name: field.metadata.get("positional") for field in dataclasses.fields(cls)}
     words = {name: help for name, help in words.items() if help}
@@ -113,28 +116,23 @@ def _dotted(values: dict[str, Any], cls: type, prefix: str = "") -> list[str]:
     return names
 
 
-def _read_yaml(path: str | os.PathLike) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ValueError(f"configuration file {path} does not exist.") from error
-    except yaml.YAMLError as error:
-        raise ValueError(f"configuration file {path} is not valid YAML: {error}") from error
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise ValueError(
-            f"configuration file {path} must hold 'name: value' lines, got {type(values).__name__}."
-        )
-    return values
-
-
 def _normalise(argv: list[str]) -> list[str]:
     """Dashes and underscores in option names mean the same: --batch-seconds is --batch_seconds."""
     return [
         re.sub(r"^--([^=]+)", lambda m: "--" + m.group(1).replace("-", "_"), a) if a.startswith("--") else a
         for a in argv
     ]
+
+
+def _with_whole_files(cls: type, argv: list[str]) -> list[str]:
+    """``argv`` with the values of each ``--config`` file (and of those it extends) in place of its path."""
+    argv = [part for a in argv for part in (a.split("=", 1) if a.startswith("--config=") else [a])]
+    for position in range(1, len(argv)):
+        if argv[position - 1] == "--config":
+            values = read_overlays(argv[position])
+            _check_keys(cls, _dotted(values, cls), argv[position])
+            argv[position] = json.dumps(values)
+    return argv
 
 
 def parse(
@@ -156,12 +154,7 @@ def parse(
         parser = _parser(cls, prog, description)
         given = [re.match(r"--([^=]+)", a).group(1) for a in argv if re.match(r"--[^=]", a)]
         _check_keys(cls, given, "the command line")
-        for position, argument in enumerate(argv):
-            if argument == "--config" and position + 1 < len(argv):
-                _check_keys(cls, _dotted(_read_yaml(argv[position + 1]), cls), argv[position + 1])
-            elif argument.startswith("--config="):
-                path = argument.split("=", 1)[1]
-                _check_keys(cls, _dotted(_read_yaml(path), cls), path)
+        argv = _with_whole_files(cls, argv)
         namespace = parser.parse_args(argv)
         return _instantiate(parser, namespace, cls)
     except ValueError as error:
@@ -172,7 +165,7 @@ def parse(
 
 def load(cls: type[Options], source: str | os.PathLike | dict[str, Any]) -> Options:
     """Options from a YAML file or a (nested) dict. Raises ValueError for unknown keys and wrong types."""
-    values = dict(source) if isinstance(source, dict) else _read_yaml(source)
+    values = dict(source) if isinstance(source, dict) else read_overlays(source)
     where = "the given values" if isinstance(source, dict) else str(source)
     _check_keys(cls, _dotted(values, cls), where)
     parser = _parser(cls)

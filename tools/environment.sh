@@ -54,9 +54,8 @@ ensure_environment() {
   fi
   export PYTHON=$python
   export PATH=$venv/bin:$PATH
-  # Leave no core idle and none fought over: one thread per core for the training processes.
-  OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(nproc 2>/dev/null || echo 2)}
-  export OMP_NUM_THREADS
+  # Once for everything that is started from here; prints nothing where OMP_NUM_THREADS is set.
+  eval "$("$python" "$repository/spear_lib/runtime/threads.py")"
 }
 
 # pip install ARGS, its steps on the screen and everything in the log; one line says what to do when it fails.

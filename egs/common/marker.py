@@ -20,9 +20,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from spear_lib.runtime import files
+from spear_lib.runtime.overlays import read_overlays
 
 MUST_RUN = 10
 FIRST_RUN_STAGE = 10  # stages below it belong to prepare.sh and live in the data folder
@@ -75,7 +74,10 @@ def read_config(path: str) -> dict[str, Any]:
     if not file.is_file():
         known = ", ".join(sorted(other.stem for other in file.parent.glob("*.yaml"))) or "none"
         raise Refused(f"no configuration {path}; there are: {known}")
-    return flatten(yaml.safe_load(file.read_text(encoding="utf-8")) or {})
+    try:
+        return flatten(read_overlays(file))
+    except ValueError as error:
+        raise Refused(str(error)) from error
 
 
 def read_identity(text: str) -> tuple[str, Any]:

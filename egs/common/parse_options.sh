@@ -68,8 +68,8 @@ _nearest_option() {
 
 print_help() {
   local name default kind
-  # The comment block at the top of the calling script is its description; the script has gone to its own folder.
-  sed -n '2,/^$/{s/^# \{0,1\}//p;}' "$PWD/$(basename "$0")"
+  # The comment block at the top of the script is its description; the script has gone to its own folder.
+  sed -n '2,/^$/{s/^# \{0,1\}//p;}' "${description_file:-$PWD/$(basename "$0")}"
   printf '\nOptions (name, default, meaning):\n'
   for name in "${_option_names[@]}"; do
     default=${_option_defaults[$name]}

@@ -53,8 +53,8 @@ find_python() {
   "$python" -c 'import importlib.util as u, sys; sys.exit(not all(map(u.find_spec, ("torch", "lhotse", "yaml"))))' ||
     die "$python lacks the packages of requirements.txt: run tools/quickstart.sh, or set PYTHON to one that has them"
   export PYTHONPATH=$repository${PYTHONPATH:+:$PYTHONPATH}
-  # PyTorch takes every core for each process by default; share them between the processes of this node.
-  export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((($(nproc 2>/dev/null || echo 1) + ${nproc:-1} - 1) / ${nproc:-1}))}
+  # Sets OMP_NUM_THREADS to what is free now, shared by the processes of this node; prints nothing where it is set.
+  eval "$("$python" "$repository/spear_lib/runtime/threads.py" "${nproc:-1}")"
 }
 
 # The names of the files that prepare.sh leaves and run.sh reads, in one place.
@@ -72,6 +72,32 @@ token_store() {
 
 noise_manifest() {
   printf '%s/manifests/noise_cuts.jsonl.gz' "$data_dir"
+}
+
+# conf_file KIND NAME: the configuration NAME of a KIND of command: the recipe's own conf/KIND/NAME.yaml, else that of
+# egs/common/conf. A size without one takes that of base: it differs in nothing.
+conf_file() {
+  local name folder
+  for name in "$2" base; do
+    for folder in conf ../common/conf; do
+      if [[ -f $folder/$1/$name.yaml ]]; then
+        printf '%s' "$folder/$1/$name.yaml"
+        return
+      fi
+    done
+  done
+  die "no configuration $1/$2.yaml in conf/ or ../common/conf/, and no base.yaml to stand for it"
+}
+
+# check_conf KIND NAME OPTION: NAME must be a configuration of the kind; the message lists them.
+check_conf() {
+  local path known=""
+  for path in conf/"$1"/*.yaml ../common/conf/"$1"/*.yaml; do
+    path=$(basename "$path" .yaml)
+    if [[ $path == "$2" ]]; then return 0; fi
+    if [[ $path != "*" && " $known " != *" $path "* ]]; then known+=" $path"; fi
+  done
+  usage_error "$3 $2: no configuration $1/$2.yaml; there are:$known (conf/ and ../common/conf/)"
 }
 
 # json_value FILE KEY: prints a value of a JSON object.

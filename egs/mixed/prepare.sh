@@ -31,7 +31,7 @@ source local/parts.sh
 option stage 0 "First stage to run" int
 option stop_stage 7 "Last stage to run" int
 option mini false "Let the other recipes synthesise small corpora instead of linking finished ones" bool
-option conf "" "Size of everything: the stem of conf/*/*.yaml (default: mini with --mini true, else base)"
+option conf "" "Size of everything: the stem of conf/*/*.yaml, here or in ../common (default: mini with --mini true, else base)"
 option data_dir data "Where all of this goes" path
 option exp_dir exp "Where run.sh writes" path
 declare_part() { option "$1_data" "" "Data folder of the part $1, filled by ../$3/prepare.sh" path; }
@@ -68,6 +68,7 @@ find_python
 if [[ -z $conf ]]; then
   if [[ $mini == true ]]; then conf=mini; else conf=base; fi
 fi
+check_conf pretrain "$conf" --conf
 
 # part_stage NAME DOMAIN RECIPE STAGE: a stage of the part's own recipe: run where the part is synthesised, else checked.
 part_stage() {
@@ -123,7 +124,7 @@ embeddings_of() {
   local given=$2_quantizer teacher=$2_teacher path=$2_teacher_path layer=$2_teacher_layer cuts
   if [[ $1 != "$2" || -n ${!given} ]]; then return 0; fi
   cuts=$(quantizer_cuts "$@")
-  "$python" -m spear_lib.bin.extract_embeddings --config "conf/quantizer/$2/$conf.yaml" \
+  "$python" -m spear_lib.bin.extract_embeddings --config "$(conf_file "quantizer/$2" "$conf")" \
     --cuts "$cuts" --output_dir "$data_dir/embeddings/$2" --teacher "${!teacher}" \
     --teacher_path "${!path}" ${!layer:+--teacher_layer "${!layer}"} --teacher_dtype "$teacher_dtype" --seed "$seed"
 }
@@ -145,7 +146,7 @@ stage_4() {
     if [[ -n ${!given} ]]; then
       link_folder "${!given}" "$(domain_quantizer "$domain")"
     else
-      "$python" -m spear_lib.bin.train_quantizer --config "conf/quantizer/$domain/$conf.yaml" \
+      "$python" -m spear_lib.bin.train_quantizer --config "$(conf_file "quantizer/$domain" "$conf")" \
         --embeddings "$data_dir/embeddings/$domain" --output_dir "$(domain_quantizer "$domain")" --seed "$seed"
     fi
   done
@@ -257,7 +258,7 @@ for domain in speech audio; do
   quantizer_options+=" ${domain}_quantizer ${domain}_teacher ${domain}_teacher_path ${domain}_teacher_layer"
   quantizers_made+=(--leaves "$(domain_quantizer "$domain")")
   quantizers_made+=(--identity "$domain=$(domain_quantizer "$domain")/report.json:quantizer_id")
-  if [[ -z ${!given} ]]; then confs+=(--config "conf/quantizer/$domain/$conf.yaml"); fi
+  if [[ -z ${!given} ]]; then confs+=(--config "$(conf_file "quantizer/$domain" "$conf")"); fi
 done
 
 run_stage 0 "corpus" stage_0 --options "mini seed linked_stages$data_options" "${folders[@]}"

@@ -28,7 +28,7 @@ source local/parts.sh
 option stage 10 "First stage to run" int
 option stop_stage 14 "Last stage to run" int
 option mini false "The small corpora: sets the default of --conf" bool
-option conf "" "Size of everything: the stem of conf/*/*.yaml (default: mini with --mini true, else base)"
+option conf "" "Size of everything: the stem of conf/*/*.yaml, here or in ../common (default: mini with --mini true, else base)"
 option data_dir data "What prepare.sh filled" path
 option exp_dir exp "Where all of this goes" path
 option strategy asymmetrical "Which teachers a cut is trained on; prepare.sh made the tokens for it" "asymmetrical|joint|disjoint"
@@ -44,6 +44,8 @@ find_python
 if [[ -z $conf ]]; then
   if [[ $mini == true ]]; then conf=mini; else conf=base; fi
 fi
+check_conf pretrain "$conf" --conf
+pretrain_conf=$(conf_file pretrain "$conf")
 if [[ $mini == true ]]; then report_title="$report_title, synthesised mini corpora"; fi
 
 # Noise is optional: stage 2 leaves no cuts where the parts have none.
@@ -67,7 +69,7 @@ stage_10() {
   done
   train=$(cuts_of train)
   valid=$(cuts_of dev)
-  launch spear_lib.bin.pretrain --config "conf/pretrain/$conf.yaml" --experiment_dir "$exp_dir/pretrain" \
+  launch spear_lib.bin.pretrain --config "$pretrain_conf" --experiment_dir "$exp_dir/pretrain" \
     --data.train_cuts "[${train#,}]" --valid_cuts "[${valid#,}]" "${noise[@]}" --data.token_fields "[$fields]" \
     --data.quantizer_ids "[$quantizers]" --objective.strategy "$strategy" --training.seed "$seed"
 }
@@ -105,7 +107,7 @@ stage_14() {
     --output_dir "$exp_dir/report" --exp_dir "$exp_dir" --title "$report_title"
 }
 
-run_stage 10 "pre-training" stage_10 --after "6 2" --options "strategy seed" --config "conf/pretrain/$conf.yaml" \
+run_stage 10 "pre-training" stage_10 --after "6 2" --options "strategy seed" --config "$pretrain_conf" \
   --leaves "$exp_dir/pretrain"
 run_stage 11 "averaging" stage_11 --after 10 --leaves "$exp_dir/pretrain/encoder"
 run_stage 12 "fine-tuning" stage_12 --after "11 7" --options "compare_scratch seed"

@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+from spear_lib.runtime import threads
 from spear_lib.runtime.log import setup_logging
 from spear_lib.training.health import STATUS_INTERRUPTED
 
@@ -25,6 +26,7 @@ def run(main: Callable[[], None]) -> None:
     setup_logging()
     started = time.monotonic()
     try:
+        threads.use_threads()
         main()
     except (ValueError, RuntimeError, OSError) as error:
         if os.environ.get("SPEAR_DEBUG") == "1":

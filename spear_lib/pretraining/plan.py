@@ -15,10 +15,13 @@ from spear_lib.features.fbank import SAMPLE_RATE, fbank_length
 from spear_lib.features.masking import MaskingConfig, channel_mask, time_mask
 from spear_lib.optim import ScaledAdam, parameter_groups
 from spear_lib.pretraining import ObjectiveConfig, PretrainingModel, PretrainingTask, TokenField
+from spear_lib.pretraining.plan_data import GPUS, Gpu
 from spear_lib.pretraining.plan_memory import Pretence, StepMemory, count_step
 from spear_lib.training.options import TrainingConfig
 from spear_lib.training.task import StepClock
 
+LATE_BATCH_COUNT = 20000.0
+"""Where the schedules of a Zipformer have come to their ends (all but two skip rates, below 0.01)."""
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -28,18 +31,20 @@ class PlanConfig:
 
     gpus: int = 16
     """Processes, one per GPU (reference: 16)."""
-    gpu_memory_gb: float = 80.0
-    """Memory of one GPU in GB of 10^9 bytes (ours: an H100 or A100 of 80 GB)."""
-    gpu_tflops: float = 989.0
-    """Dense bf16 matrix products of one GPU in 10^12 operations per second (H100 SXM, data sheet)."""
-    gpu_terabytes_per_second: float = 3.35
-    """Bandwidth of its memory in 10^12 bytes per second (H100 SXM, data sheet)."""
+    gpu: str = "h100"
+    """h100 | h200 | a800 (the paper's): gives the three numbers below from its data sheet."""
+    gpu_memory_gb: float = 0.0
+    """Memory of one GPU in GB of 10^9 bytes (0: that of ``gpu``)."""
+    gpu_tflops: float = 0.0
+    """Dense bf16 matrix products of one GPU in 10^12 operations per second (0: that of ``gpu``)."""
+    gpu_terabytes_per_second: float = 0.0
+    """Bandwidth of its memory in 10^12 bytes per second (0: that of ``gpu``)."""
     kernel_microseconds: float = 5.0
-    """The least that an operation costs: its start (an assumption, ours)."""
+    """The least that a kernel costs: its start (an assumption, ours)."""
     efficiency: float = 0.7
-    """Share of both data sheet's numbers that an operation reaches (an assumption, ours)."""
+    """Share of both of the data sheet's speeds that a kernel reaches (an assumption, ours)."""
     audio_seconds_per_second: float = 0.0
-    """Measured throughput of one GPU (the log of a run prints that of all together); replaces the four above
+    """Measured throughput of one GPU (the log of a run prints that of all together); replaces the estimate
     (0: not measured)."""
     codebooks: list[int] = field(default_factory=list)
     """Codebooks of each teacher's tokens, where no training cuts say it; default: 16 (speech teacher), then 8
@@ -54,6 +59,11 @@ class PlanConfig:
     def __post_init__(self) -> None:
         if self.gpus < 1:
             raise ValueError(f"plan.gpus is {self.gpus}; a run has at least 1 process")
+        if self.gpu not in GPUS:
+            raise ValueError(
+                f"plan.gpu is {self.gpu!r}; use {', '.join(GPUS)}, or give plan.gpu_tflops, "
+                "plan.gpu_terabytes_per_second and plan.gpu_memory_gb of yours"
+            )
         if self.precision not in PRECISIONS:
             raise ValueError(f"plan.precision is {self.precision!r}; use {', '.join(PRECISIONS)}")
         if self.device not in ("gpu", "cpu"):
@@ -66,11 +76,30 @@ class PlanConfig:
                 f"{len(self.token_rates)}: give one of each for every teacher, or neither"
             )
 
+    @property
+    def machine(self) -> Gpu:
+        """The GPU that is planned for: that of ``gpu``, with what is given otherwise."""
+        named = GPUS[self.gpu]
+        return Gpu(
+            named.name,
+            self.gpu_tflops or named.tflops,
+            self.gpu_terabytes_per_second or named.terabytes_per_second,
+            self.gpu_memory_gb or named.memory_gb,
+        )
 
-def step_seconds(memory: StepMemory, plan: PlanConfig) -> float:
-    """Seconds of a step on one GPU: each operation waits for arithmetic, memory or its start (roofline)."""
-    flops = plan.gpu_tflops * 1e12 * plan.efficiency
-    bandwidth = plan.gpu_terabytes_per_second * 1e12 * plan.efficiency
+
+def step_seconds(memory: StepMemory, plan: PlanConfig, gpu: Gpu | None = None) -> float:
+    """Seconds of a step on one GPU: every kernel takes the longest of its arithmetic, its memory traffic and
+    its start, one after the other (roofline).
+
+    Args:
+      memory: whose ``work`` is summed up.
+      plan: the assumptions.
+      gpu: another than that of ``plan``.
+    """
+    gpu = gpu or plan.machine
+    flops = gpu.tflops * 1e12 * plan.efficiency
+    bandwidth = gpu.terabytes_per_second * 1e12 * plan.efficiency
     start = plan.kernel_microseconds * 1e-6
     return sum(max(each.flops / flops, each.bytes / bandwidth, start) for each in memory.work)
 
@@ -150,6 +179,7 @@ def count_pretraining_step(
     precision: str,
     processes: int,
     for_accelerator: bool = True,
+    batch_count: float = 0.0,
 ) -> tuple[StepMemory, int, int]:
     """The cost of a pre-training step, and the parameters of the encoder and of the heads.
 
@@ -157,6 +187,8 @@ def count_pretraining_step(
       encoder: real sizes; the model has no memory.
       precision: fp32, bf16 or fp16.
       processes: with several, DDP keeps the gradients in buckets.
+      batch_count: clock of the encoder's schedules. The first step (0) needs the most memory, as all that
+        keeps the training stable is at work; a later one (``LATE_BATCH_COUNT``) tells the time of a run.
     """
     pretence, fields = Pretence(), list(fields)
     model = pretence.module(lambda: PretrainingModel(build_encoder(encoder), fields))
@@ -170,7 +202,7 @@ def count_pretraining_step(
     memory = count_step(
         PretrainingTask(model, fields, objective),
         pretend_batch(pretence, shape, fields, masking, objective.strategy),
-        StepClock(step=1, batch_count=0.0, hours=0.0, step_key=1),
+        StepClock(step=1, batch_count=batch_count, hours=0.0, step_key=1),
         optimizer,
         PRECISIONS[precision],
         gradients_stay=processes > 1 or training.accumulate_batches > 1,

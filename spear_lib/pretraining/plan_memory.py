@@ -11,16 +11,15 @@ Whole tensors of host numbers (lengths, keys, tokens) stay real: code may look a
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 from weakref import ref
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
 
+from spear_lib.pretraining.plan_kernels import Work, kernel_work, tensors
 from spear_lib.runtime.devices import plan_for_accelerator
 from spear_lib.training.task import StepClock, Task
 
@@ -35,30 +34,6 @@ _INDEXING = {
     torch.ops.aten.index_put_.default,
     torch.ops.aten._index_put_impl_.default,
 }
-
-
-# Memory is asked for, nothing runs.
-_NO_KERNEL = {
-    torch.ops.aten.empty,
-    torch.ops.aten.empty_like,
-    torch.ops.aten.empty_strided,
-    torch.ops.aten.new_empty,
-    torch.ops.aten.new_empty_strided,
-}
-
-
-class Work(NamedTuple):
-    """What one operation does."""
-
-    flops: float
-    """Floating-point operations of a matrix product or convolution; of others 0."""
-    bytes: int
-    """Read and written."""
-
-
-def _touched(tensor: Tensor) -> int:
-    """Bytes of memory behind ``tensor``, of an expanded one less than its size."""
-    return min(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes())
 
 
 def _positions(indices: list[Tensor | None]) -> list[Tensor | None]:
@@ -76,7 +51,7 @@ class MemoryCounter(TorchDispatchMode):
     Attributes:
       live: bytes now.
       peak: most bytes since the start or the last ``restart``.
-      work: what every operation so far computes and moves. (torch's FlopCounterMode holds on to
+      work: what every kernel so far computes and moves. (torch's FlopCounterMode holds on to
         what activation checkpointing computes again, and so spoils the count of bytes.)
     """
 
@@ -115,13 +90,10 @@ class MemoryCounter(TorchDispatchMode):
             args = (args[0], _positions(args[1]), *args[2:])
         kwargs = kwargs or {}
         result = function(*args, **kwargs)
-        results = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
-        packet = function._overloadpacket
-        if not function.is_view and packet not in _NO_KERNEL:
-            flops = flop_registry[packet](*args, **kwargs, out_val=result) if packet in flop_registry else 0
-            given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-            self.work.append(Work(float(flops), sum(map(_touched, given + results))))
-        for leaf in results:
+        work = kernel_work(function, args, kwargs, result)
+        if work is not None:
+            self.work.append(work)
+        for leaf in tensors(result):
             self.add(leaf)
         return result
 
@@ -161,7 +133,7 @@ class StepMemory:
     backward: int
     update: int
     work: list[Work]
-    """Every operation of the step: forward, backward and update."""
+    """Every kernel of the step: forward, backward and update."""
 
     @property
     def flops(self) -> float:
@@ -206,8 +178,9 @@ def count_step(
         if not gradients_stay:
             optimizer.zero_grad(set_to_none=True)
         optimizer_bytes = counter.live - weights - _gradient_bytes(parameters)
-        before, peaks, counter.work = counter.live, [], []
-        task.begin_step(batch, clock)
+        before, peaks = counter.live, []
+        task.begin_step(batch, clock)  # on the host
+        counter.work = []
         counter.restart()
         with torch.autocast("cpu", dtype=autocast_dtype, enabled=autocast_dtype is not None):
             loss = task.compute(batch).loss_sum

@@ -9,6 +9,7 @@ from spear_lib.pretraining import TokenField
 from spear_lib.pretraining.alignment import frames_per_student_frame
 from spear_lib.pretraining.heads import GPU_CHUNK_ELEMENTS
 from spear_lib.pretraining.plan import (
+    LATE_BATCH_COUNT,
     PlanConfig,
     Shape,
     assumed_fields,
@@ -17,15 +18,12 @@ from spear_lib.pretraining.plan import (
     with_checkpoints,
     worst_shape,
 )
+from spear_lib.pretraining.plan_data import PAPER_GPU, paper_runs
 from spear_lib.pretraining.plan_memory import StepMemory
 
 logger = logging.getLogger(__name__)
 
 _CUTS_LOOKED_AT = 100
-PAPER = (
-    "16 GPUs x 400 s, 400000 steps (paper Table 9 and the reference, as far as our specification gives them; "
-    "it does not print the paper's GPU-hours, so there is no figure to put beside ours)"
-)
 
 
 class Corpus(NamedTuple):
@@ -75,10 +73,10 @@ def plan_lines(options: Any) -> dict[str, object]:
         fields = assumed_fields(options.objective, plan)
     longest = corpus.longest if corpus else data.max_duration
     shape = worst_shape(data.batch_seconds, longest, plan.gpus)
-    encoder = options.transformer if options.encoder_type == "transformer" else options.encoder
+    encoder = options.encoder_config
     precision = plan.precision if training.precision == "auto" else training.precision
 
-    def count(config: EncoderConfig) -> tuple[StepMemory, int, int]:
+    def count(config: EncoderConfig, batch_count: float = 0.0) -> tuple[StepMemory, int, int]:
         return count_pretraining_step(
             config,
             fields,
@@ -89,6 +87,7 @@ def plan_lines(options: Any) -> dict[str, object]:
             precision,
             plan.gpus,
             for_accelerator=plan.device == "gpu",
+            batch_count=batch_count,
         )
 
     chosen, encoder_size, head_size = count(encoder)
@@ -107,9 +106,9 @@ def plan_lines(options: Any) -> dict[str, object]:
             mark = "this run" if memory is chosen else "for comparison"
             name = f"memory, checkpoint_activations {str(used).lower()}"
             lines[name] = f"{_peak(memory, plan)} ({mark})"
-    lines |= time_lines(options, chosen, shape, corpus)
-    lines["paper"] = PAPER
-    return lines
+    late, *_ = count(encoder, LATE_BATCH_COUNT)
+    lines |= time_lines(options, late, shape, corpus)
+    return lines | paper_lines(encoder, len(fields), late, shape, plan)
 
 
 def _describe(field: TokenField) -> str:
@@ -167,10 +166,8 @@ def _parts(memory: StepMemory, plan: PlanConfig, training: Any) -> dict[str, str
 
 
 def _peak(memory: StepMemory, plan: PlanConfig) -> str:
-    limit = plan.gpu_memory_gb * 1e9
-    share = (
-        f"{_gb(memory.peak)} at the highest, {100 * memory.peak / limit:.0f} % of {plan.gpu_memory_gb:g} GB"
-    )
+    limit = plan.machine.memory_gb * 1e9
+    share = f"{_gb(memory.peak)} at the highest, {100 * memory.peak / limit:.0f} % of {limit / 1e9:g} GB"
     if memory.peak > limit:
         share += ": DOES NOT FIT, use more GPUs, or lower data.batch_seconds and raise accumulate_batches"
     return share
@@ -193,23 +190,26 @@ def _logits(encoder: EncoderConfig, options: Any, fields: list[TokenField], shap
 
 def time_lines(options: Any, memory: StepMemory, shape: Shape, corpus: Corpus | None) -> dict[str, str]:
     """Arithmetic, speed and hours of a run whose step on ``shape`` was counted."""
-    plan, audio = options.plan, shape.utterances * shape.seconds
-    moved = sum(each.bytes for each in memory.work)
+    plan, gpu, audio = options.plan, options.plan.machine, shape.utterances * shape.seconds
+    gflops = memory.flops / audio / 1e9
+    megabytes = sum(each.bytes for each in memory.work) / audio / 1e6
     lines = {
-        "work": f"{memory.flops / audio / 1e9:.1f} GFLOP in matrix products and {moved / audio / 1e6:.0f} MB "
-        f"of memory traffic per second of audio, {len(memory.work)} operations in a step, in the worst batch"
+        "work": f"{len(memory.work):,} kernels in a step, {gflops:.1f} GFLOP in matrix products and "
+        f"{megabytes:.0f} MB of memory traffic per second of audio (worst batch, after "
+        f"{LATE_BATCH_COUNT:g} batches)"
     }
     if plan.audio_seconds_per_second:
         rate = plan.audio_seconds_per_second
         why = "measured, as given"
     else:
-        seconds = step_seconds(memory, plan)
+        seconds, share = step_seconds(memory, plan), f"{100 * plan.efficiency:g} %"
         rate = audio / seconds
-        share = memory.flops / seconds / (plan.gpu_tflops * 1e12)
-        why = (
-            f"ESTIMATED, not measured: {100 * plan.efficiency:g} % of {plan.gpu_tflops:g} TFLOP/s and "
-            f"{plan.gpu_terabytes_per_second:g} TB/s, at least {plan.kernel_microseconds:g} us an operation; "
-            f"{share:.0%} of the matrix peak; without communication and waiting for data"
+        of_peak = memory.flops / seconds / (gpu.tflops * 1e12)
+        why = f"ESTIMATED, not measured; {of_peak:.0%} of the matrix peak"
+        lines["assumed"] = (
+            f"each kernel takes the longest of its arithmetic at {share} of {gpu.tflops:g} TFLOP/s, its "
+            f"traffic at {share} of {gpu.terabytes_per_second:g} TB/s and {plan.kernel_microseconds:g} us "
+            f"({gpu.name}); without communication and waiting for data"
         )
     lines["speed"] = f"{rate:,.0f} audio seconds per second on one GPU ({why})"
     steps = _steps(options, corpus)
@@ -217,4 +217,22 @@ def time_lines(options: Any, memory: StepMemory, shape: Shape, corpus: Corpus | 
         seconds = steps * options.data.batch_seconds * options.training.accumulate_batches
         hours = seconds / rate / 3600
         lines["time"] = f"{hours:,.1f} GPU-hours, {hours / plan.gpus:,.1f} hours on {plan.gpus} GPUs"
+    return lines
+
+
+def paper_lines(
+    encoder: EncoderConfig, num_teachers: int, memory: StepMemory, shape: Shape, plan: PlanConfig
+) -> dict[str, str]:
+    """The GPU-hours of the paper's runs of this size, beside the estimate for the paper's GPU and audio."""
+    runs = paper_runs(encoder, num_teachers)
+    if not runs:
+        return {"paper": "has no run of this size (Table 9: Base, Large, XLarge)"}
+    rate = shape.utterances * shape.seconds / step_seconds(memory, plan, PAPER_GPU)
+    lines = {}
+    for run in runs:
+        where = f"{run.steps:,} steps of {run.batch_seconds:,} s on {run.gpus} {PAPER_GPU.name}"
+        lines[f"paper, {run.domain}"] = (
+            f"{run.gpu_hours:,} GPU-hours for {where}, {run.audio_rate:,.0f} audio seconds per second on one "
+            f"(Table 9); this estimate for the same: {run.audio_hours / rate:,.0f} GPU-hours, {rate:,.0f}"
+        )
     return lines

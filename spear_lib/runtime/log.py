@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 
+from spear_lib.runtime import threads
+
 logger = logging.getLogger(__name__)
 
 
@@ -40,6 +42,7 @@ def first_screen(title: str, facts: dict[str, object]) -> None:
         "code": commit(),
         "versions": versions(),
         "device": device_name(),
+        "threads": threads.described(),
         **facts,
     }
     width = max(len(name) for name in lines)
@@ -81,4 +84,4 @@ def device_name() -> str:
     """The device a command computes on, and why."""
     if torch.cuda.is_available():
         return f"cuda ({torch.cuda.get_device_name()})"
-    return f"cpu, {torch.get_num_threads()} threads (no CUDA device is visible)"
+    return "cpu (no CUDA device is visible)"

@@ -16,6 +16,7 @@ from spear_lib.bin.train_quantizer import Options as QuantizerOptions
 from spear_lib.config import load
 from spear_lib.encoders.zipformer import ZipformerConfig
 from spear_lib.pretraining.options import PretrainOptions
+from spear_lib.runtime.overlays import laid_over, read_overlays
 from spear_lib.tagging.options import FinetuneTaggingOptions
 
 # What the recipe scripts give on the command line.
@@ -43,10 +44,12 @@ FINE_TUNING = {
         "evaluation": [(EvaluateTaggingOptions, {"experiment_dir": "a", "cuts": ["c"]})],
     },
 }
-KINDS = sorted({*GIVEN, *(kind for kinds in FINE_TUNING.values() for kind in kinds)})
 # One file for each size and domain.
-BY_DOMAIN = {("mixed", "quantizer"): ("speech", "audio")}
-FILES = sorted(REPOSITORY.glob("egs/*/conf/**/*.yaml"))
+BY_DOMAIN = {("mixed", "quantizer"): ("quantizer/speech", "quantizer/audio")}
+EGS = REPOSITORY / "egs"
+FILES = sorted(EGS.glob("*/conf/**/*.yaml"))
+SHARED = EGS / "common" / "conf" / "shared"  # what other files extend; no command reads them alone
+RECIPES = sorted(path.parent.parent.name for path in EGS.glob("*/local/corpus.sh"))
 
 
 def role(path: Path) -> str:
@@ -54,49 +57,95 @@ def role(path: Path) -> str:
     return path.parts[path.parts.index("conf") + 1]
 
 
+def name(path: Path) -> str:
+    return str(path.relative_to(EGS))
+
+
 def commands(recipe: Path) -> dict:
     """Role -> options of the commands that read it and what the scripts of ``recipe`` (a folder) give."""
     facts = (recipe / "local" / "corpus.sh").read_text(encoding="utf-8")
     stated = re.search(r"^finetune=(\w+)", facts, re.MULTILINE)
-    scripts = "".join((recipe / f"{each}.sh").read_text(encoding="utf-8") for each in ("prepare", "run"))
-    own = {kind: given for kind, given in GIVEN.items() if f"conf/{kind}/" in scripts}
-    if "conf/finetune/" not in scripts:
-        return own
-    return {**own, **FINE_TUNING.get(stated.group(1) if stated else "asr", {})}
+    given = {kind: value for kind, value in GIVEN.items() if kind != "probe" or "probe=true" in facts}
+    if "parts=(" in facts:
+        return given  # fine-tuning is that of the parts' recipes
+    return {**given, **FINE_TUNING[stated.group(1) if stated else "asr"]}
 
 
-def name(path: Path) -> str:
-    return str(path.relative_to(REPOSITORY / "egs"))
+def chosen(recipe: str, kind: str, name: str) -> Path | None:
+    """The file that conf_file of egs/common/stages.sh chooses."""
+    places = [EGS / recipe / "conf", EGS / "common" / "conf"]
+    files = [place / kind / f"{stem}.yaml" for stem in (name, "base") for place in places]
+    return next((file for file in files if file.exists()), None)
 
 
-@pytest.mark.parametrize("path", FILES, ids=name)
-def test_a_configuration_loads(path):
-    values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    for options, given in commands(REPOSITORY / "egs" / name(path).split("/")[0])[role(path)]:
-        loaded = load(options, {**given, **values})
-        assert isinstance(loaded, options)
+def sizes(recipe: str) -> list[str]:
+    places = [EGS / recipe / "conf" / "pretrain", EGS / "common" / "conf" / "pretrain"]
+    return sorted({path.stem for place in places for path in place.glob("*.yaml")})
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("recipe", sorted(REPOSITORY.glob("egs/*/conf")), ids=lambda path: path.parent.name)
-def test_every_size_has_every_file(recipe, kind):
-    sizes = {path.stem for path in (recipe / "pretrain").glob("*.yaml")}
-    assert sizes, recipe
-    facts = (recipe.parent / "local" / "corpus.sh").read_text(encoding="utf-8")
-    if kind not in commands(recipe.parent) or (kind == "probe" and "probe=false" in facts):
-        assert kind == "probe" or not (recipe / kind).exists(), "there is no stage that reads it"
-        return
-    for folder in BY_DOMAIN.get((recipe.parent.name, kind), ("",)):
-        found = {path.stem for path in (recipe / kind / folder).glob("*.yaml")}
-        # Fine-tuning may have more: --finetune-conf base-as2m.
-        assert sizes <= found if kind == "finetune" else sizes == found
-        assert all(stem.split("-")[0] in sizes for stem in found)
+def readings():
+    """(recipe, kind, file) of every configuration that a recipe can name."""
+    for recipe in RECIPES:
+        for kind in commands(EGS / recipe):
+            for folder in BY_DOMAIN.get((recipe, kind), (kind,)):
+                own = {path.stem for path in (EGS / recipe / "conf" / folder).glob("*.yaml")}
+                for stem in sorted({*sizes(recipe), *own}):
+                    yield pytest.param(recipe, kind, folder, stem, id=f"{recipe}-{folder}-{stem}")
+
+
+@pytest.mark.parametrize(("recipe", "kind", "folder", "stem"), list(readings()))
+def test_a_configuration_loads(recipe, kind, folder, stem):
+    path = chosen(recipe, folder, stem)
+    assert path is not None, "no file for this size, and no base.yaml to stand for it"
+    values = read_overlays(path)
+    assert values, path
+    for options, given in commands(EGS / recipe)[kind]:
+        assert isinstance(load(options, {**given, **values}), options)
+
+
+def test_every_file_is_read_by_something():
+    read = {chosen(recipe, folder, stem) for recipe, _, folder, stem in (p.values for p in readings())}
+    extended = set()
+    for path in FILES:
+        extended |= {(path.parent / parent).resolve() for parent in parents(path)}
+    other = {
+        path for path in FILES if path.parent.name in ("lm", "scratch")
+    }  # a second --config of stages 12, 13
+    assert set(FILES) - read - extended - other == set()
+
+
+def parents(path: Path) -> list[str]:
+    named = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("extends", [])
+    return [named] if isinstance(named, str) else named
+
+
+def flat(values: dict, prefix: str = "") -> dict:
+    items = {}
+    for key, value in values.items():
+        items |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return items
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if parents(path)], ids=name)
+def test_an_overlay_holds_only_what_differs(path):
+    below: dict = {}
+    for parent in parents(path):
+        below = laid_over(below, read_overlays(path.parent / parent))
+    below = flat(below)
+    own = flat(yaml.safe_load(path.read_text(encoding="utf-8")))
+    assert [key for key, value in own.items() if key in below and below[key] == value] == []
+
+
+def test_no_file_stands_twice():
+    texts = [path.read_bytes() for path in FILES]
+    assert len(set(texts)) == len(texts)
+    assert not [path for path in FILES if path.is_symlink()]
 
 
 @pytest.mark.parametrize("size", ["base", "large"])
 def test_published_sizes_have_the_published_shape(size):
     path = REPOSITORY / "egs" / "librispeech" / "conf" / "pretrain" / f"{size}.yaml"
-    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    values = read_overlays(path)
     options = load(PretrainOptions, {"experiment_dir": "a", **values})
     assert options.encoder == getattr(ZipformerConfig, size)()
     assert options.training.learning_rate == 0.045
@@ -107,9 +156,7 @@ def test_published_sizes_have_the_published_shape(size):
 @pytest.mark.parametrize("size", ["base", "large"])
 def test_published_sizes_for_sounds(size):
     path = REPOSITORY / "egs" / "audioset" / "conf" / "pretrain" / f"{size}.yaml"
-    options = load(
-        PretrainOptions, {"experiment_dir": "a", **yaml.safe_load(path.read_text(encoding="utf-8"))}
-    )
+    options = load(PretrainOptions, {"experiment_dir": "a", **read_overlays(path)})
     assert options.encoder == getattr(ZipformerConfig, size)()
     masking, mixing = options.data.masking, options.data.mixing
     assert (masking.time_probability, masking.time_span) == (0.65, 10)
@@ -126,9 +173,7 @@ def test_published_sizes_for_sounds(size):
 @pytest.mark.parametrize("size", ["base", "large", "xlarge"])
 def test_published_sizes_for_both_domains(size):
     path = REPOSITORY / "egs" / "mixed" / "conf" / "pretrain" / f"{size}.yaml"
-    options = load(
-        PretrainOptions, {"experiment_dir": "a", **yaml.safe_load(path.read_text(encoding="utf-8"))}
-    )
+    options = load(PretrainOptions, {"experiment_dir": "a", **read_overlays(path)})
     recompute = {"checkpoint_activations": (True,)} if size == "xlarge" else {}
     assert options.encoder == getattr(ZipformerConfig, size)(**recompute)
     masking, mixing = options.data.masking, options.data.mixing
@@ -149,13 +194,14 @@ def test_published_sizes_for_both_domains(size):
     [
         path
         for path in FILES
-        if role(path) in ("pretrain", "finetune") and path.stem in ("base", "large", "xlarge")
+        if role(path) in ("pretrain", "finetune", "shared")
+        and not re.search("mini|tiny|mixed|quantizer", path.stem)
     ],
     ids=name,
 )
 def test_every_value_of_the_published_sizes_names_its_source(path):
     for line in path.read_text(encoding="utf-8").splitlines():
-        if re.match(r"\s*\w+: \S", line) and not line.rstrip().endswith(":"):
+        if re.match(r"\s*(?!extends)\w+: \S", line) and not line.rstrip().endswith(":"):
             assert re.search(r"# .*(paper|reference|icefall|ours|million|50 Hz|fine-tuning)", line), line
 
 
@@ -164,11 +210,11 @@ def test_a_mistyped_key_names_the_nearest():
         load(PretrainOptions, {"experiment_dir": "a", "training": {"max_step": 3}})
 
 
-@pytest.mark.parametrize(("size", "weighted"), [("base", False), ("large-as2m", True)])
+@pytest.mark.parametrize(("size", "weighted"), [("base", False), ("as2m", True)])
 def test_published_tagging(size, weighted):
     path = REPOSITORY / "egs" / "audioset" / "conf" / "finetune" / f"{size}.yaml"
     ((options, given),) = FINE_TUNING["tagging"]["finetune"]
-    data = load(options, {**given, **yaml.safe_load(path.read_text(encoding="utf-8"))}).data
+    data = load(options, {**given, **read_overlays(path)}).data
     assert (data.mixup.probability, data.mixup.alpha) == (0.5, 10.0)
     assert data.mixing.noise_probability == 0.5
     assert (data.weighted_sampling, data.samples_per_epoch) == ((True, 200_000) if weighted else (False, 0))

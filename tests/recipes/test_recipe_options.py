@@ -14,9 +14,10 @@ def toy(tmp_path_factory):
 
 @pytest.mark.parametrize("script", ["prepare.sh", "run.sh"])
 def test_help_of_the_recipes_lists_every_declared_option_with_its_default(script):
-    path = REPOSITORY / "egs" / "librispeech" / script
-    declared = re.findall(r"^option (\w+) (\"[^\"]*\"|\S+) ", path.read_text(encoding="utf-8"), re.MULTILINE)
+    text = (REPOSITORY / "egs" / "common" / script).read_text(encoding="utf-8")
+    declared = re.findall(r"^option (\w+) (\"[^\"]*\"|\S+) ", text, re.MULTILINE)
     assert len(declared) > 8
+    path = REPOSITORY / "egs" / "librispeech" / script
     result = subprocess.run([str(path), "--help"], capture_output=True, text=True, timeout=60)
     assert result.returncode == 0, result.stderr
     for name, default in declared:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from torch import nn
 
 from spear_lib.config import load
@@ -27,9 +26,11 @@ from spear_lib.pretraining.plan import (
     with_checkpoints,
     worst_shape,
 )
-from spear_lib.pretraining.plan_memory import MemoryCounter, Pretence, Work, count_step
+from spear_lib.pretraining.plan_kernels import Work
+from spear_lib.pretraining.plan_memory import MemoryCounter, Pretence, count_step
 from spear_lib.pretraining.plan_report import plan_lines, time_lines
 from spear_lib.runtime.devices import on_host, plan_for_accelerator
+from spear_lib.runtime.overlays import read_overlays
 from spear_lib.training.options import TrainingConfig
 from spear_lib.training.task import StepClock, StepResult, Task
 
@@ -145,7 +146,7 @@ def test_the_code_of_a_gpu_is_followed_only_inside_the_plan():
     assert count(gpu=True)[0].kept < count(gpu=False)[0].kept
 
 
-def test_time_of_a_step_is_what_each_operation_waits_for():
+def test_time_of_a_step_is_what_each_kernel_waits_for():
     plan = PlanConfig(gpu_tflops=1.0, gpu_terabytes_per_second=1.0, kernel_microseconds=1.0, efficiency=0.5)
     work = [Work(1e9, 1), Work(0.0, 4 * 10**9), Work(10.0, 10)]  # arithmetic, memory, start
     memory = dataclasses.replace(count()[0], work=work)
@@ -171,7 +172,9 @@ def test_lines_of_a_plan_name_what_is_assumed(tmp_path):
     lines = plan_lines(options)
     assert lines["worst batch"] == "3 cuts of 10 s on one GPU, bf16"
     assert lines["length"] == "1000 steps, 33.3 hours of audio"
-    assert "ESTIMATED, not measured: 70 % of 989" in lines["speed"] and "assumed" in lines["heads"]
+    assert "ESTIMATED, not measured" in lines["speed"] and "assumed" in lines["heads"]
+    assert "the longest of its arithmetic at 70 % of 989 TFLOP/s" in lines["assumed"]
+    assert "no run of this size" in lines["paper"]
     assert "DOES NOT FIT" in lines["memory, checkpoint_activations false"]
     assert "(this run)" in lines["memory, checkpoint_activations false"]
     assert "kept in DDP's buckets" in lines["memory, gradients"]
@@ -252,7 +255,7 @@ def configurations():
 @pytest.mark.slow
 @pytest.mark.parametrize("path", list(configurations()))
 def test_every_configuration_can_be_planned(path):
-    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    values = read_overlays(path)
     values["data"].pop("train_repeats", None)  # belongs to train_cuts, which run.sh gives
     if path.parts[-4] == "mixed":
         values["objective"] = {**values.get("objective", {}), "strategy": "asymmetrical"}
@@ -262,6 +265,7 @@ def test_every_configuration_can_be_planned(path):
         assert lines["encoder"] == f"{PUBLISHED[path.stem]:,} parameters"
         assert lines["length"] == "400000 steps, 711,111.1 hours of audio"
         assert lines["worst batch"] == "14 cuts of 30 s on one GPU, bf16"
+        assert any(name.startswith("paper, ") and "GPU-hours" in text for name, text in lines.items())
     checkpointed = lines["memory, checkpoint_activations true"]
     assert "at the highest" in checkpointed and "DOES NOT FIT" not in checkpointed
     assert "GPU-hours" in lines["time"]
@@ -271,7 +275,7 @@ def test_the_command_prints_the_plan_and_makes_nothing(tmp_path):
     arguments = {"experiment_dir": str(tmp_path / "exp"), "dry_run": True, "plan": {"gpus": 1}}
     config = tmp_path / "plan.yaml"
     config.write_text(json.dumps({**arguments, "data": {"batch_seconds": 40.0}}), encoding="utf-8")
-    tiny = REPOSITORY / "egs" / "librispeech" / "conf" / "pretrain" / "tiny.yaml"
+    tiny = REPOSITORY / "egs" / "common" / "conf" / "pretrain" / "tiny.yaml"
     command = [sys.executable, "-m", "spear_lib.bin.pretrain", "--config", str(tiny), "--config", str(config)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=REPOSITORY)
     assert done.returncode == 0, done.stderr

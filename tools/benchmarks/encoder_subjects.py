@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from spear_lib.runtime import keyed_random
-from spear_lib.features.fbank import FbankExtractor, SAMPLE_RATE
 from spear_lib.encoders.zipformer import SpearEncoder, ZipformerConfig
+from spear_lib.features.fbank import SAMPLE_RATE, FbankExtractor
+from spear_lib.runtime import keyed_random
 
 _SIZES = ("mini", "base", "large", "xlarge")
 

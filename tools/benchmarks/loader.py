@@ -35,7 +35,6 @@ from lhotse.dataset.cut_transforms import CutMix
 from lhotse.features.io import NumpyHdf5Writer
 from torch.utils.data import DataLoader
 
-from spear_lib.features.fbank import FbankExtractor
 from spear_lib.data.manifests import save_cuts
 from spear_lib.data.mixing import MixingConfig
 from spear_lib.features.fbank import FbankExtractor

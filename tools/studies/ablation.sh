@@ -65,7 +65,7 @@ speech_tokens() {
     case $kind in
       kmeans*) "$python" -m spear_lib.bin.train_quantizer --kind kmeans --kmeans.num_clusters "${kind#kmeans}" --kmeans.normalisation half \
         --embeddings "$embeddings" --output_dir "$folder" ;;
-      mvq*) "$python" -m spear_lib.bin.train_quantizer --config "conf/quantizer/$conf.yaml" \
+      mvq*) "$python" -m spear_lib.bin.train_quantizer --config "../common/conf/quantizer/$conf.yaml" \
         --training.num_codebooks "${kind#mvq}" --embeddings "$embeddings" --output_dir "$folder" ;;
     esac
   done
@@ -94,7 +94,7 @@ pretrain_and_probe() {
   {
     "$python" -m spear_lib.bin.pretrain "$@" --experiment_dir "$folder" --training.seed "$seed" &&
       "$python" -m spear_lib.bin.average_checkpoints --experiment_dir "$folder" --output "$folder/encoder" &&
-      "$python" -m spear_lib.bin.probe --config "$repository/egs/librispeech/conf/probe/$conf.yaml" \
+      "$python" -m spear_lib.bin.probe --config "$repository/egs/common/conf/probe/$conf.yaml" \
         --encoder "$folder/encoder" --train_cuts "${sets[0]}" --dev_cuts "${sets[1]}" \
         --test_cuts "${sets[2]}" --output_dir "$folder/probe" --seed "$seed"
   } >"$folder/output.txt" 2>&1 || {
@@ -114,7 +114,7 @@ speech() {
   pretrain_and_probe "$exp/runs/$name/seed-$seed" "$seed" \
     "[${manifests}_train.jsonl.gz]" "[${manifests}_dev.jsonl.gz]" \
     "[${manifests}_test-clean.jsonl.gz,${manifests}_test-other.jsonl.gz]" -- \
-    --config "conf/pretrain/$conf.yaml" --data.train_cuts "[$exp/speech/train.jsonl.gz]" \
+    --config "../common/conf/pretrain/$conf.yaml" --data.train_cuts "[$exp/speech/train.jsonl.gz]" \
     --valid_cuts "[$exp/speech/dev.jsonl.gz]" --data.noise_cuts "[$speech_data/manifests/noise_cuts.jsonl.gz]" \
     --data.token_fields "[$(store_value "$store" field)]" \
     --data.quantizer_ids "[$(store_value "$store" quantizer_id)]" $(run_of "$steps") "$@"

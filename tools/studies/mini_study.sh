@@ -29,7 +29,7 @@ finetune() {
     --units "$data/units" --data.train_cuts "[$data/manifests/librispeech_cuts_labelled.jsonl.gz]" \
     --data.noise_cuts "[$data/manifests/noise_cuts.jsonl.gz]" \
     --dev_cuts "[$data/manifests/librispeech_cuts_dev.jsonl.gz]" "$@" 2>"$exp/study/grid/$name.log"
-  "$python" -m spear_lib.bin.decode --config conf/decode/mini.yaml --experiment_dir "$exp/study/grid/$name" \
+  "$python" -m spear_lib.bin.decode --config ../common/conf/decode/mini.yaml --experiment_dir "$exp/study/grid/$name" \
     --units "$data/units" --cuts "[$data/manifests/librispeech_cuts_dev.jsonl.gz]" 2>>"$exp/study/grid/$name.log"
 }
 

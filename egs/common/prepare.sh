@@ -1,0 +1,160 @@
+#!/usr/bin/env bash
+# Data preparation: from a corpus to cuts with teacher tokens.
+#
+#   0 corpus       link the corpus (or, with --mini true, synthesise a small one in the same folder layout)
+#   1 manifests    lhotse cuts of every set, validated
+#   2 noise        noise cuts for augmentation
+#   3 embeddings   teacher embeddings of the quantiser's training subset
+#   4 quantiser    multi-codebook quantiser of the embeddings
+#   5 tokens       packed uint8 tokens of every cut
+#   6 attach       cuts with their token field, checked
+#   7 text units   BPE of the transcripts, and an n-gram language model
+#
+# Examples:
+#   ./prepare.sh --mini true
+#   ./prepare.sh --corpus-dir /corpora/LibriSpeech --noise-dir /corpora/musan
+#   ./prepare.sh --stage 5 --stop-stage 5 --num-splits 100 --split 7      (one task of a batch array)
+
+# shellcheck disable=SC2154 # "option NAME" below sets the variable NAME
+set -euo pipefail
+caller_dir=$PWD
+description_file=$(realpath "${BASH_SOURCE[0]}")
+# The recipe is the folder of the script that was called.
+cd "$(dirname "${BASH_SOURCE[-1]}")"
+# shellcheck source=parse_options.sh
+source "${description_file%/*}/parse_options.sh"
+# shellcheck source=stages.sh
+source "${description_file%/*}/stages.sh"
+# shellcheck source=../librispeech/local/corpus.sh
+source local/corpus.sh
+
+option stage 0 "First stage to run" int
+option stop_stage 7 "Last stage to run" int
+option mini false "Synthesise a small corpus instead of using a real one" bool
+option corpus_dir "" "Folder of the real corpus, for stage 0" path
+option noise_dir "" "Folder of the MUSAN noises, for stage 2 (empty: no noise, or with --mini true a synthesised set)" path
+option conf "" "Size of everything: the stem of conf/*/*.yaml, here or in ../common (default: mini with --mini true, else base)"
+option data_dir data "Where all of this goes" path
+option exp_dir exp "Where run.sh writes" path
+option teacher "$default_teacher" "Whose embeddings are quantised: spectral, wavlm, hubert, dasheng, atst_frame, or spear (an encoder of ours)"
+option teacher_path "" "Weights of the teacher: a folder, a file, or hub:OWNER/NAME (without it a teacher says what it needs)" path
+option teacher_layer "" "Layer of the teacher (empty: its own default)"
+option teacher_dtype float32 "Number format of the teacher's blocks; stage 5 reports how many tokens bfloat16 changes" "float32|bfloat16"
+option labelled_ids "" "Utterances of the labelled subset: a list of ids, or a folder of audio files named by them (empty: drawn, over all speakers)" path
+option lm_path "" "ARPA file of the language model of stage 7 (empty: a 3-gram of the labelled transcripts)" path
+option clusters 0 "Tokens of k-means with this many clusters, the ablation of paper F.4 (0: multi-codebook tokens)" int
+option seed 0 "Every random choice follows from it" int
+option num_jobs 2 "Processes for synthesis and manifests" int
+option num_splits 1 "Parts in which stage 5 divides each set" int
+option split 0 "Only this part of stage 5, 1 to --num-splits (0: all parts, and the stage is closed)" int
+parse_options "$@"
+
+check_stage_range 0 7
+part=""
+if ((split != 0)); then
+  if ((stage != 5 || stop_stage != 5)); then usage_error "--split is for stage 5 alone: add --stage 5 --stop-stage 5"; fi
+  if ((split < 0 || split > num_splits)); then usage_error "--split $split: it goes from 1 to --num-splits $num_splits"; fi
+  part=$split/$num_splits
+fi
+find_python
+if [[ -z $conf ]]; then
+  if [[ $mini == true ]]; then conf=mini; else conf=base; fi
+fi
+check_conf pretrain "$conf" --conf
+corpus_facts "$conf"
+if [[ $finetune != asr ]]; then end_before 7 "text units are for speech recognition (finetune=$finetune in local/corpus.sh)"; fi
+
+manifests=$data_dir/manifests
+embeddings=$data_dir/embeddings/$teacher
+quantizer=$data_dir/quantizers/$teacher
+quantizer_conf=$(conf_file quantizer "$conf")
+noise_cuts=$(noise_manifest)
+
+stage_0() {
+  "$python" local/prepare_corpus.py --mini "$mini" --corpus-dir "$corpus_dir" --noise-dir "$noise_dir" \
+    --output "$data_dir/corpus" --seed "$seed" --num-jobs "$num_jobs" "${corpus_options[@]}"
+}
+
+stage_1() {
+  "$python" local/prepare_manifests.py --corpus-dir "$data_dir/corpus" --output "$manifests" --num-jobs "$num_jobs" \
+    "${manifest_options[@]}"
+  local subset which
+  for subset in $labelled_subsets; do
+    # Drawn from the labelled set; given utterances may come from anywhere in train.
+    which=(--cuts "$(set_manifest "$labelled_set")" --hours "${subset#*=}" --seed "$seed")
+    if [[ -n $labelled_ids ]]; then which=(--cuts "$(set_manifest train)" --ids "$labelled_ids"); fi
+    "$python" -m spear_lib.bin.select_cuts "${which[@]}" --output_cuts "$(set_manifest "${subset%%=*}")"
+  done
+}
+
+stage_2() {
+  "$python" local/prepare_noise.py --corpus-dir "$data_dir/corpus" --output "$noise_cuts"
+}
+
+stage_3() {
+  local layer=()
+  if [[ -n $teacher_layer ]]; then layer=(--teacher_layer "$teacher_layer"); fi
+  "$python" -m spear_lib.bin.extract_embeddings --config "$quantizer_conf" --cuts "$(set_manifest "$quantizer_set")" \
+    --output_dir "$embeddings" --teacher "$teacher" --teacher_path "$teacher_path" "${layer[@]}" \
+    --teacher_dtype "$teacher_dtype" --seed "$seed"
+}
+
+stage_4() {
+  local kind=()
+  if ((clusters)); then kind=(--kind kmeans --kmeans.num_clusters "$clusters"); fi
+  "$python" -m spear_lib.bin.train_quantizer --config "$quantizer_conf" --embeddings "$embeddings" \
+    --output_dir "$quantizer" --seed "$seed" "${kind[@]}"
+}
+
+stage_5() {
+  local set
+  for set in $token_sets; do
+    "$python" -m spear_lib.bin.dump_tokens --cuts "$(set_manifest "$set")" --quantizer "$quantizer" \
+      --output_dir "$(token_store "$set")" --teacher_path "$teacher_path" --num_splits "$num_splits" --split "$split"
+  done
+}
+
+stage_6() {
+  local set
+  for set in $token_sets; do
+    "$python" -m spear_lib.bin.check_tokens --cuts "$(set_manifest "$set")" --store "$(token_store "$set")" \
+      --quantizer "$quantizer" --output_cuts "$(token_cuts "$set")"
+  done
+}
+
+stage_7() {
+  "$python" -m spear_lib.bin.train_units --cuts "[$(set_manifest "$labelled_set")]" --output_dir "$data_dir/units" \
+    --vocab_size "$num_units"
+  local source=(--cuts "[$(set_manifest "$labelled_set")]")
+  if [[ -n $lm_path ]]; then source=(--arpa "$lm_path"); fi
+  "$python" -m spear_lib.bin.train_lm "${source[@]}" --test_cuts "[$(set_manifest dev)]" --output_dir "$data_dir/lm"
+}
+
+# A recipe may make a stage otherwise: local/prepare_stages.sh defines its function again, with the same results.
+if [[ -f local/prepare_stages.sh ]]; then
+  # shellcheck source=/dev/null
+  source local/prepare_stages.sh
+fi
+
+noise_result=()
+if [[ $mini == true || -n $noise_dir ]]; then noise_result=(--leaves "$noise_cuts"); fi
+
+run_stage 0 "corpus" stage_0 --options "mini corpus_dir noise_dir seed corpus_options" --leaves "$data_dir/corpus"
+manifests_made=()
+for set in train $labelled_set dev $test_sets; do manifests_made+=(--leaves "$(set_manifest "$set")"); done
+for subset in $labelled_subsets; do manifests_made+=(--leaves "$(set_manifest "${subset%%=*}")"); done
+subset_options=""
+if [[ -n $labelled_subsets ]]; then subset_options="labelled_subsets labelled_ids seed"; fi
+run_stage 1 "manifests" stage_1 --after 0 --options "manifest_options $subset_options" "${manifests_made[@]}"
+run_stage 2 "noise" stage_2 --after 0 "${noise_result[@]}"
+run_stage 3 "teacher embeddings" stage_3 --after 1 --options "teacher teacher_path teacher_layer teacher_dtype quantizer_set seed" \
+  --config "$quantizer_conf" --leaves "$embeddings"
+run_stage 4 "quantiser" stage_4 --after 3 --options "clusters seed" --config "$quantizer_conf" --leaves "$quantizer" \
+  --identity "quantizer=$quantizer/report.json:quantizer_id"
+run_stage 5 "tokens" stage_5 --after "1 4" --leaves "$data_dir/tokens/$teacher" --part "$part"
+cuts_made=()
+for set in $token_sets; do cuts_made+=(--leaves "$(token_cuts "$set")"); done
+run_stage 6 "attaching tokens" stage_6 --after 5 "${cuts_made[@]}"
+run_stage 7 "text units" stage_7 --after 1 --options "num_units lm_path" --leaves "$data_dir/units/bpe.model" \
+  --leaves "$data_dir/lm/lm.npz"
+if ((stop_stage == last_stage)); then log "the data is ready in $data_dir"; fi
