@@ -44,7 +44,7 @@ DESCRIPTION = TaskDescription(
     ],
     levels=[
         Level(metric="chance", label="chance", words="chance"),
-        Level(metric="unigram_entropy", label="unigram", words="token frequencies alone", style=":"),
+        Level(metric="unigram_entropy", label="unigram", words="token frequencies alone", measured=True),
     ],
     unlisted="_codebook_",  # hundreds of numbers that nobody reads in a table
 )

@@ -49,8 +49,8 @@ class Level:
     """Beside the line in a picture."""
     words: str
     """In tables."""
-    style: str = "--"
-    """Of the line, as in matplotlib."""
+    measured: bool = False
+    """On the data of the run (a dotted line with its words below); else known beforehand (dashed, above)."""
 
 
 @dataclass(frozen=True, kw_only=True)
