@@ -49,8 +49,8 @@ def test_json_holds_the_numbers(finished):
 def test_every_section_is_there(finished, name):
     text = (finished / name).read_text()
     for heading in ("In short", "Corpus", "Quantiser", "Tokens", "Pre-training: pretrain",
-                    "Fine-tuning for speech recognition", "Word error rates", "Probes of the frozen features", "Time and memory",
-                    "To do it again"):  # fmt: skip
+                    "Fine-tuning for speech recognition", "Word error rates", "Probes of the frozen features",
+                    "Time and memory", "To do it again"):  # fmt: skip
         assert heading in text
     assert "8.33" in text and "4.710" in text and "5.545" in text and "./run.sh --mini true" in text
     assert "Cheap probe of the encoder's features at every validation" in html.unescape(text)
