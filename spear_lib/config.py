@@ -22,6 +22,24 @@ from spear_lib.runtime.overlays import read_overlays
 
 Options = TypeVar("Options")
 
+MAY_CHANGE = {"on_resume": "exact"}
+"""Metadata of a field, ``field(default=2, metadata=MAY_CHANGE)``: a run that is gone on with may give it, and
+all that is below it, another value, because it changes no weight."""
+RESEED_MAY_CHANGE = {"on_resume": "reseed"}
+"""The same with ``training.resume reseed`` alone: the field says which batches there are."""
+
+
+def may_change(options: Any, metadata: dict[str, str], prefix: str = "") -> list[str]:
+    """Dotted names of the fields of ``options`` (a dataclass) that carry ``metadata``."""
+    names = []
+    for field in dataclasses.fields(options):
+        value, name = getattr(options, field.name), prefix + field.name
+        if field.metadata.get("on_resume") == metadata["on_resume"]:
+            names.append(name)
+        elif dataclasses.is_dataclass(value):
+            names += may_change(value, metadata, name + ".")
+    return names
+
 
 def positional(help: str) -> Any:
     """A required field, ``list[str]``, that is given without its name: one or more words.

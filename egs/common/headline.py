@@ -1,4 +1,4 @@
-"""Prints where the report of a finished run.sh is, and its word error rates; quickstart.sh ends with it."""
+"""Prints the results of a finished run.sh and where its report is; quickstart.sh ends with it."""
 
 import json
 import sys
@@ -7,18 +7,29 @@ from typing import Any
 
 
 def headline(report: dict[str, Any], folder: Path) -> list[str]:
-    """Lines for the screen: a table of word error rates (sets by arms), then where to look."""
-    rates = {(result["set"], result["arm"]): result["wer"] for result in report["results"]}
-    sets = list(dict.fromkeys(name for name, _ in rates))
-    arms = list(dict.fromkeys(arm for _, arm in rates))
-    width = max([len(name) for name in sets] + [8])
-    lines = ["Word error rates in percent"]
-    lines.append(" " * (width + 2) + "".join(f"{arm:>24}" for arm in arms))
-    for name in sets:
-        cells = (f"{rates[name, arm]:.2f}" if (name, arm) in rates else "-" for arm in arms)
-        lines.append(f"  {name:<{width}}" + "".join(f"{cell:>24}" for cell in cells))
+    """Lines for the screen: a table of each task's measure (sets by arms), then where to look."""
+    lines = []
+    for kind, measure in report["tasks"].items():
+        results = [result for result in report["results"] if result["kind"] == kind]
+        if results:
+            lines += [
+                f"{measure['title'].capitalize()} ({measure['unit']})",
+                *_table(results, measure["name"]),
+            ]
     lines += [f"not in the report: {missing}" for missing in report.get("missing", [])]
     return [*lines, f"report: {(folder / 'report.html').resolve()} (opens in a browser, offline)"]
+
+
+def _table(results: list[dict[str, Any]], measure: str) -> list[str]:
+    values = {(result["set"], result["arm"]): result[measure] for result in results}
+    sets = list(dict.fromkeys(name for name, _ in values))
+    arms = list(dict.fromkeys(arm for _, arm in values))
+    width = max([len(name) for name in sets] + [8])
+    lines = [" " * (width + 2) + "".join(f"{arm:>24}" for arm in arms)]
+    for name in sets:
+        cells = (f"{values[name, arm]:.2f}" if (name, arm) in values else "-" for arm in arms)
+        lines.append(f"  {name:<{width}}" + "".join(f"{cell:>24}" for cell in cells))
+    return lines
 
 
 def main(argv: list[str] | None = None) -> int:

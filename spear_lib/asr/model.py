@@ -4,12 +4,13 @@ Legend: B utterances, T encoder frames, S labels, E encoder channels, V units (b
 """
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from spear_lib.config import MAY_CHANGE
 from spear_lib.runtime import keyed_random
 from spear_lib.transducer import (
     Joiner,
@@ -42,7 +43,7 @@ class TransducerConfig:
     """Labels that the prediction network sees (icefall)."""
     rnnt_type: str = "regular"
     """"regular", "modified" or "constrained" (paper: regular)."""
-    backend: str = "auto"
+    backend: str = field(default="auto", metadata=MAY_CHANGE)
     """What computes the transducer losses: "torch" (needs nothing), "triton" (kernels on CUDA), "k2", or
     "auto" (triton on CUDA where it is installed, else torch). All give the same numbers, so a run may go on
     with another one."""

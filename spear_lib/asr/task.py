@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spear_lib.asr.description import DESCRIPTION
 from spear_lib.asr.model import AsrModel
 from spear_lib.asr.searcher import SearchConfig, Searcher
 from spear_lib.asr.wer import align_words
 from spear_lib.config import to_dict
+from spear_lib.data.batch import Batch
 from spear_lib.features.spec_augment import SpecAugmentConfig
 from spear_lib.training.augmented_encoder import AugmentedEncoder
 from spear_lib.training.task import Stats, StepClock, StepResult, Task
@@ -21,7 +23,7 @@ from spear_lib.transducer import select_backend
 logger = logging.getLogger(__name__)
 
 
-class AsrTask(Task):
+class AsrTask(Task[Batch]):
     """Losses of the model's heads, transducer and CTC, on transcripts.
 
     In training the features are augmented (SpecAugment, on the device) and the weights of the losses follow
@@ -38,7 +40,7 @@ class AsrTask(Task):
       ValueError: the vocabulary of the model is not that of the units.
     """
 
-    kind = "asr"
+    description = DESCRIPTION
 
     def __init__(
         self,
@@ -53,14 +55,14 @@ class AsrTask(Task):
         self.step = 0
         self._ids: dict[str, list[int]] = {}
 
-    def begin_step(self, batch: Any, clock: StepClock) -> None:
+    def begin_step(self, batch: Batch, clock: StepClock) -> None:
         self.step = clock.step - 1  # the loss weights count from 0
         self.model.encoder.begin_step(clock.batch_count, clock.step_key, batch.keys, clock.gradient_scale)
 
     def after_backward(self) -> None:
         self.model.encoder.limit_gradients()
 
-    def compute(self, batch: Any) -> StepResult:
+    def compute(self, batch: Batch) -> StepResult:
         model = self.model
         if batch.texts is None:
             raise ValueError("the batch has no transcripts; fine-tuning needs cuts with supervision texts")

@@ -4,11 +4,22 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
+from spear_lib.asr import description as asr
 from spear_lib.bin.common import run
 from spear_lib.config import parse
+from spear_lib.pretraining import description as pretraining
 from spear_lib.runtime.log import commit, first_screen
+from spear_lib.tagging import description as tagging
 
 logger = logging.getLogger(__name__)
+
+BEFORE_TASK_FILES = {
+    "masked_loss": pretraining.DESCRIPTION,
+    "map": tagging.DESCRIPTION,
+    "wer": asr.DESCRIPTION,
+    "loss": asr.DESCRIPTION,
+}
+"""Runs made before they wrote task.json: metric -> what such a run trained. New tasks do not belong here."""
 
 
 @dataclass(frozen=True)
@@ -18,8 +29,8 @@ class ReportOptions:
     data_dir: str
     """Folder that prepare.sh filled: manifests, quantizers, tokens and its stage markers."""
     experiment_dirs: list[str]
-    """Training runs in reading order (pre-training first). Word error rates (wer-*.json) and probes.json are
-    found anywhere below; the last part of the folder's name names the arm."""
+    """Training runs in reading order (pre-training first). Results (the files that the task.json of a run
+    names) and probes.json are found anywhere below; the last part of the folder's name names the arm."""
     output_dir: str
     """Receives report.md, report.html (one file, opens offline), report.json and pictures/."""
     exp_dir: str = ""
@@ -55,11 +66,14 @@ def main(argv: list[str] | None = None) -> None:
         output_dir=output_dir,
         title=options.title,
         code=commit(),
+        before_task_files=BEFORE_TASK_FILES,
     )
     for missing in content["missing"]:
         logger.warning("not in the report: %s", missing)
     for result in content["results"]:
-        logger.info("%s, %s: WER %.2f %%", result["set"], result["arm"], result["wer"])
+        measure = content["tasks"][result["kind"]]
+        value = f"{result[measure['name']]:.2f} {measure['unit']}"
+        logger.info("%s, %s: %s %s", result["set"], result["arm"], measure["title"], value)
     logger.info("report: %s", (output_dir / "report.html").resolve())
 
 

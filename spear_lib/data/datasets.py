@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from spear_lib.config import MAY_CHANGE
 from spear_lib.data.batch import Batch
 from spear_lib.data.loading import Work, load_ahead
 from spear_lib.data.manifests import Manifest
@@ -57,13 +58,13 @@ class LoadingConfig:
     """Batch mates differ in duration by about this share; larger mixes more and pads more (ours)."""
     max_cuts: int | None = None
     """Most cuts of a global batch; none by default."""
-    num_workers: int = 2
+    num_workers: int = field(default=2, metadata=MAY_CHANGE)
     """Worker processes that make batches ahead; 0: made in the training process."""
-    prefetch_batches: int = 4
+    prefetch_batches: int = field(default=4, metadata=MAY_CHANGE)
     """Batches that each worker makes ahead (ours)."""
-    worker_timeout: float = 600.0
+    worker_timeout: float = field(default=600.0, metadata=MAY_CHANGE)
     """A batch that takes longer is an error, s (ours)."""
-    max_bad_fraction: float = 0.001
+    max_bad_fraction: float = field(default=0.001, metadata=MAY_CHANGE)
     """Share of the cuts that may lack audio or tokens before training stops (ours, augment_and_mask §6)."""
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from spear_lib.config import MAY_CHANGE, RESEED_MAY_CHANGE
 from spear_lib.encoders.kinds import KINDS, EncoderConfig, EncoderOptions
 from spear_lib.evaluation.validation_probe import ValidationProbeConfig
 from spear_lib.pretraining import ObjectiveConfig
@@ -14,19 +15,19 @@ from spear_lib.training.options import TrainingConfig
 class PretrainOptions(EncoderOptions):
     """Pre-training of one encoder."""
 
-    experiment_dir: str
+    experiment_dir: str = field(metadata=MAY_CHANGE)
     """Folder for checkpoints, metrics.jsonl, log.txt and config.yaml; a run that is there already goes on."""
-    valid_cuts: list[str] = field(default_factory=list)
+    valid_cuts: list[str] = field(default_factory=list, metadata=MAY_CHANGE)
     """Manifests of validation cuts with the same token fields; each is a set, named after its file."""
     encoder_type: str = "zipformer"
     """zipformer, of the settings in ``encoder``; or transformer, of those in ``transformer`` (paper F.3)."""
-    data: PretrainingDataConfig = field(default_factory=PretrainingDataConfig)
+    data: PretrainingDataConfig = field(default_factory=PretrainingDataConfig, metadata=RESEED_MAY_CHANGE)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
-    probe: ValidationProbeConfig = field(default_factory=ValidationProbeConfig)
-    dry_run: bool = False
+    probe: ValidationProbeConfig = field(default_factory=ValidationProbeConfig, metadata=MAY_CHANGE)
+    dry_run: bool = field(default=False, metadata=MAY_CHANGE)
     """Train nothing: print what the run would take on the machines of ``plan`` (memory, steps, hours)."""
-    plan: PlanConfig = field(default_factory=PlanConfig)
+    plan: PlanConfig = field(default_factory=PlanConfig, metadata=MAY_CHANGE)
 
     def __post_init__(self) -> None:
         if self.encoder_type not in KINDS:

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from spear_lib.config import to_dict
-from spear_lib.data.batch import PADDING
+from spear_lib.data.batch import PADDING, Batch
 from spear_lib.data.domains import AUDIO, DOMAINS, SPEECH
 from spear_lib.pretraining.alignment import align_targets, frames_per_student_frame
+from spear_lib.pretraining.description import DESCRIPTION
 from spear_lib.pretraining.fields import TokenField
 from spear_lib.pretraining.heads import MaskedPredictionHead
 from spear_lib.pretraining.objective import (
@@ -43,7 +44,7 @@ class PretrainingModel(nn.Module):
             )
 
 
-class PretrainingTask(Task):
+class PretrainingTask(Task[Batch]):
     """Eq. 1 summed over teachers as the strategy says.
 
     Args:
@@ -52,7 +53,7 @@ class PretrainingTask(Task):
       objective: strategy, alpha, alignment and lambda.
     """
 
-    kind = "pretraining"
+    description = DESCRIPTION
 
     def __init__(
         self, model: PretrainingModel, fields: list[TokenField], objective: ObjectiveConfig | None = None
@@ -61,20 +62,20 @@ class PretrainingTask(Task):
         self.objective = objective or ObjectiveConfig()
         self.terms = self.objective.terms([field.name for field in fields])
 
-    def begin_step(self, batch: Any, clock: StepClock) -> None:
+    def begin_step(self, batch: Batch, clock: StepClock) -> None:
         self.model.encoder.begin_step(clock.batch_count, clock.step_key, batch.keys, clock.gradient_scale)
 
     def after_backward(self) -> None:
         self.model.encoder.limit_gradients()
 
-    def compute(self, batch: Any) -> StepResult:
+    def compute(self, batch: Batch) -> StepResult:
         encoder = self.model.encoder
         output = encoder.extract(batch.waveforms, batch.num_samples, batch.time_mask, batch.channel_mask)
         # The heads take the encoder's output in float32; only their matrix products follow autocast (spec
         # optim §4).
         return self._losses(output.encoder_out.float(), output.lengths, batch)
 
-    def _losses(self, encoder_out: Tensor, lengths: Tensor, batch: Any) -> StepResult:
+    def _losses(self, encoder_out: Tensor, lengths: Tensor, batch: Batch) -> StepResult:
         """encoder_out (B, T, P), lengths (B,) -> the weighted sum over teachers, cuts and frames."""
         if batch.time_mask is None:
             masked = torch.zeros(encoder_out.shape[:2], dtype=torch.bool, device=encoder_out.device)
@@ -97,7 +98,7 @@ class PretrainingTask(Task):
         lengths: Tensor,
         masked: Tensor,
         audio: Tensor,
-        batch: Any,
+        batch: Batch,
     ) -> tuple[Tensor, Stats]:
         """Eq. 1 of one teacher on the cuts that the strategy gives it: S or A, without lambda.
 

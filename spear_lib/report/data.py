@@ -16,6 +16,7 @@ import numpy as np
 
 from spear_lib.runtime.files import read_json
 from spear_lib.runtime.metrics_log import read_metrics
+from spear_lib.runtime.task_file import FILE_NAME, TaskDescription, read_task
 
 logger = logging.getLogger(__name__)
 
@@ -26,12 +27,16 @@ class Experiment:
 
     name: str
     """Short name used in tables and legends."""
-    kind: str
-    """"pretraining" (token prediction), "finetuning" (speech recognition) or "tagging"."""
+    description: TaskDescription
+    """What it trained, from its task.json."""
     records: list[dict[str, Any]]
     """Lines of metrics.jsonl in the order of their steps."""
     config: dict[str, Any]
     """config.yaml as it was run."""
+
+    @property
+    def kind(self) -> str:
+        return self.description.kind
 
     def curve(self, kind: str, name: str) -> tuple[list[int], list[float]]:
         """(steps, values) of metric ``name`` in lines of ``kind`` ("train", "valid/dev")."""
@@ -61,6 +66,10 @@ class Experiment:
         values = self.curve(kind, name)[1]
         return values[-1] if values else None
 
+    def last_line(self, kind: str) -> dict[str, Any]:
+        """The last line of metrics.jsonl of one kind; empty if there is none."""
+        return next((line for line in reversed(self.records) if line.get("kind") == kind), {})
+
 
 @dataclass
 class ReportData:
@@ -77,10 +86,10 @@ class ReportData:
     """{"name", "info" (dict), "entropies" (nats per codebook)} each."""
     experiments: list[Experiment] = field(default_factory=list)
     """Training runs in the order they were named."""
+    tasks: dict[str, TaskDescription] = field(default_factory=dict)
+    """Kind of run -> its description, in the order of the runs."""
     results: list[dict[str, Any]] = field(default_factory=list)
-    """wer-<set>.json contents with "arm" and "set"."""
-    tagging: list[dict[str, Any]] = field(default_factory=list)
-    """tagging-<set>.json contents with "arm" and "set"."""
+    """Contents of result files (wer-<set>.json, ...) with "kind", "arm" and "set"."""
     probes: list[dict[str, Any]] = field(default_factory=list)
     """probes.json contents with "arm"."""
     stages: list[dict[str, Any]] = field(default_factory=list)
@@ -90,40 +99,32 @@ class ReportData:
     missing: list[str] = field(default_factory=list)
     """What was not found, and what would make it."""
 
-    def unigram_entropy(self, config: dict[str, Any] | None = None) -> float | None:
-        """Mean entropy of the codes of the training tokens, nats per codebook and frame; None if unknown.
-
-        This is the cross-entropy of the best guess that ignores the audio. With several token stores the one
-        of the "train" set counts (its frames are what the pre-training loss is averaged over).
-        """
+    def unigram_entropy(self) -> float | None:
+        """Mean entropy of the codes of the tokens, nats per codebook and frame; None if unknown. With several
+        token stores that of the "train" set counts."""
         stores = [store for store in self.tokens if store["entropies"]]
         train = [store for store in stores if store["set"] == "train"] or stores
-        field_names = _strings(config or {})
-        chosen = [store for store in train if store["info"].get("field") in field_names] or train
-        return float(np.mean(chosen[0]["entropies"])) if chosen else None
-
-
-def _strings(value: Any) -> set[str]:
-    """Every string inside a nested configuration, keys included."""
-    if isinstance(value, dict):
-        return {str(key) for key in value}.union(*(_strings(item) for item in value.values()))
-    if isinstance(value, list | tuple):
-        return set().union(*(_strings(item) for item in value))
-    return {value} if isinstance(value, str) else set()
+        return float(np.mean(train[0]["entropies"])) if train else None
 
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def collect(data_dir: Path, experiment_dirs: list[Path], exp_dir: Path) -> ReportData:
+def collect(
+    data_dir: Path,
+    experiment_dirs: list[Path],
+    exp_dir: Path,
+    before_task_files: dict[str, TaskDescription] | None = None,
+) -> ReportData:
     """Read everything.
 
     Args:
       data_dir: what prepare.sh filled (manifests, quantizers, tokens, .done).
-      experiment_dirs: training runs; results (wer-*.json, tagging-*.json, probes.json) may lie anywhere
+      experiment_dirs: training runs; results (the files that task.json names, probes.json) may lie anywhere
         below.
       exp_dir: folder of run.sh, whose .done holds the markers of stages 10 to 14.
+      before_task_files: metric -> description of a run without task.json that wrote this metric.
 
     Raises:
       ValueError: data_dir or a named experiment folder does not exist, or a file in it is damaged.
@@ -139,23 +140,21 @@ def collect(data_dir: Path, experiment_dirs: list[Path], exp_dir: Path) -> Repor
     _collect_tokens(data, data_dir)
     names = short_names(experiment_dirs)
     for folder, name in zip(experiment_dirs, names):
-        _collect_experiment(data, folder, name)
-    if not (data.results or data.tagging):
-        data.missing.append(
-            "word error rates (wer-*.json) or average precisions (tagging-*.json): run.sh stage 13 evaluates "
-            "the test sets"
-        )
+        _collect_experiment(data, folder, name, before_task_files or {})
+    evaluated = {result["kind"] for result in data.results}
+    for kind, description in data.tasks.items():
+        if description.results and kind not in evaluated:
+            data.missing.append(
+                f"{description.measure.title} of the test sets ({description.results.files}-*.json): run.sh "
+                "stage 13 evaluates them"
+            )
+    if not any(description.results for description in data.tasks.values()):
+        data.missing.append("fine-tuned models: run.sh stages 12 and 13 train and evaluate them")
     if not data.probes:
         data.missing.append("frozen-feature probes (probes.json): python -m spear_lib.bin.probe")
     _collect_stages(data, [data_dir / ".done", exp_dir / ".done"])
     data.versions = package_versions()
     return data
-
-
-def _kind(records: list[dict[str, Any]]) -> str:
-    """What a run trained, by the metrics that it wrote."""
-    names = {name.split("/")[-1] for record in records for name in record}
-    return "pretraining" if "masked_loss" in names else "tagging" if "map" in names else "finetuning"
 
 
 def short_names(folders: list[Path]) -> list[str]:
@@ -218,28 +217,44 @@ def _collect_tokens(data: ReportData, data_dir: Path) -> None:
         data.missing.append("token stores (data/tokens/*/*/store.json): prepare.sh stage 5")
 
 
-def _collect_experiment(data: ReportData, folder: Path, name: str) -> None:
+def _collect_experiment(
+    data: ReportData, folder: Path, name: str, before_task_files: dict[str, TaskDescription]
+) -> None:
     import yaml
 
-    metrics = folder / "metrics.jsonl"
-    if metrics.exists():
-        records = read_metrics(metrics)
+    metrics, probes = folder / "metrics.jsonl", sorted(folder.glob("**/probes.json"))
+    records = read_metrics(metrics)
+    for path in probes:
+        data.probes.append({**read_json(path), "arm": name})
+    description = _describe(folder, records, before_task_files)
+    if description is None:
+        if records:
+            data.missing.append(
+                f"what {folder} trained ({FILE_NAME}): its training command, started again, writes the file"
+            )
+        elif not probes:
+            data.missing.append(f"{folder}: neither metrics.jsonl nor {FILE_NAME} nor probes.json inside")
+        return
+    data.tasks.setdefault(description.kind, description)
+    if records:
         config_path = folder / "config.yaml"
         config = yaml.safe_load(config_path.read_text(encoding="utf-8")) if config_path.exists() else {}
-        data.experiments.append(
-            Experiment(name=name, kind=_kind(records), records=records, config=config or {})
-        )
-    for kind, results in (("wer", data.results), ("tagging", data.tagging)):
-        for path in sorted(folder.glob(f"**/{kind}-*.json")):
-            result = read_json(path)
-            result["arm"] = name
-            result.setdefault("set", path.stem.removeprefix(f"{kind}-"))
-            results.append(result)
-    for path in sorted(folder.glob("**/probes.json")):
-        data.probes.append({**read_json(path), "arm": name})
-    files = ("wer-*.json", "tagging-*.json", "probes.json")
-    if not (metrics.exists() or any(any(folder.glob(f"**/{name}")) for name in files)):
-        data.missing.append(f"{folder}: neither metrics.jsonl nor {', '.join(files)} inside")
+        data.experiments.append(Experiment(name, description, records, config or {}))
+    files = description.results.files if description.results else None
+    for path in sorted(folder.glob(f"**/{files}-*.json")) if files else ():
+        result = {"set": path.stem.removeprefix(f"{files}-"), **read_json(path)}
+        data.results.append({**result, "kind": description.kind, "arm": name})
+
+
+def _describe(
+    folder: Path, records: list[dict[str, Any]], before_task_files: dict[str, TaskDescription]
+) -> TaskDescription | None:
+    """What a run trained: its task.json, or for one that was made before there was this file, the entry of a
+    metric that it wrote."""
+    if (folder / FILE_NAME).exists():
+        return read_task(folder)
+    names = {name.split("/")[-1] for record in records for name in record}
+    return next((each for metric, each in before_task_files.items() if metric in names), None)
 
 
 def _collect_stages(data: ReportData, folders: list[Path]) -> None:

@@ -1,16 +1,18 @@
 """Pictures of the report, as PNG bytes (matplotlib without a display). Axes carry names and units."""
 
 import io
-import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
 
+from spear_lib.runtime.task_file import Bars, ItemScores
+
 # A palette that stays apart in grey print and for colour-blind readers (Okabe & Ito).
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
-_ERROR_COLOURS = {"substitutions": "#0072B2", "insertions": "#E69F00", "deletions": "#D55E00"}
+_PART_COLOURS = ["#0072B2", "#E69F00", "#D55E00", "#009E73", "#CC79A7"]
 
 Curve = tuple[Sequence[float], Sequence[float]]
 """Steps and values of one line."""
@@ -61,62 +63,62 @@ def _legend(figure: Figure, axes: Sequence[Axes]) -> None:
         )
 
 
-def _level(axis: Axes, value: float, style: str, words: str, vertical: str) -> None:
-    """A horizontal line across the panel, with its name to the right of it."""
+@dataclass
+class LevelLine:
+    """A horizontal line across a panel, with its name to the right of it."""
+
+    value: float
+    words: str
+    measured: bool = False
+    """Dotted with its words below; else dashed with its words above, as chance is above what is measured."""
+
+
+@dataclass
+class LinePanel:
+    """Curves over the optimiser steps."""
+
+    title: str
+    axis: str
+    """Name and unit of the vertical axis."""
+    curves: dict[str, Curve]
+    logarithmic: bool = False
+    """Where values differ by more than a factor of 10."""
+    levels: Sequence[LevelLine] = ()
+
+
+def _draw_levels(axis: Axes, levels: Sequence[LevelLine]) -> None:
+    """With the words outside, where no curve crosses them."""
     grey = "#555555"
-    axis.axhline(value, color=grey, linestyle=style, linewidth=1.2)
-    place = (1.01, value)
-    axis.annotate(
-        words, place, xycoords=("axes fraction", "data"), va=vertical, fontsize=7, color=grey, linespacing=1.0
-    )
+    for level in levels:
+        axis.axhline(level.value, color=grey, linestyle=":" if level.measured else "--", linewidth=1.2)
+        axis.annotate(
+            level.words,
+            (1.01, level.value),
+            xycoords=("axes fraction", "data"),
+            va="top" if level.measured else "bottom",
+            fontsize=7,
+            color=grey,
+            linespacing=1.0,
+        )
+    if levels:
+        highest = max(level.value for level in levels)
+        axis.set_ylim(top=max(axis.get_ylim()[1], 1.06 * highest))
 
 
-def pretraining_loss(
-    panels: Sequence[tuple[str, dict[str, Curve], dict[str, float], Sequence[int]]],
-) -> bytes:
-    """Token cross-entropy against the two baselines, one panel for training and one for each validation set.
-
-    Args:
-      panels: title, line name (e.g. "masked frames") -> (steps, nats per codebook and frame), token field
-        ("" where there is one) -> cross-entropy of the best constant guess, in nats, and numbers of codes per
-        codebook, whose logarithms are the chance levels.
-    """
-    figure, axes = _figure(max(len(panels), 1))
-    plot_curves([(axis, curves) for axis, (_, curves, _, _) in zip(axes, panels)])
-    for axis, (name, _, entropies, sizes) in zip(axes, panels):
-        # Outside, where no curve crosses the words; chance is never below the frequencies.
-        for size in sizes:
-            _level(axis, math.log(size), "--", f"chance {math.log(size):.2f}\n(ln {size})", "bottom")
-        for field, entropy in entropies.items():
-            lines = f"unigram {entropy:.2f}" + (f"\n({field})" if field else "")
-            _level(axis, entropy, ":", lines, "top")
-        axis.set_ylim(top=max([axis.get_ylim()[1], *(1.06 * math.log(size) for size in sizes)]))
-        axis.set(title=name, xlabel="optimiser step", ylabel="loss (nats per codebook and frame)")
-    _legend(figure, axes)
-    return _png(figure)
-
-
-def lines(
-    panels: Sequence[tuple[str, str, dict[str, Curve]]],
-    x_label: str = "optimiser step",
-    logarithmic: Sequence[str] = (),
-) -> bytes:
-    """Panels side by side: (title, name and unit of the vertical axis, curves).
-
-    Args:
-      logarithmic: names of vertical axes whose scale is, where values differ by more than a factor of 10.
-    """
+def lines(panels: Sequence[LinePanel]) -> bytes:
+    """Panels side by side; a name has one colour in all of them."""
     figure, axes = _figure(len(panels))
-    plot_curves([(axis, curves) for axis, (_, _, curves) in zip(axes, panels)])
-    for axis, (title, y_label, curves) in zip(axes, panels):
-        axis.set(title=title, xlabel=x_label, ylabel=y_label)
-        lowest = min(min(values) for _, values in curves.values())
-        highest = max(max(values) for _, values in curves.values())
-        if y_label in logarithmic and 0 < 10 * lowest < highest:
+    plot_curves([(axis, panel.curves) for axis, panel in zip(axes, panels)])
+    for axis, panel in zip(axes, panels):
+        axis.set(title=panel.title, xlabel="optimiser step", ylabel=panel.axis)
+        lowest = min(min(values) for _, values in panel.curves.values())
+        highest = max(max(values) for _, values in panel.curves.values())
+        if panel.logarithmic and 0 < 10 * lowest < highest:
             axis.set_yscale("log")
             axis.yaxis.set_major_formatter("{x:g}")
-        elif lowest >= 0:
+        elif lowest >= 0 and not panel.levels:
             axis.set_ylim(0, 1.04 * axis.get_ylim()[1])
+        _draw_levels(axis, panel.levels)
     _legend(figure, axes)
     return _png(figure)
 
@@ -135,37 +137,50 @@ def code_usage(usage: dict[str, Sequence[float]]) -> bytes:
     return _png(figure)
 
 
-def word_error_rates(results: Sequence[dict]) -> bytes:
-    """Stacked substitutions, insertions and deletions per (test set, arm), with the 95 % interval.
+def result_bars(results: Sequence[dict], measure: str, bars: Bars) -> bytes:
+    """A bar per (test set, arm): its value, and the parts, the interval and the chance level that ``bars``
+    names.
 
     Args:
-      results: {"set", "arm", "wer", "interval_95", "substitutions", ..., "num_words"} each.
+      results: contents of result files with "set" and "arm".
+      measure: key of the value.
     """
-    figure, (axis,) = _figure(height=1.1 + 0.42 * len(results))
-    figure.set_size_inches(7.6, 1.1 + 0.42 * len(results))
-    names = [f"{item['set']}, {item['arm']}" for item in results]
+    height = 1.1 + 0.42 * len(results)
+    figure, (axis,) = _figure(height=height)
+    figure.set_size_inches(7.6, height)
+    arms = list(dict.fromkeys(item["arm"] for item in results))
+    ends = []
     for row, item in enumerate(results):
-        left = 0.0
-        for kind, colour in _ERROR_COLOURS.items():
-            share = 100.0 * item[kind] / max(item["num_words"], 1)
-            axis.barh(row, share, left=left, color=colour, height=0.62, label=kind if row == 0 else None)
-            left += share
-        low, high = item["interval_95"]
-        axis.plot([low, high], [row, row], color="black", linewidth=1.2, marker="|", markersize=8)
+        value = item[measure]
+        if bars.parts:
+            left = 0.0
+            for part, colour in zip(bars.parts, _PART_COLOURS):
+                share = 100.0 * item[part] / max(item[bars.parts_of], 1)
+                axis.barh(row, share, left=left, color=colour, height=0.62, label=part if row == 0 else None)
+                left += share
+        else:
+            axis.barh(row, value, color=COLOURS[arms.index(item["arm"]) % len(COLOURS)], height=0.62)
+        ends.append(value)
+        if bars.interval:
+            low, high = item[bars.interval]
+            axis.plot([low, high], [row, row], color="black", linewidth=1.2, marker="|", markersize=8)
+            ends[-1] = max(value, high)
+        if bars.chance:
+            chance = item[bars.chance]
+            axis.plot([chance] * 2, [row - 0.31, row + 0.31], color="black", linewidth=1.6)
+            ends[-1] = max(ends[-1], chance)
+        place = (ends[-1], row)
         axis.annotate(
-            f"{item['wer']:.2f}",
-            (high, row),
-            xytext=(5, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=9,
+            f"{value:.2f}", place, xytext=(5, 0), textcoords="offset points", va="center", fontsize=9
         )
-    axis.set_yticks(range(len(names)), names)
+    axis.set_yticks(range(len(results)), [f"{item['set']}, {item['arm']}" for item in results])
     axis.invert_yaxis()
-    axis.set_xlim(0, max(item["interval_95"][1] for item in results) * 1.12 + 1)
-    axis.set(xlabel="word error rate (% of reference words; whisker: 95 % interval)")
+    right = max(ends) * 1.12 + 1
+    axis.set_xlim(0, right if bars.highest is None else min(1.09 * bars.highest, right))
+    axis.set(xlabel=bars.axis)
     axis.grid(False, axis="y")
-    axis.legend(frameon=False, fontsize=8, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    if bars.parts:
+        axis.legend(frameon=False, fontsize=8, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     return _png(figure)
 
 
@@ -194,54 +209,26 @@ def probes(results: dict[str, dict[str, dict]]) -> bytes:
     return _png(figure)
 
 
-def mean_average_precisions(results: Sequence[dict]) -> bytes:
-    """Bars per (set, arm), a line at the chance level of each.
+_NAMED_ITEMS = 60  # more of them do not fit one below the other
+
+
+def item_scores(arms: dict[str, Sequence[dict]], shown: ItemScores) -> bytes:
+    """Score of each item (class): a row per item with a point per arm, or, for more items than can be named,
+    points over their sizes.
 
     Args:
-      results: {"set", "arm", "map", "chance_map"} each, in percent.
-    """
-    height = 0.9 + 0.42 * len(results)
-    figure, (axis,) = _figure(height=height)
-    figure.set_size_inches(7.6, height)
-    arms = list(dict.fromkeys(item["arm"] for item in results))
-    for row, item in enumerate(results):
-        axis.barh(row, item["map"], color=COLOURS[arms.index(item["arm"]) % len(COLOURS)], height=0.62)
-        axis.plot([item["chance_map"]] * 2, [row - 0.31, row + 0.31], color="black", linewidth=1.6)
-        axis.annotate(
-            f"{item['map']:.1f}",
-            (max(item["map"], item["chance_map"]), row),
-            xytext=(5, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=9,
-        )
-    axis.set_yticks(range(len(results)), [f"{item['set']}, {item['arm']}" for item in results])
-    axis.invert_yaxis()
-    axis.set_xlim(0, min(109.0, max(item["map"] for item in results) * 1.12 + 1))
-    axis.set(xlabel="mean average precision (%; line: chance)")
-    axis.grid(False, axis="y")
-    return _png(figure)
-
-
-_NAMED_CLASSES = 60  # more of them do not fit one below the other
-
-
-def class_precisions(arms: dict[str, Sequence[dict]]) -> bytes:
-    """Average precision of each class: a row per class with a point per arm, or, for more classes than can be
-    named, points over the number of clips.
-
-    Args:
-      arms: arm -> {"label", "name", "support", "average_precision" (0..1)} of each class, most support first.
+      arms: arm -> the items, the largest first.
+      shown: the keys of an item, and the words of the axes.
     """
     first = next(iter(arms.values()))
-    named = len(first) <= _NAMED_CLASSES
+    named = len(first) <= _NAMED_ITEMS
     height = 1.2 + 0.2 * len(first) if named else 3.6
     figure, (axis,) = _figure(height=height)
     figure.set_size_inches(7.6, height)
-    rows = {each["label"]: row for row, each in enumerate(first)}
-    for position, (arm, classes) in enumerate(arms.items()):
-        places = [rows[each["label"]] if named else each["support"] for each in classes]
-        values = [100.0 * each["average_precision"] for each in classes]
+    rows = {each[shown.id]: row for row, each in enumerate(first)}
+    for position, (arm, items) in enumerate(arms.items()):
+        places = [rows[each[shown.id]] if named else each[shown.size] for each in items]
+        values = [100.0 * each[shown.score] for each in items]
         points = (values, places) if named else (places, values)
         axis.plot(
             *points,
@@ -253,17 +240,16 @@ def class_precisions(arms: dict[str, Sequence[dict]]) -> bytes:
         )
     if named:
         for row in rows.values():
-            values = [100.0 * classes[row]["average_precision"] for classes in arms.values()]
+            values = [100.0 * items[row][shown.score] for items in arms.values()]
             axis.plot([min(values), max(values)], [row, row], color="#bbbbbb", linewidth=1, zorder=0)
-        axis.set_yticks(
-            range(len(first)), [f"{each['name']} ({each['support']})" for each in first], fontsize=8
-        )
+        names = [f"{each[shown.item]} ({each[shown.size]})" for each in first]
+        axis.set_yticks(range(len(first)), names, fontsize=8)
         axis.set_ylim(len(first) - 0.4, -0.6)
-        axis.set(xlabel="average precision (%)", ylabel="class (clips that have it)", xlim=(0, 102))
+        axis.set(xlabel=shown.score_axis, ylabel=shown.item_axis, xlim=(0, 102))
     else:
         axis.set_xscale("log")
         axis.xaxis.set_major_formatter(LogFormatter())
         axis.xaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False))  # labels where they fit
-        axis.set(xlabel="clips that have the class", ylabel="average precision (%)", ylim=(0, 102))
+        axis.set(xlabel=shown.size_axis, ylabel=shown.score_axis, ylim=(0, 102))
     _legend(figure, [axis])
     return _png(figure)

@@ -52,7 +52,7 @@ def probes_in_training(run: Experiment, slug: str) -> list[Picture | str]:
                 continue
             curves = {"encoder": run.curve(kind, name), "log-mel": run.curve(kind, BESIDE + name)}
             title = f"{name.replace('_', ' ')}, {kind.removeprefix('probe/')}"
-            panels.append((title, "percent", curves))
+            panels.append(plots.LinePanel(title, "percent", curves))
     if not panels:
         return []
     caption = "Cheap probe of the encoder's features at every validation; higher is better."

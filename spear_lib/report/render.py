@@ -79,6 +79,24 @@ def number(value: Any, digits: int = 3) -> str:
     return f"{value:,.{digits}f}" if abs(value) < 1e4 else f"{value:,.0f}"
 
 
+def facts_table(values: dict[str, Any]) -> Table:
+    """Scalars and short lists of a nested object as rows of name and value."""
+    rows = []
+
+    def add(prefix: str, value: Any) -> None:
+        if isinstance(value, dict):
+            for key, item in value.items():
+                add(f"{prefix}, {key}" if prefix else str(key), item)
+        elif isinstance(value, list):
+            if len(value) <= 16 and all(isinstance(item, int | float | str) for item in value):
+                rows.append([prefix.replace("_", " "), ", ".join(number(item) for item in value)])
+        else:
+            rows.append([prefix.replace("_", " "), number(value, 4)])
+
+    add("", values)
+    return Table(["", "value"], rows, numeric=False)
+
+
 def ordered(names: Iterable[str]) -> list[str]:
     """Each name once, in the order of appearance."""
     return list(dict.fromkeys(names))

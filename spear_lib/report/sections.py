@@ -1,74 +1,35 @@
 """The sections of the report: what was read, as sentences, tables and pictures."""
 
 import math
-from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 from spear_lib.report import plots
 from spear_lib.report.data import Experiment, ReportData
-from spear_lib.report.finetuning import finetuning, tagging_results, word_error_results
-from spear_lib.report.probes import probes, probes_in_training
-from spear_lib.report.render import Code, Fold, Picture, Section, Table, number, ordered
+from spear_lib.report.probes import probes
+from spear_lib.report.render import Code, Fold, Picture, Section, Table, facts_table, number, ordered
+from spear_lib.report.results import headlines, result_sections
+from spear_lib.report.runs import field_of, level_values, training_runs
 from spear_lib.runtime.progress import format_seconds
 
 
 def build_sections(data: ReportData) -> list[Section]:
     """The report in reading order; a part without anything to show is named in the last section instead."""
     sections = [_summary(data), _corpus(data), _quantizers(data), _tokens(data)]
-    sections += [_pretraining(data, run) for run in data.experiments if run.kind == "pretraining"]
-    sections += [*finetuning(data), word_error_results(data), tagging_results(data), probes(data)]
+    sections += [*training_runs(data), *result_sections(data), probes(data)]
     sections += [_stages(data), _reproduction(data)]
     return [section for section in sections if section is not None]
 
 
-def last_record(records: list[dict], kind: str) -> dict[str, Any]:
-    """The last line of metrics of one kind; empty if there is none."""
-    matching = [record for record in records if record.get("kind") == kind]
-    return matching[-1] if matching else {}
-
-
 def _summary(data: ReportData) -> Section:
     section = Section("In short")
-    audio, labels, model = "audio without labels", "labelled", "a model of the task"
-    if data.results and not data.tagging:
-        audio, labels, model = "speech without transcripts", "transcribed", "a speech recogniser"
-    elif data.tagging and not data.results:
-        audio, model = "sounds without labels", "a tagger of sounds"
-    section.blocks.append(
-        f"From {audio} an encoder learns to predict the tokens of masked audio; then a few {labels} minutes "
-        f"turn the encoder into {model}. The same model trained without the first step (from scratch) is the "
-        "comparison."
-    )
-    rows = []
-    for run in data.experiments:
-        if run.kind == "pretraining":
-            sizes = codebook_sizes(data)
-            for kind in run.valid_kinds or ["train"]:
-                entropies = _unigrams(data, run, kind)
-                for metric in run.names(kind, "masked_loss"):
-                    field = _field(metric)
-                    chance = math.log(sizes[field])
-                    where = ", ".join(filter(None, (run.name, kind, field)))
-                    rows.append(
-                        [
-                            f"Token loss on masked frames ({where})",
-                            f"{number(run.last(kind, metric))} nats",
-                            f"chance {chance:.3f}, token frequencies alone {number(entropies.get(field))}",
-                        ]
-                    )
-    for name in ordered(result["set"] for result in data.results):
-        row = [result for result in data.results if result["set"] == name]
-        values = "; ".join(f"{result['arm']} {result['wer']:.2f} %" for result in row)
-        words = row[0]["num_words"]
-        rows.append(
-            [f"Word error rate, {name}", values, f"{words:,} words, {row[0]['num_utterances']:,} utterances"]
-        )
-    for name in ordered(result["set"] for result in data.tagging):
-        row = [result for result in data.tagging if result["set"] == name]
-        values = "; ".join(f"{result['arm']} {result['map']:.2f} %" for result in row)
-        facts = f"chance {row[0]['chance_map']:.2f} %; {row[0]['num_clips']:,} clips"
-        rows.append([f"Mean average precision, {name}", values, facts])
+    sentences = [description.summary for description in data.tasks.values() if description.summary]
+    if any(description.side_by_side for description in data.tasks.values()):
+        sentences.append("The same model trained from random weights (from scratch) is the comparison.")
+    if sentences:
+        section.blocks.append(" ".join(sentences))
+    rows = [row for run in data.experiments if not run.description.results for row in _last_measures(run)]
+    rows += headlines(data)
     if rows:
         section.blocks.append(Table(["what", "result", "compare with"], rows, numeric=False))
     if data.missing:
@@ -76,35 +37,18 @@ def _summary(data: ReportData) -> Section:
     return section
 
 
-def _field(metric: str) -> str:
-    """Token field of a metric's name; empty where there is one field only."""
-    return metric.rsplit("/", 1)[0] if "/" in metric else ""
-
-
-def _unigrams(data: ReportData, run: Experiment, kind: str) -> dict[str, float]:
-    """Token field -> loss of the best guess without audio, measured on the tokens of ``kind`` if possible,
-    else on those of other validation sets, else on the stores'."""
-    measured: dict[str, float] = {}
-    for each in [kind, *run.valid_kinds]:
-        for metric in run.names(each, "unigram_entropy"):
-            measured.setdefault(_field(metric), run.last(each, metric))
-    if measured:
-        return {
-            _field(name): measured[_field(name)]
-            for name in run.names(kind, "masked_loss")
-            if _field(name) in measured
-        }
-    stored = data.unigram_entropy(run.config)
-    return {} if stored is None else {"": stored}
-
-
-def codebook_sizes(data: ReportData) -> dict[str, int]:
-    """Token field -> codes per codebook ("": of the only one); 256 (one byte, as in the paper) when no store
-    was found."""
-    sizes: dict[str, int] = defaultdict(lambda: 256)
-    for item in data.tokens:
-        sizes[item["info"].get("field", "")] = sizes[""] = int(item["info"].get("codebook_size", 256))
-    return sizes
+def _last_measures(run: Experiment) -> list[list[str]]:
+    """[what, value, what to compare it with] of a run that is judged by its validation sets."""
+    measure, rows = run.description.measure, []
+    for lines in run.valid_kinds or ["train"]:
+        levels = level_values(run, lines)
+        for metric in run.names(lines, measure.name):
+            field = field_of(metric)
+            where = ", ".join(filter(None, (run.name, lines, field)))
+            beside = [f"{words} {number(values.get(field))}" for _, words, _, values in levels]
+            title = f"{measure.title[0].upper()}{measure.title[1:]} ({where})"
+            rows.append([title, f"{number(run.last(lines, metric))} {measure.unit}", ", ".join(beside)])
+    return rows
 
 
 def _corpus(data: ReportData) -> Section | None:
@@ -136,24 +80,6 @@ def _corpus_cell(column: str, value: Any) -> str:
     if column == "hours" and value is not None:
         return f"{value:,.1f} h" if value >= 3 else f"{60 * value:.1f} min"
     return number(value, 1)
-
-
-def facts_table(values: dict[str, Any]) -> Table:
-    """Scalars and short lists of a nested object as rows of name and value."""
-    rows = []
-
-    def add(prefix: str, value: Any) -> None:
-        if isinstance(value, dict):
-            for key, item in value.items():
-                add(f"{prefix}, {key}" if prefix else str(key), item)
-        elif isinstance(value, list):
-            if len(value) <= 16 and all(isinstance(item, int | float | str) for item in value):
-                rows.append([prefix.replace("_", " "), ", ".join(number(item) for item in value)])
-        else:
-            rows.append([prefix.replace("_", " "), number(value, 4)])
-
-    add("", values)
-    return Table(["", "value"], rows, numeric=False)
 
 
 def _quantizers(data: ReportData) -> Section | None:
@@ -213,76 +139,6 @@ def _tokens(data: ReportData) -> Section | None:
         )
         section.blocks.append(Picture("code-usage", png, caption))
     return section
-
-
-def _pretraining(data: ReportData, run: Experiment) -> Section:
-    section = Section(f"Pre-training: {run.name}")
-    section.blocks.append(
-        "Some frames of the input are hidden and the encoder predicts their tokens from the rest (masked "
-        "frames), and also those of the visible frames (unmasked). A masked loss below the token "
-        "frequencies means that it uses the context; zero is impossible."
-    )
-    kinds = {"train": "training", **{kind: kind.replace("valid/", "validation ") for kind in run.valid_kinds}}
-    losses = {"masked frames": "masked_loss", "unmasked frames": "unmasked_loss"}
-    shares = {"masked frames": "masked_accuracy", "unmasked frames": "unmasked_accuracy"}
-    slug = run.name.replace("/", "-")
-    sizes = codebook_sizes(data)
-    panels = [
-        (
-            name,
-            _curves(run, kind, losses),
-            _unigrams(data, run, kind),
-            sorted({sizes[_field(metric)] for metric in run.names(kind, "masked_loss")}),
-        )
-        for kind, name in kinds.items()
-    ]
-    png = plots.pretraining_loss([panel for panel in panels if panel[1]])
-    caption = "Token loss; lower is better. Unigram: the token frequencies alone."
-    section.blocks.append(Picture(f"pretrain-loss-{slug}", png, caption))
-    panels = []
-    for kind, name in kinds.items():
-        curves = _curves(run, kind, shares, scale=100)
-        if curves:
-            panels.append((name, "tokens predicted right (%)", curves))
-    if panels:
-        png = plots.lines(panels)
-        section.blocks.append(Picture(f"pretrain-accuracy-{slug}", png, "Token accuracy; higher is better."))
-    section.blocks += probes_in_training(run, slug)
-    section.blocks += _schedule(run, slug)
-    values = {
-        kind: {
-            name: value for name, value in last_record(run.records, kind).items() if "_codebook_" not in name
-        }
-        for kind in ["train", *run.valid_kinds]
-    }
-    section.blocks.append(Fold("Last values", [facts_table(values)]))
-    return section
-
-
-def _curves(run: Experiment, kind: str | None, names: dict[str, str], scale: float = 1.0) -> dict[str, Any]:
-    curves = {}
-    for label, name in names.items() if kind else ():
-        for metric in run.names(kind, name):
-            steps, values = run.curve(kind, metric)
-            prefix = metric.rsplit("/", 1)[0] + ": " if "/" in metric else ""
-            if steps:
-                curves[prefix + label] = (steps, [scale * value for value in values])
-    return curves
-
-
-def _schedule(run: Experiment, slug: str) -> list[Picture]:
-    panels = []
-    for title, label, name in (
-        ("learning rate", "learning rate (relative)", "learning_rate"),
-        ("throughput", "audio seconds per second", "audio_seconds_per_second"),
-    ):
-        curves = _curves(run, "train", {run.name: name})
-        if curves:
-            panels.append((title, label, curves))
-    if not panels:
-        return []
-    caption = "Learning rate of the schedule, and seconds of audio trained on per second of time."
-    return [Picture(f"schedule-{slug}", plots.lines(panels), caption)]
 
 
 def _stages(data: ReportData) -> Section | None:

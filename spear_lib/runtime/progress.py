@@ -5,11 +5,10 @@ rate and the time that is left, so that a log file of a long run stays readable.
 """
 
 import logging
-import math
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from typing import Any, TypeVar
+from typing import TypeVar
 
 logger = logging.getLogger(__name__)
 
@@ -68,24 +67,3 @@ def _line(description: str, done: int, total: int | None, unit: str, seconds: fl
     return (
         f"{description}: {done}/{total} {unit} ({100 * done / total:.0f} %), {rate:.3g} {unit}/s, {left} left"
     )
-
-
-def time_left(config: Any, position: Any, data: Any, seconds_per_step: float) -> str:
-    """``", 3 min 05 s left"``: until the first of the limits of a training run; empty where none is near.
-
-    Args:
-      config: its TrainingConfig.
-      position: its Position.
-      data: may have ``num_batches(epoch)``.
-      seconds_per_step: as measured last.
-    """
-    limits = []
-    if config.max_steps:
-        limits.append((config.max_steps - position.step) * seconds_per_step)
-    if config.max_minutes:
-        limits.append(60 * config.max_minutes - position.seconds)
-    if config.max_epochs and hasattr(data, "num_batches"):
-        done = position.epoch + position.batch / max(data.num_batches(position.epoch), 1)
-        if done > 0:
-            limits.append((config.max_epochs / done - 1) * position.step * seconds_per_step)
-    return f", {format_seconds(min(limits))} left" if limits and math.isfinite(min(limits)) else ""

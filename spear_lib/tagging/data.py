@@ -210,3 +210,14 @@ class TaggingData(CutData):
             return super().make_selection(seed)
         weights = self.labels.weights(self.cut_numbers)
         return WeightedSelection(weights, self.config.samples_per_epoch or len(weights), seed)
+
+    def describe_sampling(self) -> str:
+        """What an epoch takes and what is mixed, for the first screen."""
+        config = self.config
+        if config.weighted_sampling:
+            number = config.samples_per_epoch or self.num_cuts
+            sampling = f"{number} clips per epoch, drawn by the weights of their labels"
+        else:
+            sampling = "every clip once per epoch"
+        noise = config.mixing.noise_probability if self.examples.noise is not None else 0.0
+        return f"{sampling}; mixup with {config.mixup.probability:g}, noise with {noise:g} of them"

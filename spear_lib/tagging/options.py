@@ -2,11 +2,10 @@
 
 from dataclasses import dataclass, field
 
+from spear_lib.config import RESEED_MAY_CHANGE
 from spear_lib.tagging.data import TaggingDataConfig
 from spear_lib.tagging.model import TaggingConfig
-from spear_lib.training.finetuning import (
-    FinetuningOptions,
-)
+from spear_lib.training.finetuning import FinetuningOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,9 +14,7 @@ class FinetuneTaggingOptions(FinetuningOptions):
 
     classes: str
     """AudioSet's class_labels_indices.csv, or a list of the same form: index, mid, display_name."""
-    dev_cuts: list[str]
-    """Manifests of the validation set (loss and mean average precision)."""
-    data: TaggingDataConfig = field(default_factory=TaggingDataConfig)
+    data: TaggingDataConfig = field(default_factory=TaggingDataConfig, metadata=RESEED_MAY_CHANGE)
     """Training data."""
     model: TaggingConfig = field(default_factory=TaggingConfig)
     """The head."""

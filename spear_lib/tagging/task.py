@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as F
 
 from spear_lib.config import to_dict
+from spear_lib.data.batch import Batch
 from spear_lib.features.spec_augment import SpecAugmentConfig
+from spear_lib.tagging.description import DESCRIPTION
 from spear_lib.tagging.metrics import ScoreCounts
 from spear_lib.tagging.model import TaggingModel
 from spear_lib.training.augmented_encoder import AugmentedEncoder
@@ -18,7 +20,7 @@ from spear_lib.training.task import Stats, StepClock, StepResult, Task
 _SCORES = "scores"  # the name of the counts that mAP is made of, in the statistics of validation
 
 
-class TaggingTask(Task):
+class TaggingTask(Task[Batch]):
     """Binary cross-entropy of every class, summed over classes and clips (reference).
 
     In training the features are augmented (SpecAugment, on the device) and labels may be mixtures; in
@@ -33,7 +35,7 @@ class TaggingTask(Task):
       ValueError: the model has another number of classes.
     """
 
-    kind = "tagging"
+    description = DESCRIPTION
 
     def __init__(
         self,
@@ -49,13 +51,13 @@ class TaggingTask(Task):
         self.model, self.classes = model, classes
         self.augmented = AugmentedEncoder(spec_augment_config)
 
-    def begin_step(self, batch: Any, clock: StepClock) -> None:
+    def begin_step(self, batch: Batch, clock: StepClock) -> None:
         self.model.encoder.begin_step(clock.batch_count, clock.step_key, batch.keys, clock.gradient_scale)
 
     def after_backward(self) -> None:
         self.model.encoder.limit_gradients()
 
-    def compute(self, batch: Any) -> StepResult:
+    def compute(self, batch: Batch) -> StepResult:
         model = self.model
         if batch.labels is None:
             raise ValueError("the batch has no labels; tagging needs cuts with labels (TaggingData)")

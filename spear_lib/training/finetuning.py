@@ -1,25 +1,33 @@
-"""What fine-tuning starts from and how the encoder trains: what its commands share (spec optim §5)."""
+"""Fine-tuning: what it starts from and how the encoder trains, the same for every task (spec optim §5)."""
 
 import dataclasses
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
-from spear_lib.data.datasets import CutData
+from spear_lib.config import MAY_CHANGE, RESEED_MAY_CHANGE
+from spear_lib.data.datasets import CutData, LoadingConfig
 from spear_lib.encoders import load_encoder
 from spear_lib.encoders.zipformer import SpearEncoder, ZipformerConfig
 from spear_lib.runtime import keyed_random
+from spear_lib.runtime.log import first_screen
+from spear_lib.runtime.task_file import TaskDescription
+from spear_lib.runtime.world import world as open_world
+from spear_lib.training.loop import train
 from spear_lib.training.options import TrainingConfig
+from spear_lib.training.task import Task
 
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuningOptions:
-    """Options of every command that fine-tunes an encoder; the commands add theirs."""
+    """Options of every command that fine-tunes an encoder; the tasks add theirs, among them a narrower
+    ``data``."""
 
-    experiment_dir: str
+    experiment_dir: str = field(metadata=MAY_CHANGE)
     """Receives config.yaml, log, metrics.jsonl, tensorboard and checkpoints; a run goes on there."""
     encoder: str = ""
     """Pre-trained encoder: a folder of stage 11 or a checkpoint. With scratch: only its shape is used."""
@@ -38,6 +46,65 @@ class FinetuningOptions:
     """Added to the clock of the encoder's schedules, so that they are in their final state (reference)."""
     training: TrainingConfig = field(default_factory=TrainingConfig)
     """Optimiser, schedule, intervals."""
+    dev_cuts: list[str] = field(metadata=MAY_CHANGE)
+    """Manifests of the validation set (loss, and what the task is judged by)."""
+    data: LoadingConfig = field(default_factory=LoadingConfig, metadata=RESEED_MAY_CHANGE)
+    """Training data."""
+
+
+def finetune(
+    options: FinetuningOptions,
+    description: TaskDescription,
+    make_task: Callable[[nn.Module], Task],
+    make_data: Callable[..., CutData],
+    facts: Callable[[Any], dict[str, object]] = lambda data: {},
+) -> dict[str, dict[str, float]]:
+    """One fine-tuning run, from the options to the last checkpoint: what its command ends with.
+
+    Args:
+      options: of the command.
+      description: of the task; its kind also keys the random weights of the head.
+      make_task: encoder -> the task, with its model; called once, with torch's generator seeded.
+      make_data: opens the training set with ``seed``, ``rank`` and ``world_size``, and the validation set
+        with ``training`` False and ``cuts`` besides.
+      facts: of the training data, for the first screen.
+
+    Returns:
+      Set name -> values of the last validation.
+    """
+    encoder = build_encoder(options)
+    training = training_config(options, encoder)
+    torch.manual_seed(keyed_random.key(f"{description.kind} head", training.seed))
+    task = make_task(encoder)
+    seconds = options.data.batch_seconds
+    with open_world(training.device) as world:
+        share = {"seed": training.seed, "rank": world.rank, "world_size": world.world_size}
+        train_data = make_data(**share)
+        valid_data = make_data(**share, training=False, cuts=options.dev_cuts)
+        if world.is_main:
+            first_screen(
+                description.title,
+                {
+                    **start_facts(options, training),
+                    **task.facts(),
+                    "training audio": describe_audio(train_data),
+                    **facts(train_data),
+                    "validation": describe_audio(valid_data),
+                    "batch": f"{seconds:g} s of audio over {world.world_size} process(es)",
+                    "steps": training.max_steps,
+                    "experiment": options.experiment_dir,
+                },
+            )
+        return train(
+            task,
+            train_data,
+            {"dev": valid_data},
+            training,
+            options.experiment_dir,
+            batch_seconds=seconds,
+            world=world,
+            options=options,
+        )
 
 
 def build_encoder(options: FinetuningOptions) -> SpearEncoder:

@@ -14,22 +14,21 @@ import logging
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from spear_lib.config import save as save_options
 from spear_lib.config import to_dict
 from spear_lib.optim import Eden, ScaledAdam, parameter_groups
 from spear_lib.runtime import keyed_random
 from spear_lib.runtime.metrics_log import MetricsLog, log_file
-from spear_lib.runtime.progress import time_left
-from spear_lib.runtime.world import World
-from spear_lib.training import distributed
+from spear_lib.runtime.task_file import write_task
+from spear_lib.runtime.world import World, choose_device
+from spear_lib.training import distributed, health
 from spear_lib.training.averaging import ModelAverage
 from spear_lib.training.checkpoint import CheckpointFolder, load, lock
 from spear_lib.training.cpu_memory import keep_freed_memory
 from spear_lib.training.freezing import freeze, thaw
-from spear_lib.training.health import STATUS_INTERRUPTED, LossGuard, SkippedSteps, stop_on_signal
-from spear_lib.training.metrics import Totals
+from spear_lib.training.interfaces import TrainingBatch, TrainingData, ValidationData
+from spear_lib.training.metrics import Totals, time_left
 from spear_lib.training.options import TrainingConfig
 from spear_lib.training.precision import Precision
 from spear_lib.training.resuming import (
@@ -49,14 +48,14 @@ logger = logging.getLogger(__name__)
 
 def train(
     task: Task,
-    train_data: Any,
-    valid_data: dict[str, Any],
+    train_data: TrainingData,
+    valid_data: dict[str, ValidationData],
     config: TrainingConfig,
     experiment_dir: str | Path,
     *,
     batch_seconds: float,
     world: World | None = None,
-    options: Any = None,
+    options: object = None,
     probe: Probe | None = None,
 ) -> dict[str, dict[str, float]]:
     """Trains until a limit of ``config`` is reached; goes on by itself from
@@ -64,13 +63,10 @@ def train(
 
     Args:
       task: model and objective.
-      train_data: has ``epoch_batches(epoch, start_batch) -> iterator of batches``, this rank's share of each
-        global batch. A batch has ``.to(device)``, ``.keys`` (B,) and ``.audio_seconds``. May have
-        ``num_batches(epoch)`` (time left), ``fingerprint`` and ``batching(epoch)`` (resuming exactly on other
-        ones is refused) and ``largest_batch(epoch)`` (the memory scan).
-      valid_data: set name -> data of the same kind; epoch 0 of it is used every time.
+      train_data, valid_data: what is trained on, and set name -> what is validated on.
       batch_seconds: audio of one global batch in seconds (all ranks), the unit of the schedules.
-      options: the options dataclass of the command; saved, and compared when resuming.
+      options: the options dataclass of the command (``config`` by default); saved, and compared when
+        resuming, except for what its fields say may change.
       probe: looked at with the validation, to see whether the features improve.
 
     Returns:
@@ -80,11 +76,11 @@ def train(
       RuntimeError: non-finite loss (before the optimiser step), or gradients that stay non-finite.
       SystemExit: status 75 after SIGTERM or SIGUSR1, with everything saved.
     """
-    world = world or World(device=distributed.choose_device(config.device))
+    world = world or World(device=choose_device(config.device))
     if world.device.type == "cpu":
         keep_freed_memory()
     main = world.is_main
-    with lock(experiment_dir, main), log_file(experiment_dir, main), stop_on_signal() as stop:
+    with lock(experiment_dir, main), log_file(experiment_dir, main), health.stop_on_signal() as stop:
         trainer = Trainer(
             task, train_data, valid_data, config, Path(experiment_dir), batch_seconds, world, options, probe
         )
@@ -97,29 +93,30 @@ class Trainer:
     def __init__(
         self,
         task: Task,
-        train_data: Any,
-        valid_data: dict[str, Any],
+        train_data: TrainingData,
+        valid_data: dict[str, ValidationData],
         config: TrainingConfig,
         experiment_dir: Path,
         batch_seconds: float,
         world: World,
-        options: Any,
+        options: object,
         probe: Probe | None = None,
     ) -> None:
         self.task, self.config, self.experiment_dir = task, config, experiment_dir
         self.train_data, self.valid_data = train_data, valid_data
         self.world = world
-        self.options = to_dict(options if options is not None else config)
+        self.options = options if options is not None else config
         self.clock = AudioClock(batch_seconds * config.accumulate_batches)
         self.position = Position()
         self.totals, self.valid_values = Totals(), {}
         self.last_log_step, self.last_log_seconds, self.stopped_by_time = 0, 0.0, False
+        self.mark: float | None = None
 
         experiment_dir.mkdir(parents=True, exist_ok=True)
         self.checkpoints = CheckpointFolder(experiment_dir / "checkpoints", config.keep_checkpoints)
         self.precision = Precision(config.precision, self.world.device)
-        self.guard = LossGuard(experiment_dir, self.world.rank)
-        self.skipped = SkippedSteps(config.max_skipped_steps)
+        self.guard = health.LossGuard(experiment_dir, self.world.rank)
+        self.skipped = health.SkippedSteps(config.max_skipped_steps)
 
         task.model.to(self.world.device)
         self.frozen = freeze(task.model, config.freeze) if config.freeze_steps else []
@@ -133,6 +130,8 @@ class Trainer:
         keeps_average = config.average_period and self.world.is_main
         self.average = ModelAverage(task.model, config.average_period) if keeps_average else None
         self._resume()
+        if self.world.is_main:
+            write_task(experiment_dir, task.description)
         self._scan_memory()
         self.module = distributed.wrap(task, self.world)
         self.metrics = MetricsLog(experiment_dir, self.position.step, self.world.is_main)
@@ -140,7 +139,7 @@ class Trainer:
 
     # ------------------------------------------------------------------ the loop
 
-    def run(self, stop: Any) -> dict[str, dict[str, float]]:
+    def run(self, stop: health.StopRequest) -> dict[str, dict[str, float]]:
         config, position = self.config, self.position
         if self._finished():
             logger.info("nothing left to do: step %d of %d is already saved", position.step, config.max_steps)
@@ -161,8 +160,10 @@ class Trainer:
                 self._save(keep_step=True)
             if self.world.any(bool(stop)):
                 self._save(keep_step=False)
-                logger.info("%s: saved step %d, exit status %d", stop.signal_name, step, STATUS_INTERRUPTED)
-                raise SystemExit(STATUS_INTERRUPTED)
+                logger.info(
+                    "%s: saved step %d, exit status %d", stop.signal_name, step, health.STATUS_INTERRUPTED
+                )
+                raise SystemExit(health.STATUS_INTERRUPTED)
         if position.step > self.last_log_step:
             self._log()
         self._validate(last=True)
@@ -170,11 +171,12 @@ class Trainer:
         self.metrics.close()
         return self.valid_values
 
-    def _step(self, batches: Iterator[Any]) -> bool:
+    def _step(self, batches: Iterator[TrainingBatch]) -> bool:
         """One optimiser step; False if the data ended before it."""
         config, position, world = self.config, self.position, self.world
         if self.frozen and position.step == config.freeze_steps:
             self._thaw()
+            self.module = distributed.wrap(self.task, world)  # DDP looks at requires_grad when it is built
         self.task.model.train()
         self.optimizer.zero_grad(set_to_none=True)
         for micro in range(config.accumulate_batches):
@@ -190,8 +192,7 @@ class Trainer:
                 self.precision.backward(result.loss_sum * world.world_size)
             self.totals.add(result.stats)
             self.totals.add({"data/audio_seconds": (batch.audio_seconds, 1.0)})
-            shares = getattr(batch, "statistics", {})  # how much was mixed, and the like
-            self.totals.add({f"data/{name}": pair for name, pair in shares.items()})
+            self.totals.add({f"data/{name}": pair for name, pair in batch.statistics.items()})
         self.guard.check(position.step + 1)
         self.task.after_backward()
 
@@ -217,12 +218,12 @@ class Trainer:
 
     def _scan_memory(self) -> None:
         """Tries the largest batch, unless nothing is left to train."""
-        data, epoch, world = self.train_data, self.position.epoch, self.world
-        asked = wanted(self.config.memory_scan, world.device) and hasattr(data, "largest_batch")
-        if asked and not self._finished():
-            scan_memory(self.task, data, epoch, self.precision, world, self._step_clock(0), self.optimizer)
+        if wanted(self.config.memory_scan, self.world.device) and not self._finished():
+            batch, epoch = self.train_data.largest_batch(self.position.epoch), self.position.epoch
+            clock = self._step_clock(0)
+            scan_memory(self.task, batch, epoch, self.precision, self.world, clock, self.optimizer)
 
-    def _batches(self) -> Iterator[Any]:
+    def _batches(self) -> Iterator[TrainingBatch]:
         """Batches from the saved position on, epoch after epoch; the position is that after the batch."""
         position = self.position
         while not (self.config.max_epochs and position.epoch >= self.config.max_epochs):
@@ -254,7 +255,7 @@ class Trainer:
         position.audio_hours += audio_seconds / 3600
         self._take_seconds()
         elapsed, steps = position.seconds - self.last_log_seconds, position.step - self.last_log_step
-        self.skipped.update(int(getattr(self.optimizer, "num_skipped", 0)), steps, position.step)
+        self.skipped.update(self.optimizer.num_skipped, steps, position.step)
         values = self.task.summarise(totals)
         rate = self.optimizer.param_groups[0]["lr"]
         report = {
@@ -294,7 +295,7 @@ class Trainer:
         self.mark = time.monotonic()
 
     def _seconds_since_mark(self) -> float:
-        return time.monotonic() - getattr(self, "mark", time.monotonic())
+        return 0.0 if self.mark is None else time.monotonic() - self.mark
 
     def _take_seconds(self) -> None:
         """Adds the training time since the last call to the position (validation and saving do not count)."""
@@ -314,8 +315,6 @@ class Trainer:
         thaw(self.frozen, self.task.model, self.optimizer, self.config)
         self.frozen = []
         self.scheduler = self._new_scheduler()
-        if hasattr(self, "module"):  # DDP looks at requires_grad when it is built
-            self.module = distributed.wrap(self.task, self.world)
         logger.info("step %d: %s now trains too", self.position.step, ", ".join(self.config.freeze))
 
     def _save(self, keep_step: bool) -> None:
@@ -326,7 +325,7 @@ class Trainer:
             path = self.checkpoints.save(
                 {
                     "kind": self.task.kind,
-                    "config": self.options,
+                    "config": to_dict(self.options),
                     "model": self.task.model.state_dict(),
                     "model_average": self.average.state_dict() if self.average is not None else None,
                     "optimizer": self.optimizer.state_dict(),

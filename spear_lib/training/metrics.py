@@ -1,9 +1,15 @@
 """Numbers of a run: summed without waiting for the device, reduced over ranks when they are shown (ours)."""
 
+import math
+
 import torch
 from torch import Tensor
 
+from spear_lib.runtime.progress import format_seconds
 from spear_lib.runtime.world import World
+from spear_lib.training.interfaces import TrainingData
+from spear_lib.training.options import TrainingConfig
+from spear_lib.training.resuming import Position
 from spear_lib.training.task import Stats
 
 
@@ -44,3 +50,17 @@ class Totals:
         """Continue from saved totals (the main rank; the others start from zero)."""
         scale = 1.0 if world.is_main else 0.0
         self._values = {name: [value * scale for value in pair] for name, pair in stats.items()}
+
+
+def time_left(config: TrainingConfig, position: Position, data: TrainingData, seconds_per_step: float) -> str:
+    """``", 3 min 05 s left"``: until the first of the limits of a run; empty where none is near."""
+    limits = []
+    if config.max_steps:
+        limits.append((config.max_steps - position.step) * seconds_per_step)
+    if config.max_minutes:
+        limits.append(60 * config.max_minutes - position.seconds)
+    if config.max_epochs:
+        done = position.epoch + position.batch / max(data.num_batches(position.epoch), 1)
+        if done > 0:
+            limits.append((config.max_epochs / done - 1) * position.step * seconds_per_step)
+    return f", {format_seconds(min(limits))} left" if limits and math.isfinite(min(limits)) else ""

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from spear_lib.config import MAY_CHANGE, RESEED_MAY_CHANGE
 from spear_lib.training.resuming import EXACT, RESEED
 
 
@@ -9,20 +10,20 @@ from spear_lib.training.resuming import EXACT, RESEED
 class TrainingConfig:
     """Optimiser, schedules, lengths and intervals."""
 
-    max_steps: int = 400_000
+    max_steps: int = field(default=400_000, metadata=MAY_CHANGE)
     """Stop after this many optimiser steps (paper Table 9; 0: no limit). The only limit that is
     deterministic."""
-    max_epochs: int = 0
+    max_epochs: int = field(default=0, metadata=MAY_CHANGE)
     """Stop after this many passes over the training data (ours; 0: no limit)."""
-    max_minutes: float = 0.0
+    max_minutes: float = field(default=0.0, metadata=MAY_CHANGE)
     """Stop after this many minutes of training, resumes included (ours; 0: no limit; not deterministic)."""
-    accumulate_batches: int = 1
+    accumulate_batches: int = field(default=1, metadata=RESEED_MAY_CHANGE)
     """Global batches whose gradients are summed before one optimiser step (ours)."""
     precision: str = "auto"
     """fp32 | bf16 | fp16 | auto: bf16 where the GPU has it, fp32 on CPU (reference: fp16; spec optim §4)."""
-    device: str = "auto"
+    device: str = field(default="auto", metadata=MAY_CHANGE)
     """cpu | cuda | auto: cuda where a GPU is visible."""
-    seed: int = 0
+    seed: int = field(default=0, metadata=RESEED_MAY_CHANGE)
     """Seed of initialisation and of every keyed draw of the model (ours)."""
 
     learning_rate: float = 0.045
@@ -54,21 +55,21 @@ class TrainingConfig:
 
     average_period: int = 200
     """Steps between two snapshots of the running model average (reference; spec optim §3; 0: no average)."""
-    log_interval: int = 50
+    log_interval: int = field(default=50, metadata=MAY_CHANGE)
     """Steps between two lines of the log and of metrics.jsonl (ours)."""
-    valid_interval: int = 3000
+    valid_interval: int = field(default=3000, metadata=MAY_CHANGE)
     """Steps between two validations (ours; 0: only at the end)."""
-    save_interval: int = 4000
+    save_interval: int = field(default=4000, metadata=MAY_CHANGE)
     """Steps between two kept checkpoints (reference: 4000); also how much a killed run loses at most."""
-    keep_checkpoints: int = 10
+    keep_checkpoints: int = field(default=10, metadata=MAY_CHANGE)
     """How many step-*.pt to keep; older ones are deleted (ours; 0: all)."""
-    resume: str = EXACT
+    resume: str = field(default=EXACT, metadata=MAY_CHANGE)
     """exact | reseed: a run that is there already goes on with the same batches, or with the data as they are
     now in a new order, from the next epoch on (after manifests, batch size or seed were changed)."""
-    memory_scan: str = "auto"
+    memory_scan: str = field(default="auto", metadata=MAY_CHANGE)
     """auto | always | never: try the largest batch before the first step (auto: on a GPU). On a CPU it costs
     a step and reports the resident memory."""
-    max_skipped_steps: int = 20
+    max_skipped_steps: int = field(default=20, metadata=MAY_CHANGE)
     """Stop when this many steps in a row were skipped for non-finite gradients (ours)."""
 
     def __post_init__(self) -> None:

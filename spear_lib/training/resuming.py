@@ -7,41 +7,18 @@
 * reseed: weights, optimiser and schedules go on; the data begin a new epoch, which has an order and draws of
   its own. Manifests, batch size and other options of the data may have changed. Every resumption with it
   begins another epoch, so set it back to exact once the change is made.
+
+Which options may change the fields of the options say themselves (``config.MAY_CHANGE``).
 """
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from spear_lib.config import MAY_CHANGE, RESEED_MAY_CHANGE, may_change, to_dict
+from spear_lib.training.interfaces import TrainingData
+
 EXACT, RESEED = "exact", "reseed"
-
-MAY_CHANGE = (
-    "max_steps",
-    "max_epochs",
-    "max_minutes",
-    "device",
-    "log_interval",
-    "valid_interval",
-    "save_interval",
-    "keep_checkpoints",
-    "max_skipped_steps",
-    "memory_scan",
-    "resume",
-    "probe",
-    "dry_run",
-    "plan",
-    "backend",
-    "num_workers",
-    "prefetch_batches",
-    "worker_timeout",
-    "max_bad_fraction",
-    "experiment_dir",
-    "valid_cuts",
-)
-"""Parts of option names that a resumed run may give another value: none of them changes a weight."""
-
-RESEED_MAY_CHANGE = ("data", "seed", "accumulate_batches")
-"""What may change as well with ``reseed``: which batches there are."""
 
 
 @dataclass
@@ -83,16 +60,11 @@ class AudioClock:
         return asdict(self)
 
 
-def data_state(data: Any, epoch: int, world_size: int) -> dict[str, Any]:
-    """What must be equal for the batches after a resumption to be the same (plain values).
-
-    Args:
-      data: may have ``fingerprint`` and ``batching(epoch)``.
-      epoch: the current one.
-    """
+def data_state(data: TrainingData, epoch: int, world_size: int) -> dict[str, Any]:
+    """What must be equal in ``epoch`` for the batches after a resumption to be the same (plain values)."""
     return {
-        "fingerprint": getattr(data, "fingerprint", None),
-        "batching": data.batching(epoch) if hasattr(data, "batching") else None,
+        "fingerprint": data.fingerprint,
+        "batching": data.batching(epoch),
         "world_size": world_size,
     }
 
@@ -122,20 +94,27 @@ def check_same_data(saved: dict[str, Any], now: dict[str, Any], epoch: int, path
         )
 
 
-def options_that_differ(saved: dict[str, Any], now: dict[str, Any], may_change: tuple[str, ...]) -> list[str]:
-    """``"objective.alpha was 0.5 and is now 0.7"`` for every option of which no part is in ``may_change``."""
+def options_that_differ(saved: dict[str, Any], now: dict[str, Any], may_change: list[str]) -> list[str]:
+    """``"objective.alpha was 0.5 and is now 0.7"`` for every option that is neither in ``may_change`` nor
+    below a name of it."""
     before, after = _flatten(saved), _flatten(now)
     missing = "(not set)"
     return [
         f"{name} was {before.get(name, missing)} and is now {after.get(name, missing)}"
         for name in sorted(set(before) | set(after))
         if before.get(name, missing) != after.get(name, missing)
-        and not any(part in may_change for part in name.split("."))
+        and not any(f"{name}.".startswith(f"{free}.") for free in may_change)
     ]
 
 
-def check_same_options(saved: dict[str, Any], now: dict[str, Any], policy: str, path: Path) -> list[str]:
+def check_same_options(saved: dict[str, Any], options: Any, policy: str, path: Path) -> list[str]:
     """Refuses to resume under options that change the run.
+
+    Args:
+      saved: the options that the checkpoint was made with.
+      options: those of now, a dataclass whose fields say what may change (``config.MAY_CHANGE``).
+      policy: exact or reseed.
+      path: of the checkpoint, for the message.
 
     Returns:
       What differs and may, because of ``reseed``.
@@ -143,8 +122,9 @@ def check_same_options(saved: dict[str, Any], now: dict[str, Any], policy: str, 
     Raises:
       ValueError: naming the first options that differ and must not.
     """
-    differ = options_that_differ(saved, now, MAY_CHANGE)
-    fatal = options_that_differ(saved, now, MAY_CHANGE + RESEED_MAY_CHANGE)
+    now, free = to_dict(options), may_change(options, MAY_CHANGE)
+    differ = options_that_differ(saved, now, free)
+    fatal = options_that_differ(saved, now, free + may_change(options, RESEED_MAY_CHANGE))
     if not differ or (policy == RESEED and not fatal):
         return differ
     shown = fatal if policy == RESEED else differ

@@ -4,8 +4,8 @@ A task owns the model and says what is summed up over a batch. It never calls ``
 ranks and never draws a random number that is not keyed; that is what makes one loop enough for pre-training,
 fine-tuning and probes.
 
-    class MyTask(Task):
-        kind = "my_task"  # written into checkpoints; only a run of the same kind resumes from them
+    class MyTask(Task[MyBatch]):
+        description = TaskDescription(kind="my_task", ...)  # becomes task.json, which the report reads
 
         def __init__(self, model):
             self.model = model  # the nn.Module that is trained and saved
@@ -25,9 +25,14 @@ fine-tuning and probes.
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from torch import Tensor, nn
+
+from spear_lib.runtime.task_file import TaskDescription
+from spear_lib.training.interfaces import TrainingBatch
+
+Batch = TypeVar("Batch", bound=TrainingBatch)
 
 Stats = dict[str, tuple[Tensor | float, Tensor | float]]
 """Name -> (sum, count). The loop adds both up over batches and ranks and reports sum / count."""
@@ -64,20 +69,27 @@ class StepResult:
     them."""
 
 
-class Task(ABC):
-    """A model with its objective."""
+class Task(ABC, Generic[Batch]):
+    """A model with its objective, on batches of one kind."""
 
     model: nn.Module
-    kind: str = "task"
+    """What is trained and saved."""
+    description: TaskDescription
+    """What the report must know; its ``kind`` is written into checkpoints, and only a run of the same kind
+    goes on from them."""
 
-    def begin_step(self, batch: Any, clock: StepClock) -> None:  # noqa: B027  (optional by design)
+    @property
+    def kind(self) -> str:
+        return self.description.kind
+
+    def begin_step(self, batch: Batch, clock: StepClock) -> None:
         """Called before every training forward (never in validation): set schedules and keyed randomness."""
 
-    def after_backward(self) -> None:  # noqa: B027  (optional by design)
+    def after_backward(self) -> None:
         """Called once per step when the gradients are those of the global batch, before they are used."""
 
     @abstractmethod
-    def compute(self, batch: Any) -> StepResult:
+    def compute(self, batch: Batch) -> StepResult:
         """Forward and loss of one batch that is already on the device. Runs under autocast in training."""
 
     def summarise(self, totals: Stats) -> dict[str, float]:

@@ -2,12 +2,13 @@
 
 import logging
 import time
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 
 from spear_lib.runtime.metrics_log import MetricsLog
 from spear_lib.runtime.world import World
+from spear_lib.training.interfaces import ValidationData
 from spear_lib.training.metrics import Totals
 from spear_lib.training.task import Task
 
@@ -18,11 +19,11 @@ COST_LIMIT = 0.05
 
 
 @torch.no_grad()
-def validate(task: Task, valid_data: dict[str, Any], world: World) -> dict[str, dict[str, float]]:
+def validate(task: Task, valid_data: dict[str, ValidationData], world: World) -> dict[str, dict[str, float]]:
     """Every validation set once, without autocast; the numbers do not depend on the number of ranks.
 
     Args:
-      valid_data: set name -> data; epoch 0 of it is used every time.
+      valid_data: set name -> data.
 
     Raises:
       ValueError: a set gave no batch.

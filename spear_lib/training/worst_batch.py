@@ -10,13 +10,12 @@ meanwhile.
 import logging
 import resource
 import sys
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from spear_lib.features.fbank import SAMPLE_RATE
 from spear_lib.runtime.world import World
+from spear_lib.training.interfaces import TrainingBatch
 from spear_lib.training.precision import Precision
 from spear_lib.training.task import StepClock, Task
 
@@ -34,7 +33,7 @@ def wanted(option: str, device: torch.device) -> bool:
 
 def scan_memory(
     task: Task,
-    data: Any,
+    batch: TrainingBatch,
     epoch: int,
     precision: Precision,
     world: World,
@@ -44,7 +43,7 @@ def scan_memory(
     """Forward and backward on this rank's share of the largest batch of ``epoch``; all ranks call it.
 
     Args:
-      data: has ``largest_batch(epoch)``.
+      batch: the share, still on the host.
       clock: where training is, as the next step would see it.
 
     Returns:
@@ -53,10 +52,9 @@ def scan_memory(
     Raises:
       RuntimeError: it does not fit on some rank; says what to change.
     """
-    batch = data.largest_batch(epoch)
     if not len(batch):  # unusable cuts: the data report them when their turn comes
         return 0.0
-    seconds = batch.waveforms.shape[1] / SAMPLE_RATE
+    seconds = batch.padded_seconds / len(batch)
     words = f"{len(batch)} utterances of up to {seconds:.1f} s, {len(batch) * seconds:.0f} s with padding"
     if world.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(world.device)
@@ -94,7 +92,7 @@ def scan_memory(
 
 def _forward_and_backward(
     task: Task,
-    batch: Any,
+    batch: TrainingBatch,
     precision: Precision,
     world: World,
     clock: StepClock,

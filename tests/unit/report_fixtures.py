@@ -6,8 +6,11 @@ from pathlib import Path
 
 import yaml
 
+from spear_lib.asr import description as asr
 from spear_lib.asr import wer
+from spear_lib.pretraining import description as pretraining
 from spear_lib.report import plots
+from spear_lib.runtime.task_file import write_task
 
 
 def write(path: Path, content: object) -> None:
@@ -50,7 +53,8 @@ def make_data(folder: Path) -> None:
         "quantizer_id": "a1b2",
     }
     write(folder / "quantizers" / "spectral" / "report.json", report)
-    png = plots.lines([("error", "relative error", {"x": ([0, 1, 2, 5], [0.41, 0.36, 0.352, 0.35])})])
+    curves = {"x": ([0, 1, 2, 5], [0.41, 0.36, 0.352, 0.35])}
+    png = plots.lines([plots.LinePanel("error", "relative error", curves)])
     (folder / "quantizers" / "spectral" / "report.png").write_bytes(png)
     for name, frames in (("train", 234000), ("dev", 16000)):
         entropies = [4.6 + 0.1 * (codebook % 3) for codebook in range(8)]
@@ -98,12 +102,13 @@ def make_pretraining(folder: Path) -> None:
             {"step": step, "epoch": step // 200, "kind": "train", **values, **rates, "seconds": step / 2}
         )
         if step % 200 == 0:
-            codebooks = {"unigram_entropy": 4.71, "masked_loss_codebook_00": masked}
+            codebooks = {"unigram_entropy": 4.71, "chance": math.log(256), "masked_loss_codebook_00": masked}
             records.append({"step": step, "epoch": 0, "kind": "valid/dev", **values, **codebooks})
             probe = {"speaker_accuracy": 40 + step / 20, "log_mel/speaker_accuracy": 51.0, "seconds": 1.0}
             records.append({"step": step, "epoch": 0, "kind": "probe/dev", **probe})
     write_lines(folder / "metrics.jsonl", records)
     (folder / "config.yaml").write_text(yaml.safe_dump({"data": {"token_fields": ["spectral_cb8"]}}))
+    write_task(folder, pretraining.DESCRIPTION)
 
 
 def make_finetuning(folder: Path, floor: float, hypotheses: dict[str, str]) -> None:
@@ -115,6 +120,7 @@ def make_finetuning(folder: Path, floor: float, hypotheses: dict[str, str]) -> N
         if step % 100 == 0:
             valid = {"loss": 1.3 * loss, "wer": 100 * min(1.0, loss)}
             records.append({"step": step, "epoch": 0, "kind": "valid/dev", **valid})
+    write_task(folder, asr.DESCRIPTION)
     write_lines(folder / "metrics.jsonl", records)
     (folder / "config.yaml").write_text(yaml.safe_dump({"encoder_lr_scale": 0.3, "training": {"seed": 0}}))
     for name in ("dev", "test-clean"):

@@ -8,7 +8,9 @@ import torch
 from toy_task import BATCH_SECONDS, ToyData, ToyTask, losses, toy_config
 
 from spear_lib.runtime.metrics_log import read_metrics
+from spear_lib.runtime.task_file import read_task
 from spear_lib.runtime.world import World
+from spear_lib.training.interfaces import TrainingData
 from spear_lib.training.loop import Trainer, train
 
 
@@ -18,6 +20,39 @@ def run(folder, config=None, task=None, data=None, **changes):
     valid = {"dev": ToyData(size=8)}
     train(task, data or ToyData(), valid, config, folder, batch_seconds=BATCH_SECONDS)
     return task
+
+
+class Only:
+    """Stands before an object and notes which of its public names are asked for."""
+
+    def __init__(self, inner, asked: set[str]) -> None:
+        self._inner, self._asked = inner, asked
+
+    def __getattr__(self, name):
+        self._asked.add(name)
+        return getattr(self._inner, name)
+
+    def epoch_batches(self, epoch, start_batch):
+        self._asked.add("epoch_batches")
+        return self._inner.epoch_batches(epoch, start_batch)
+
+
+def test_the_loop_asks_its_data_for_what_the_protocol_says_and_no_more(tmp_path):
+    asked: set[str] = set()
+    config = toy_config(max_steps=0, max_epochs=2, memory_scan="always")
+    valid = {"dev": Only(ToyData(8), validation := set())}
+    train(ToyTask(), Only(ToyData(), asked), valid, config, tmp_path, batch_seconds=BATCH_SECONDS)
+    promised = {name for name in vars(TrainingData) if not name.startswith("_")} | {"fingerprint"}
+    assert asked == promised | {"epoch_batches"} and validation == {"epoch_batches"}
+
+
+def test_a_run_says_what_it_trains(tmp_path):
+    run(tmp_path, max_steps=1)
+    assert read_task(tmp_path) == ToyTask.description
+    # One that was made before the file was: it is written when the command is started again.
+    (tmp_path / "task.json").unlink()
+    run(tmp_path, max_steps=1)
+    assert read_task(tmp_path).kind == "toy"
 
 
 def test_the_same_command_gives_the_same_losses_and_they_fall(tmp_path):

@@ -2,6 +2,7 @@
 
 import html
 import json
+import math
 import re
 
 import pytest
@@ -31,9 +32,11 @@ def test_json_holds_the_numbers(finished):
     assert [row["set"] for row in content["corpus"]] == ["train", "labelled", "dev", "test-clean"]
     assert [(run["name"], run["kind"]) for run in content["experiments"]] == [
         ("pretrain", "pretraining"),
-        ("pretrained", "finetuning"),
-        ("scratch", "finetuning"),
+        ("pretrained", "asr"),
+        ("scratch", "asr"),
     ]
+    measure = {"name": "wer", "title": "word error rate", "unit": "%", "better": "lower"}
+    assert list(content["tasks"]) == ["pretraining", "asr"] and content["tasks"]["asr"] == measure
     assert content["experiments"][0]["last"]["valid/dev"]["step"] == 1000
     assert content["unigram_entropy"] == pytest.approx(sum([4.6, 4.7, 4.8] * 2 + [4.6, 4.7]) / 8)
     rates = {(r["arm"], r["set"]): r["wer"] for r in content["results"]}
@@ -45,9 +48,9 @@ def test_json_holds_the_numbers(finished):
 @pytest.mark.parametrize("name", ["report.md", "report.html"])
 def test_every_section_is_there(finished, name):
     text = (finished / name).read_text()
-    for heading in ("In short", "Corpus", "Quantiser", "Tokens", "Pre-training: pretrain", "Fine-tuning",
-                    "Word error rates", "Probes of the frozen features", "Time and memory",
-                    "To do it again"):  # fmt: skip
+    for heading in ("In short", "Corpus", "Quantiser", "Tokens", "Pre-training: pretrain",
+                    "Fine-tuning for speech recognition", "Word error rates", "Probes of the frozen features",
+                    "Time and memory", "To do it again"):  # fmt: skip
         assert heading in text
     assert "8.33" in text and "4.710" in text and "5.545" in text and "./run.sh --mini true" in text
     assert "Cheap probe of the encoder's features at every validation" in html.unescape(text)
@@ -73,12 +76,55 @@ def test_missing_pieces_are_named(tmp_path):
     (tmp_path / "exp" / "empty").mkdir(parents=True)
     data = report_data.collect(tmp_path / "data", [tmp_path / "exp" / "empty"], tmp_path / "exp")
     missing = " ".join(data.missing)
-    for piece in ("stage 1", "stage 4", "stage 5", "stage 13", "probes.json", "stage-*.json", "empty"):
+    for piece in (
+        "stage 1",
+        "stage 4",
+        "stage 5",
+        "stages 12 and 13",
+        "probes.json",
+        "stage-*.json",
+        "empty",
+    ):
         assert piece in missing
     from spear_lib.report.pages import write_report
 
     write_report(tmp_path / "data", [], tmp_path / "exp", tmp_path / "report", "t", "c")
     assert "Not found" in (tmp_path / "report" / "report.md").read_text()
+
+
+def test_runs_that_did_not_describe_themselves_yet_are_shown_the_same(tmp_path):
+    """Experiments made before task.json: the command knows them by a metric."""
+    make_everything(tmp_path)
+    folders = [tmp_path / "exp" / name for name in ("pretrain", "finetune_pretrained", "finetune_scratch")]
+    arguments = [
+        "--data_dir",
+        str(tmp_path / "data"),
+        "--experiment_dirs",
+        f"[{','.join(map(str, folders))}]",
+    ]
+    report_command.main(
+        [*arguments, "--output_dir", str(tmp_path / "new"), "--exp_dir", str(tmp_path / "exp")]
+    )
+    for folder in folders:
+        (folder / "task.json").unlink()
+    report_command.main(
+        [*arguments, "--output_dir", str(tmp_path / "old"), "--exp_dir", str(tmp_path / "exp")]
+    )
+    new, old = ((tmp_path / name / "report.md").read_text().splitlines()[3:] for name in ("new", "old"))
+    assert new == old and len(new) > 100
+    # Without such knowledge the report says what writes the file.
+    data = report_data.collect(tmp_path / "data", folders, tmp_path / "exp")
+    assert (
+        not data.experiments and sum("training command, started again" in each for each in data.missing) == 3
+    )
+
+
+def test_a_damaged_description_is_named(tmp_path):
+    (tmp_path / "data").mkdir()
+    for text, message in (('{"kind"', "is not valid JSON"), ('{"kind": "a", "colour": 1}', "colour")):
+        (tmp_path / "task.json").write_text(text)
+        with pytest.raises(ValueError, match=f"task.json.*{message}"):
+            report_data.collect(tmp_path / "data", [tmp_path], tmp_path)
 
 
 def test_absent_folders_are_errors(tmp_path):
@@ -132,8 +178,10 @@ def test_two_token_fields_are_told_apart(tmp_path):
         audio = {"a8/masked_loss": 4.0 - step / 1000, "a8/audio/masked_loss": 4.0 - step / 1000}
         both = {**speech, **audio}
         records.append({"step": step, "kind": "train", "loss": 6.0, **both})
-        records.append({"step": step, "kind": "valid/speech-dev", **speech, "s16/unigram_entropy": 4.44})
-        entropies = {"s16/unigram_entropy": 4.22, "a8/unigram_entropy": 3.33}
+        levels = {"s16/chance": math.log(4), "s16/unigram_entropy": 4.44}
+        records.append({"step": step, "kind": "valid/speech-dev", **speech, **levels})
+        entropies = {"s16/unigram_entropy": 4.22, "a8/unigram_entropy": 3.33, "a8/chance": math.log(32)}
+        entropies["s16/chance"] = math.log(4)
         records.append({"step": step, "kind": "valid/audio-dev", **both, **entropies})
     folder = tmp_path / "exp" / "pretrain"
     write_lines(folder / "metrics.jsonl", records)

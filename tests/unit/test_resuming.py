@@ -1,13 +1,37 @@
 """Resuming exactly or with a new data order: what may change, what is refused, and what goes on."""
 
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import pytest
 from toy_task import BATCH_SECONDS, ToyData, ToyTask, losses, toy_config
 
+from spear_lib.asr.options import FinetuneOptions
+from spear_lib.config import MAY_CHANGE, RESEED_MAY_CHANGE, to_dict
+from spear_lib.pretraining.options import PretrainOptions
 from spear_lib.runtime.metrics_log import read_metrics
+from spear_lib.tagging.options import FinetuneTaggingOptions
 from spear_lib.training.loop import train
 from spear_lib.training.resuming import AudioClock, check_same_options
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    batch_seconds: float = 60.0
+    num_workers: int = field(default=2, metadata=MAY_CHANGE)
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    learning_rate: float = 0.1
+
+
+@dataclass(frozen=True)
+class Options:
+    """Of a command: a group whose values may change with reseed, one that never may, one that always may."""
+
+    data: DataOptions = field(default_factory=DataOptions, metadata=RESEED_MAY_CHANGE)
+    model: ModelOptions = field(default_factory=ModelOptions)
+    probe: ModelOptions = field(default_factory=ModelOptions, metadata=MAY_CHANGE)
 
 
 class NamedData(ToyData):
@@ -51,9 +75,8 @@ def test_reseed_goes_on_with_other_data_from_the_next_epoch(tmp_path, caplog):
 
 
 def test_schedules_go_on_from_the_audio_seen_when_the_batch_changes(tmp_path):
-    options = {"data": {"batch_seconds": 60.0}}
-    run(tmp_path, max_steps=6, options=options)
-    changed = {"data": {"batch_seconds": 240.0}}
+    run(tmp_path, max_steps=6, options=Options())
+    changed = Options(DataOptions(batch_seconds=240.0))
     with pytest.raises(ValueError, match="batch_seconds was 60.0 and is now 240.0.*--training.resume reseed"):
         run(tmp_path, max_steps=9, options=changed, seconds=240.0)
     task = run(tmp_path, max_steps=9, options=changed, seconds=240.0, resume="reseed")
@@ -66,16 +89,80 @@ def test_schedules_go_on_from_the_audio_seen_when_the_batch_changes(tmp_path):
 
 
 def test_reseed_does_not_let_the_model_change(tmp_path):
-    before = {"data": {"batch_seconds": 6}, "training": {"learning_rate": 0.1}}
-    after = {"data": {"batch_seconds": 7}, "training": {"learning_rate": 0.2}}
+    before = to_dict(Options(DataOptions(6)))
+    after = Options(DataOptions(7), ModelOptions(0.2))
     with pytest.raises(
         ValueError, match="learning_rate was 0.1 and is now 0.2. Give the old values"
     ) as error:
         check_same_options(before, after, "reseed", tmp_path)
     assert "batch_seconds" not in str(error.value) and "--training.resume" not in str(error.value)
-    same = {**after, "training": before["training"]}
+    same = replace(after, model=ModelOptions())
     assert check_same_options(before, same, "reseed", tmp_path) == ["data.batch_seconds was 6 and is now 7"]
-    assert check_same_options(before, {**before, "probe": {"every": 3}}, "exact", tmp_path) == []
+    with pytest.raises(ValueError, match="batch_seconds was 6 and is now 7. .*--training.resume reseed"):
+        check_same_options(before, same, "exact", tmp_path)
+
+
+def test_what_the_options_call_free_may_change_and_so_may_all_below_it(tmp_path):
+    before = to_dict(Options())
+    free = Options(DataOptions(num_workers=0), probe=ModelOptions(0.9))
+    assert check_same_options(before, free, "exact", tmp_path) == []
+    # The mark belongs to that field, not to every field of its name.
+    with pytest.raises(ValueError, match="model.learning_rate was 0.1 and is now 0.9"):
+        check_same_options(before, replace(free, model=ModelOptions(0.9)), "exact", tmp_path)
+    with pytest.raises(ValueError, match=r"data.old was 1 and is now \(not set\)"):
+        check_same_options(before | {"data": before["data"] | {"old": 1}}, free, "exact", tmp_path)
+
+
+ASR = FinetuneOptions(experiment_dir="a", encoder="e", units="u", dev_cuts=["dev"])
+TAGGING = FinetuneTaggingOptions(experiment_dir="a", encoder="e", classes="c", dev_cuts=["dev"])
+PRETRAINING = PretrainOptions(experiment_dir="a", valid_cuts=["dev"])
+
+
+def changed(options, **values):
+    """``options`` with other values, "group__name" for those of a group."""
+    for name, value in values.items():
+        group, _, inner = name.rpartition("__")
+        value = replace(getattr(options, group), **{inner: value}) if group else value
+        options = replace(options, **{group or name: value})
+    return options
+
+
+@pytest.mark.parametrize(
+    "options, values",
+    [
+        (ASR, {"dev_cuts": ["other"], "valid_wer": False, "experiment_dir": "b", "model__backend": "torch"}),
+        (TAGGING, {"dev_cuts": ["other"], "experiment_dir": "b", "data__max_bad_fraction": 0.5}),
+        (PRETRAINING, {"valid_cuts": [], "dry_run": True, "probe__every": 3, "data__num_workers": 0}),
+        (PRETRAINING, {"training__max_steps": 7, "training__device": "cpu", "training__resume": "reseed"}),
+    ],
+)
+def test_what_changes_no_weight_may_change(options, values, tmp_path):
+    assert changed(options, **values) != options
+    assert check_same_options(to_dict(options), changed(options, **values), "exact", tmp_path) == []
+
+
+@pytest.mark.parametrize("options", [ASR, TAGGING, PRETRAINING])
+def test_what_changes_the_batches_needs_reseed(options, tmp_path):
+    other = changed(options, data__batch_seconds=7.0, training__seed=5, training__accumulate_batches=2)
+    with pytest.raises(ValueError, match="data.batch_seconds was 200.0 and is now 7.0.*resume reseed"):
+        check_same_options(to_dict(options), other, "exact", tmp_path)
+    assert len(check_same_options(to_dict(options), other, "reseed", tmp_path)) == 3
+
+
+@pytest.mark.parametrize(
+    "options, values",
+    [
+        (ASR, {"units": "v"}),
+        (ASR, {"encoder_lr_scale": 0.2}),
+        (TAGGING, {"classes": "d"}),
+        (TAGGING, {"training__learning_rate": 0.1}),
+        (PRETRAINING, {"objective__align": "index"}),
+    ],
+)
+def test_what_changes_the_model_may_never_change(options, values, tmp_path):
+    for policy in ("exact", "reseed"):
+        with pytest.raises(ValueError, match="Give the old values to go on with that run, or another"):
+            check_same_options(to_dict(options), changed(options, **values), policy, tmp_path)
 
 
 def test_other_batches_of_the_same_cuts_are_refused(tmp_path):

@@ -1,5 +1,7 @@
 """The memory scan before the first step: it leaves no trace, and running out says what to change."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from toy_task import BATCH_SECONDS, ToyData, ToyTask, losses, toy_config
@@ -9,16 +11,13 @@ from spear_lib.training.loop import train
 
 
 class ScannedData(ToyData):
-    """Its largest batch is a real one, with waveforms as pre-training has them."""
+    """Counts how often its largest batch is asked for."""
 
     scanned: int = 0
 
     def largest_batch(self, epoch):
         self.scanned += 1
-        batch = next(self.epoch_batches(epoch, 2))
-        self.seen.pop()
-        batch.waveforms = torch.zeros(4, 16000)
-        return batch
+        return replace(super().largest_batch(epoch), padded_seconds=4.0)
 
 
 class DrawingTask(ToyTask):

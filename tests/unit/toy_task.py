@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from spear_lib.runtime import keyed_random
+from spear_lib.runtime.task_file import Measure, TaskDescription
 from spear_lib.training.options import TrainingConfig
 from spear_lib.training.task import StepClock, StepResult, Task
 
@@ -21,6 +22,8 @@ class ToyBatch:
     inputs: Tensor
     targets: Tensor
     audio_seconds: float = 15.0
+    padded_seconds: float = 16.0
+    statistics: dict[str, tuple[float, int]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -39,6 +42,7 @@ class ToyData:
     bad: int = -1
     batch_size: int = 4
     seen: list[tuple[int, int]] = field(default_factory=list)
+    fingerprint: str | None = None
 
     def num_batches(self, epoch: int) -> int:
         return math.ceil(self.size / self.batch_size)
@@ -55,6 +59,12 @@ class ToyData:
                 inputs = inputs * float("nan")
             yield ToyBatch(ids, keyed_random.keys(epoch, ids=ids), inputs, targets)
 
+    def batching(self, epoch: int) -> str:
+        return f"batches of {self.batch_size}"
+
+    def largest_batch(self, epoch: int) -> ToyBatch:
+        return next(replace(self, seen=[]).epoch_batches(epoch))
+
 
 class ToyModel(nn.Module):
     def __init__(self) -> None:
@@ -67,8 +77,13 @@ class ToyModel(nn.Module):
         return self.output(self.encoder_embed(self.encoder(inputs)).tanh() * noise)
 
 
-class ToyTask(Task):
-    kind = "toy"
+TOY = TaskDescription(
+    kind="toy", title="Toy", measure=Measure(name="loss", title="squared error", unit="", better="lower")
+)
+
+
+class ToyTask(Task[ToyBatch]):
+    description = TOY
 
     def __init__(self, identity: str = "quantiser-a") -> None:
         torch.manual_seed(3)

@@ -1,0 +1,48 @@
+"""What the loop needs of data and batches; tasks need more of their own (DESIGN §4; ours)."""
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import torch
+
+
+class TrainingBatch(Protocol):
+    """One rank's share of a global batch; its attributes are saved when the loss is not finite."""
+
+    audio_seconds: float
+    """Valid audio, s."""
+    padded_seconds: float
+    """Audio with its padding, s."""
+    statistics: dict[str, tuple[float, int]]
+    """Name -> (sum, count) of what was done to the data (mixing and the like), reported as ``data/<name>``;
+    may be empty."""
+
+    def __len__(self) -> int:
+        """Utterances."""
+
+    def to(self, device: torch.device) -> "TrainingBatch":
+        """The same batch with its tensors on ``device``."""
+
+
+class ValidationData(Protocol):
+    """A set that is gone through as a whole; its epoch 0 is used every time."""
+
+    def epoch_batches(self, epoch: int, start_batch: int) -> Iterator[TrainingBatch]:
+        """This rank's share of the global batches ``start_batch``, ``start_batch`` + 1, ... of an epoch. The
+        same arguments give the same batches."""
+
+
+class TrainingData(ValidationData, Protocol):
+    """What is trained on, epoch after epoch."""
+
+    fingerprint: str | None
+    """Equal where the same options give the same batches; None: not known, and not checked on resume."""
+
+    def num_batches(self, epoch: int) -> int:
+        """Global batches of an epoch."""
+
+    def batching(self, epoch: int) -> str:
+        """Equal where an epoch is divided into the same batches."""
+
+    def largest_batch(self, epoch: int) -> TrainingBatch:
+        """This rank's share of the batch of an epoch that needs the most memory."""
