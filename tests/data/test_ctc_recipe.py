@@ -18,7 +18,7 @@ from spear_lib.corpora.cut_subsets import select_hours, select_ids
 from spear_lib.data.manifests import Manifest
 from spear_lib.data.references import speaker
 from spear_lib.encoders import load_encoder
-from spear_lib.training.finetuning import layer_lr_scales
+from spear_lib.training.finetuning import layer_lr_scales, training_config
 
 CONFIG = {
     "units": "characters",
@@ -181,7 +181,7 @@ def test_lower_layers_learn_more_slowly():
     options = finetune_asr.FinetuneOptions(
         experiment_dir="", units="", dev_cuts=[], encoder="x", encoder_layer_decay=0.5
     )
-    training = finetune_asr.training_config(options, load_encoder(TINY_ENCODER))
+    training = training_config(options, load_encoder(TINY_ENCODER))
     assert training.lr_scales == {"encoder": 0.1, **scales}
     with pytest.raises(ValueError, match="encoder_layer_decay is 1.5"):
         layer_lr_scales(load_encoder(TINY_ENCODER), 1.5)

@@ -233,7 +233,7 @@ def test_missing_and_damaged_files_say_what_to_download(copy, tmp_path, checkpoi
     config.write_text(settings[:-20])
     refused("config.json is not valid JSON")
     config.write_text("[]")
-    refused("config.json holds a list, not the settings of a model")
+    refused("config.json holds a list, not the settings expected there")
     config.unlink()
     refused(f"has no config.json: {download}")
     config.write_text(settings)
