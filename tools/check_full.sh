@@ -1,5 +1,11 @@
 #!/usr/bin/env bash
-# tools/check.sh and what takes longer: the slow tests (kill and rerun, copied recipes) and the whole mini recipes.
+# tools/check.sh and what takes longer: the slow tests (kill and rerun, copied recipes) and the whole mini recipes, in
+# named parts. A part that passed at this commit is not run again, so an interrupted check goes on with the same command
+# (a working tree with changes is checked whole).
+#
+#   tools/check_full.sh                 all parts
+#   tools/check_full.sh slow mini       these parts
+
 set -euo pipefail
 
 # shellcheck source=environment.sh
@@ -7,17 +13,35 @@ source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 # shellcheck source=checks.sh
 source "$repository/tools/checks.sh"
 
-if (($# > 0)); then fail "unexpected argument '$1': tools/check_full.sh takes none"; fi
+parts=(lint format shell quick tiny slow-data slow-distributed slow-numerics slow-recipes slow-unit mini mini-audioset mini-mixed)
+if [[ ${1:-} == --help || ${1:-} == -h ]]; then
+  sed -n '2,7{s/^# \{0,1\}//p;}' "${BASH_SOURCE[0]}"
+  printf 'parts: %s\n' "${parts[*]}"
+  exit 0
+fi
+wanted=()
+for name in "$@"; do
+  for part in "${parts[@]}"; do
+    if [[ $part == "$name" || $part == "$name"-* ]]; then wanted+=("$part"); fi
+  done
+  if [[ " ${wanted[*]} " != *" $name"* ]]; then fail "unexpected argument '$name': the parts are ${parts[*]}"; fi
+done
+if ((${#wanted[@]} == 0)); then wanted=("${parts[@]}"); fi
 
 ensure_environment
 cd "$repository"
-run_check "ruff check" ruff check .
-run_check "ruff format" ruff format --check .
-run_check "shellcheck" check_shell_scripts
-run_check "quick tests" quick_tests
-run_check "slow tests" slow_tests
-run_check "tiny recipe" tiny_recipe
-run_check "mini recipe" mini_recipe
-run_check "mini recipe of sounds" mini_audioset
-run_check "mini recipe of both" mini_mixed
+remember_passed_parts
+for part in "${wanted[@]}"; do
+  case $part in
+    lint) run_check "$part" ruff check . ;;
+    format) run_check "$part" ruff format --check . ;;
+    shell) run_check "$part" check_shell_scripts ;;
+    quick) run_check "$part" quick_tests ;;
+    slow-*) run_check "$part" run_tests -m slow "tests/${part#slow-}" ;;
+    tiny) run_check "$part" tiny_recipe ;;
+    mini) run_check "$part" mini_recipe ;;
+    mini-audioset) run_check "$part" mini_audioset ;;
+    mini-mixed) run_check "$part" mini_mixed ;;
+  esac
+done
 finish_checks

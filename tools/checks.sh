@@ -9,10 +9,25 @@ results=()
 scratch=$(mktemp -d "${TMPDIR:-/tmp}/spear-check.XXXXXX")
 trap 'rm -rf "$scratch"' EXIT
 
+# Where the parts that passed at this commit are noted; empty: nowhere.
+passed_parts=""
+
+# remember_passed_parts: from here on run_check notes what passed, and does not run it again at the same commit.
+remember_passed_parts() {
+  if [[ -n $(git -C "$repository" status --porcelain 2>/dev/null || echo unknown) ]]; then return 0; fi
+  passed_parts=$repository/.checked/$(git -C "$repository" rev-parse HEAD)
+  mkdir -p "$passed_parts"
+}
+
 # run_check NAME COMMAND...: runs it, whatever came before, and counts it.
 run_check() {
   local name=$1 started=$SECONDS status
   shift
+  if [[ -n $passed_parts && -f $passed_parts/$name ]]; then
+    passed=$((passed + 1))
+    results+=("ok      $name ($(<"$passed_parts/$name") s, earlier at this commit)")
+    return 0
+  fi
   say "$name"
   set +e
   (
@@ -24,6 +39,7 @@ run_check() {
   if ((status == 0)); then
     passed=$((passed + 1))
     results+=("ok      $name ($((SECONDS - started)) s)")
+    if [[ -n $passed_parts ]]; then printf '%s' "$((SECONDS - started))" >"$passed_parts/$name"; fi
   else
     failed=$((failed + 1))
     results+=("FAILED  $name ($((SECONDS - started)) s, status $status)")
@@ -59,10 +75,6 @@ run_tests() {
 
 quick_tests() {
   run_tests -m "not slow"
-}
-
-slow_tests() {
-  run_tests -m slow
 }
 
 # The shortened recipe: the real scripts and stages, with conf/*/tiny.yaml.
