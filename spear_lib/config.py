@@ -1,15 +1,13 @@
 """One way to turn a frozen dataclass into a command line, a YAML file and back (on jsonargparse).
 
 A command describes what it can do as a frozen dataclass, with a docstring under each field. ``parse`` makes
-the command line of it: ``--config file.yaml`` first, then ``--group.name value`` overrides. A file may build
-on others (``extends``, see runtime.overlays). A key that does not exist is an error that names the nearest
-one that does. One field may be ``positional()``: what is typed without a name, ``command a.flac b.flac
---option value``.
+the command line of it: ``--config file.yaml`` first, with the files that it extends (runtime/overlays.py),
+then ``--group.name value`` overrides. A key that does not exist is an error that names the nearest one.
+One field may be ``positional()``: what is typed without a name, ``command a.flac b.flac --option value``.
 """
 
 import dataclasses
 import difflib
-import json
 import os
 import re
 import sys
@@ -65,7 +63,7 @@ def _parser(cls: type, prog: str | None = None, description: str | None = None) 
     parser.add_argument(
         "--config",
         action="config",
-        help="YAML file of options; what follows it on the command line overrides it, another --config too.",
+        help="YAML file of options, on those that it extends; later options on the command line override it.",
     )
     words = {field.name: field.metadata.get("positional") for field in dataclasses.fields(cls)}
     words = {name: help for name, help in words.items() if help}
@@ -116,23 +114,28 @@ def _dotted(values: dict[str, Any], cls: type, prefix: str = "") -> list[str]:
     return names
 
 
+def _resolved(argv: list[str], cls: type) -> list[str]:
+    """``--config FILE`` with the values of the file, and of all that it extends, in the place of its name."""
+    resolved = list(argv)
+    for position, argument in enumerate(argv):
+        if argument == "--config" and position + 1 < len(argv):
+            place, prefix, path = position + 1, "", argv[position + 1]
+        elif argument.startswith("--config="):
+            place, prefix, path = position, "--config=", argument.removeprefix("--config=")
+        else:
+            continue
+        values = read_overlays(path)
+        _check_keys(cls, _dotted(values, cls), path)
+        resolved[place] = prefix + yaml.safe_dump(values)
+    return resolved
+
+
 def _normalise(argv: list[str]) -> list[str]:
     """Dashes and underscores in option names mean the same: --batch-seconds is --batch_seconds."""
     return [
         re.sub(r"^--([^=]+)", lambda m: "--" + m.group(1).replace("-", "_"), a) if a.startswith("--") else a
         for a in argv
     ]
-
-
-def _with_whole_files(cls: type, argv: list[str]) -> list[str]:
-    """``argv`` with the values of each ``--config`` file (and of those it extends) in place of its path."""
-    argv = [part for a in argv for part in (a.split("=", 1) if a.startswith("--config=") else [a])]
-    for position in range(1, len(argv)):
-        if argv[position - 1] == "--config":
-            values = read_overlays(argv[position])
-            _check_keys(cls, _dotted(values, cls), argv[position])
-            argv[position] = json.dumps(values)
-    return argv
 
 
 def parse(
@@ -154,8 +157,7 @@ def parse(
         parser = _parser(cls, prog, description)
         given = [re.match(r"--([^=]+)", a).group(1) for a in argv if re.match(r"--[^=]", a)]
         _check_keys(cls, given, "the command line")
-        argv = _with_whole_files(cls, argv)
-        namespace = parser.parse_args(argv)
+        namespace = parser.parse_args(_resolved(argv, cls))
         return _instantiate(parser, namespace, cls)
     except ValueError as error:
         message = " ".join(str(error).split())

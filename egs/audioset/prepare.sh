@@ -1,4 +1,4 @@
 #!/usr/bin/env bash
-# Stages and options: ./prepare.sh --help. They stand in ../common/prepare.sh; what is of this corpus, in local/ and conf/.
-set -euo pipefail
+# The stages of ../common/prepare.sh, with the facts of local/corpus.sh.
+# shellcheck source=../common/prepare.sh
 source "$(dirname "${BASH_SOURCE[0]}")/../common/prepare.sh"

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from spear_lib.runtime import files
-from spear_lib.runtime.overlays import read_overlays
+from spear_lib.runtime.overlays import flatten, read_overlays
 
 MUST_RUN = 10
 FIRST_RUN_STAGE = 10  # stages below it belong to prepare.sh and live in the data folder
@@ -59,23 +59,17 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     os.replace(aside, path)
 
 
-def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    """A nested mapping as {"a.b": value}."""
-    if not isinstance(value, dict):
-        return {prefix: value}
-    flat: dict[str, Any] = {}
-    for name, item in value.items():
-        flat.update(flatten(item, f"{prefix}.{name}" if prefix else str(name)))
-    return flat
-
-
 def read_config(path: str) -> dict[str, Any]:
+    """The values of a configuration and of all that it extends, {"a.b": value}."""
     file = Path(path)
     if not file.is_file():
-        known = ", ".join(sorted(other.stem for other in file.parent.glob("*.yaml"))) or "none"
-        raise Refused(f"no configuration {path}; there are: {known}")
+        # The recipe's own configurations of that kind, and those that all recipes share.
+        below_conf = file.parent.parts[file.parent.parts.index("conf") + 1 :] if "conf" in file.parts else ()
+        folders = [file.parent, Path(__file__).parent / "conf" / Path(*below_conf)]
+        found = {other.stem for folder in folders for other in folder.glob("*.yaml")}
+        raise Refused(f"no configuration {path}; there are: {', '.join(sorted(found)) or 'none'}")
     try:
-        return flatten(read_overlays(file))
+        return flatten(read_overlays(path))
     except ValueError as error:
         raise Refused(str(error)) from error
 

@@ -68,8 +68,9 @@ _nearest_option() {
 
 print_help() {
   local name default kind
-  # The comment block at the top of the script is its description; the script has gone to its own folder.
-  sed -n '2,/^$/{s/^# \{0,1\}//p;}' "${description_file:-$PWD/$(basename "$0")}"
+  # The comment block at the top of help_file (the calling script, if not set) is the description; the script has gone
+  # to its own folder.
+  sed -n '2,/^$/{s/^# \{0,1\}//p;}' "${help_file:-$PWD/$(basename "$0")}"
   printf '\nOptions (name, default, meaning):\n'
   for name in "${_option_names[@]}"; do
     default=${_option_defaults[$name]}

@@ -1,4 +1,4 @@
-#!/usr/bin/env bash
+# shellcheck shell=bash
 # Data preparation: from a corpus to cuts with teacher tokens.
 #
 #   0 corpus       link the corpus (or, with --mini true, synthesise a small one in the same folder layout)
@@ -15,16 +15,20 @@
 #   ./prepare.sh --corpus-dir /corpora/LibriSpeech --noise-dir /corpora/musan
 #   ./prepare.sh --stage 5 --stop-stage 5 --num-splits 100 --split 7      (one task of a batch array)
 
+# The prepare.sh of a recipe sources this file; the recipe's facts are in its local/corpus.sh. Where facts are not enough,
+# its local/stages.sh may define a function of a stage again (stage_2, say): it is read after the functions below and
+# before any of them runs. What such a stage depends on beside the options named at the end is listed in stage_facts
+# (stages.sh).
 # shellcheck disable=SC2154 # "option NAME" below sets the variable NAME
 set -euo pipefail
 caller_dir=$PWD
-description_file=$(realpath "${BASH_SOURCE[0]}")
-# The recipe is the folder of the script that was called.
-cd "$(dirname "${BASH_SOURCE[-1]}")"
+cd "$(dirname "$0")"
+# shellcheck disable=SC2034 # for --help
+help_file=../common/prepare.sh
 # shellcheck source=parse_options.sh
-source "${description_file%/*}/parse_options.sh"
+source ../common/parse_options.sh
 # shellcheck source=stages.sh
-source "${description_file%/*}/stages.sh"
+source ../common/stages.sh
 # shellcheck source=../librispeech/local/corpus.sh
 source local/corpus.sh
 
@@ -33,7 +37,7 @@ option stop_stage 7 "Last stage to run" int
 option mini false "Synthesise a small corpus instead of using a real one" bool
 option corpus_dir "" "Folder of the real corpus, for stage 0" path
 option noise_dir "" "Folder of the MUSAN noises, for stage 2 (empty: no noise, or with --mini true a synthesised set)" path
-option conf "" "Size of everything: the stem of conf/*/*.yaml, here or in ../common (default: mini with --mini true, else base)"
+option conf "" "Size of everything: NAME of conf/*/NAME.yaml, here or in ../common (default: mini with --mini true, else base)"
 option data_dir data "Where all of this goes" path
 option exp_dir exp "Where run.sh writes" path
 option teacher "$default_teacher" "Whose embeddings are quantised: spectral, wavlm, hubert, dasheng, atst_frame, or spear (an encoder of ours)"
@@ -50,24 +54,16 @@ option split 0 "Only this part of stage 5, 1 to --num-splits (0: all parts, and 
 parse_options "$@"
 
 check_stage_range 0 7
-part=""
-if ((split != 0)); then
-  if ((stage != 5 || stop_stage != 5)); then usage_error "--split is for stage 5 alone: add --stage 5 --stop-stage 5"; fi
-  if ((split < 0 || split > num_splits)); then usage_error "--split $split: it goes from 1 to --num-splits $num_splits"; fi
-  part=$split/$num_splits
-fi
+check_split
 find_python
-if [[ -z $conf ]]; then
-  if [[ $mini == true ]]; then conf=mini; else conf=base; fi
-fi
-check_conf pretrain "$conf" --conf
+choose_conf
 corpus_facts "$conf"
 if [[ $finetune != asr ]]; then end_before 7 "text units are for speech recognition (finetune=$finetune in local/corpus.sh)"; fi
 
 manifests=$data_dir/manifests
 embeddings=$data_dir/embeddings/$teacher
 quantizer=$data_dir/quantizers/$teacher
-quantizer_conf=$(conf_file quantizer "$conf")
+quantizer_config=$(config_file quantizer "$conf")
 noise_cuts=$(noise_manifest)
 
 stage_0() {
@@ -94,7 +90,7 @@ stage_2() {
 stage_3() {
   local layer=()
   if [[ -n $teacher_layer ]]; then layer=(--teacher_layer "$teacher_layer"); fi
-  "$python" -m spear_lib.bin.extract_embeddings --config "$quantizer_conf" --cuts "$(set_manifest "$quantizer_set")" \
+  "$python" -m spear_lib.bin.extract_embeddings --config "$quantizer_config" --cuts "$(set_manifest "$quantizer_set")" \
     --output_dir "$embeddings" --teacher "$teacher" --teacher_path "$teacher_path" "${layer[@]}" \
     --teacher_dtype "$teacher_dtype" --seed "$seed"
 }
@@ -102,7 +98,7 @@ stage_3() {
 stage_4() {
   local kind=()
   if ((clusters)); then kind=(--kind kmeans --kmeans.num_clusters "$clusters"); fi
-  "$python" -m spear_lib.bin.train_quantizer --config "$quantizer_conf" --embeddings "$embeddings" \
+  "$python" -m spear_lib.bin.train_quantizer --config "$quantizer_config" --embeddings "$embeddings" \
     --output_dir "$quantizer" --seed "$seed" "${kind[@]}"
 }
 
@@ -130,11 +126,8 @@ stage_7() {
   "$python" -m spear_lib.bin.train_lm "${source[@]}" --test_cuts "[$(set_manifest dev)]" --output_dir "$data_dir/lm"
 }
 
-# A recipe may make a stage otherwise: local/prepare_stages.sh defines its function again, with the same results.
-if [[ -f local/prepare_stages.sh ]]; then
-  # shellcheck source=/dev/null
-  source local/prepare_stages.sh
-fi
+# shellcheck source=/dev/null
+if [[ -f local/stages.sh ]]; then source local/stages.sh; fi
 
 noise_result=()
 if [[ $mini == true || -n $noise_dir ]]; then noise_result=(--leaves "$noise_cuts"); fi
@@ -148,8 +141,8 @@ if [[ -n $labelled_subsets ]]; then subset_options="labelled_subsets labelled_id
 run_stage 1 "manifests" stage_1 --after 0 --options "manifest_options $subset_options" "${manifests_made[@]}"
 run_stage 2 "noise" stage_2 --after 0 "${noise_result[@]}"
 run_stage 3 "teacher embeddings" stage_3 --after 1 --options "teacher teacher_path teacher_layer teacher_dtype quantizer_set seed" \
-  --config "$quantizer_conf" --leaves "$embeddings"
-run_stage 4 "quantiser" stage_4 --after 3 --options "clusters seed" --config "$quantizer_conf" --leaves "$quantizer" \
+  --config "$quantizer_config" --leaves "$embeddings"
+run_stage 4 "quantiser" stage_4 --after 3 --options "clusters seed" --config "$quantizer_config" --leaves "$quantizer" \
   --identity "quantizer=$quantizer/report.json:quantizer_id"
 run_stage 5 "tokens" stage_5 --after "1 4" --leaves "$data_dir/tokens/$teacher" --part "$part"
 cuts_made=()

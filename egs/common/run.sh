@@ -1,4 +1,4 @@
-#!/usr/bin/env bash
+# shellcheck shell=bash
 # Training and evaluation, on what prepare.sh made.
 #
 #   10 pre-train   the encoder predicts the teacher's tokens from masked input
@@ -13,29 +13,33 @@
 #   ./run.sh --nproc 8                                     (8 GPUs of this machine)
 #   ./run.sh --stage 12 --encoder /models/spear-base.pt    (fine-tune another encoder, of speech or of sounds)
 
+# The run.sh of a recipe sources this file; the recipe's facts are in its local/corpus.sh. Where facts are not enough,
+# its local/stages.sh may define a function of a stage again (stage_12, say): it is read after the functions below and
+# before any of them runs. What such a stage depends on beside the options named at the end is listed in stage_facts
+# (stages.sh).
 # shellcheck disable=SC2154 # "option NAME" below sets the variable NAME
 set -euo pipefail
 caller_dir=$PWD
-description_file=$(realpath "${BASH_SOURCE[0]}")
-# The recipe is the folder of the script that was called.
-cd "$(dirname "${BASH_SOURCE[-1]}")"
+cd "$(dirname "$0")"
+# shellcheck disable=SC2034 # for --help
+help_file=../common/run.sh
 # shellcheck source=parse_options.sh
-source "${description_file%/*}/parse_options.sh"
+source ../common/parse_options.sh
 # shellcheck source=stages.sh
-source "${description_file%/*}/stages.sh"
+source ../common/stages.sh
 # shellcheck source=../librispeech/local/corpus.sh
 source local/corpus.sh
 
 option stage 10 "First stage to run" int
 option stop_stage 14 "Last stage to run" int
 option mini false "The small corpus: sets the defaults of --conf and --compare-scratch" bool
-option conf "" "Size of everything: the stem of conf/*/*.yaml, here or in ../common (default: mini with --mini true, else base)"
+option conf "" "Size of everything: NAME of conf/*/NAME.yaml, here or in ../common (default: mini with --mini true, else base)"
 option data_dir data "What prepare.sh filled" path
 option exp_dir exp "Where all of this goes" path
 option teacher "$default_teacher" "Whose tokens are predicted"
 option encoder "" "Fine-tune this encoder (folder or checkpoint) instead of the one of stage 11" path
 option labelled_set "$labelled_set" "The set that fine-tuning reads"
-option finetune_conf "" "How it is fine-tuned: the stem of conf/finetune/*.yaml, here or in ../common (default: that of --conf)"
+option finetune_conf "" "How it is fine-tuned: NAME of conf/finetune/NAME.yaml, here or in ../common (default: that of --conf)"
 option decode_lm false "Recognise with the language model of stage 7 as well, its weights chosen on dev (slow)" bool
 option compare_scratch "" "Fine-tune from scratch as well, true or false (default: that of --mini)"
 option seed 0 "Every random choice follows from it" int
@@ -46,13 +50,9 @@ parse_options "$@"
 
 check_stage_range 10 14
 find_python
-if [[ -z $conf ]]; then
-  if [[ $mini == true ]]; then conf=mini; else conf=base; fi
-fi
-if [[ -n $finetune_conf ]]; then check_conf finetune "$finetune_conf" --finetune-conf; fi
+choose_conf
 finetune_conf=${finetune_conf:-$conf}
 compare_scratch=${compare_scratch:-$mini}
-check_conf pretrain "$conf" --conf
 corpus_facts "$conf"
 # What stages 12 and 13 call, the labels they read, the configuration and the folder of the evaluation.
 labels=() evaluation_labels=() labels_stage="" finetune_command="" evaluation_command="" evaluation=""
@@ -71,7 +71,6 @@ case $finetune in
 esac
 if [[ $mini == true ]]; then report_title="$report_title, synthesised mini corpus"; fi
 
-pretrain_conf=$(conf_file pretrain "$conf")
 noise_cuts=$(noise_manifest)
 # Noise is optional: stage 2 leaves no cuts where it was given none.
 noise=()
@@ -79,34 +78,35 @@ if [[ -f $noise_cuts ]]; then noise=(--data.noise_cuts "[$noise_cuts]"); fi
 # Beside the encoder that is probed.
 probe_dir=$exp_dir/pretrain/probe
 if [[ -n $encoder ]]; then probe_dir=$exp_dir/finetune_pretrained/probe; fi
-evaluation_conf=$(conf_file "$evaluation" "$conf")
-evaluation_made=(--config "$evaluation_conf")
+pretrain_config=$(config_file pretrain "$conf")
+finetune_config=$(config_file finetune "$finetune_conf")
+scratch_config=$(config_file finetune/scratch "$finetune_conf") # there need be none
+evaluation_config=$(config_file "$evaluation" "$conf")
+probe_config=$(config_file probe "$conf")
+lm_config=$(config_file decode/lm "$conf")
+evaluation_made=(--config "$evaluation_config")
 if [[ $probe == true ]]; then
-  probe_conf=$(conf_file probe "$conf")
-  evaluation_made+=(--config "$probe_conf" --leaves "$probe_dir/probes.json")
+  evaluation_made+=(--config "$probe_config" --leaves "$probe_dir/probes.json")
 fi
 if [[ $decode_lm == true ]]; then
   if [[ $finetune != asr ]]; then die "--decode-lm is for speech recognition (finetune=$finetune in local/corpus.sh)"; fi
-  lm_conf=$(conf_file decode/lm "$conf")
-  evaluation_made+=(--config "$lm_conf")
+  evaluation_made+=(--config "$lm_config")
 fi
 encoder_of_stage_12=${encoder:-$exp_dir/pretrain/encoder}
 arms="pretrained"
-scratch_conf=conf/finetune/scratch/$finetune_conf.yaml
 arms_made=(--leaves "$exp_dir/finetune_pretrained")
-finetune_file=$(conf_file finetune "$finetune_conf")
-finetune_confs=(--config "$finetune_file")
+finetune_configs=(--config "$finetune_config")
 if [[ $compare_scratch == true ]]; then
   arms="pretrained scratch"
   arms_made+=(--leaves "$exp_dir/finetune_scratch")
-  if [[ -f $scratch_conf ]]; then finetune_confs+=(--config "$scratch_conf"); fi
+  if [[ -f $scratch_config ]]; then finetune_configs+=(--config "$scratch_config"); fi
 fi
 
 stage_10() {
   local field quantizer_id
   field=$(json_value "$(token_store train)/store.json" field)
   quantizer_id=$(json_value "$(token_store train)/store.json" quantizer_id)
-  launch spear_lib.bin.pretrain --config "$pretrain_conf" --experiment_dir "$exp_dir/pretrain" \
+  launch spear_lib.bin.pretrain --config "$pretrain_config" --experiment_dir "$exp_dir/pretrain" \
     --data.train_cuts "[$(token_cuts train)]" --valid_cuts "[$(token_cuts dev)]" "${noise[@]}" \
     --data.token_fields "[$field]" --data.quantizer_ids "[$quantizer_id]" --training.seed "$seed"
 }
@@ -121,10 +121,10 @@ stage_12() {
   local -a start
   for arm in $arms; do
     # The configuration may name other labels: characters, for CTC.
-    start=("${labels[@]}" --config "$finetune_file" --encoder "$encoder_of_stage_12")
+    start=("${labels[@]}" --config "$finetune_config" --encoder "$encoder_of_stage_12")
     if [[ $arm == scratch ]]; then
       # Random weights want another learning rate and no freezing, or the comparison would be unfair.
-      if [[ -f $scratch_conf ]]; then start+=(--config "$scratch_conf"); fi
+      if [[ -f $scratch_config ]]; then start+=(--config "$scratch_config"); fi
       start+=(--scratch true)
     fi
     launch "spear_lib.bin.$finetune_command" "${start[@]}" --experiment_dir "$exp_dir/finetune_$arm" \
@@ -137,16 +137,16 @@ stage_13() {
   local arm name cuts=""
   for name in dev $test_sets; do cuts+=${cuts:+,}$(set_manifest "$name"); done
   for arm in $arms; do
-    "$python" -m "spear_lib.bin.$evaluation_command" --config "$evaluation_conf" \
+    "$python" -m "spear_lib.bin.$evaluation_command" --config "$evaluation_config" \
       --experiment_dir "$exp_dir/finetune_$arm" "${evaluation_labels[@]}" --cuts "[$cuts]"
     if [[ $decode_lm == true ]]; then
-      "$python" -m spear_lib.bin.decode --config "$lm_conf" --search.lm "$data_dir/lm/lm.npz" \
+      "$python" -m spear_lib.bin.decode --config "$lm_config" --search.lm "$data_dir/lm/lm.npz" \
         --experiment_dir "$exp_dir/finetune_$arm" "${evaluation_labels[@]}" --cuts "[$cuts]" \
         --output_dir "$exp_dir/finetune_$arm/decode_lm"
     fi
   done
   if [[ $probe != true ]]; then return 0; fi
-  "$python" -m spear_lib.bin.probe --config "$probe_conf" --encoder "$encoder_of_stage_12" \
+  "$python" -m spear_lib.bin.probe --config "$probe_config" --encoder "$encoder_of_stage_12" \
     --train_cuts "[$(set_manifest train)]" --dev_cuts "[$(set_manifest dev)]" --test_cuts "[${cuts#*,}]" \
     --output_dir "$probe_dir" --seed "$seed"
 }
@@ -159,11 +159,8 @@ stage_14() {
     --output_dir "$exp_dir/report" --exp_dir "$exp_dir" --title "$report_title"
 }
 
-# A recipe may do a stage otherwise: local/run_stages.sh defines its function again, with the same results.
-if [[ -f local/run_stages.sh ]]; then
-  # shellcheck source=/dev/null
-  source local/run_stages.sh
-fi
+# shellcheck source=/dev/null
+if [[ -f local/stages.sh ]]; then source local/stages.sh; fi
 
 for arm in $arms; do
   evaluation_made+=(--leaves "$exp_dir/finetune_$arm/$evaluation")
@@ -174,10 +171,10 @@ done
 encoder_stage=11
 if [[ -n $encoder ]]; then encoder_stage=""; fi
 
-run_stage 10 "pre-training" stage_10 --after "6 2" --options "teacher seed" --config "$pretrain_conf" \
+run_stage 10 "pre-training" stage_10 --after "6 2" --options "teacher seed" --config "$pretrain_config" \
   --leaves "$exp_dir/pretrain"
 run_stage 11 "averaging" stage_11 --after 10 --leaves "$exp_dir/pretrain/encoder"
 run_stage 12 "fine-tuning" stage_12 --after "$encoder_stage $labels_stage 1 2" \
-  --options "encoder labelled_set compare_scratch seed" "${finetune_confs[@]}" "${arms_made[@]}"
+  --options "encoder labelled_set compare_scratch seed" "${finetune_configs[@]}" "${arms_made[@]}"
 run_stage 13 "evaluation" stage_13 --after 12 --options "test_sets probe decode_lm seed" "${evaluation_made[@]}"
 run_stage 14 "report" stage_14 --after 13 --leaves "$exp_dir/report/report.html"

@@ -25,6 +25,8 @@
   finetune=asr
   # The classes of finetune=tagging: index, mid, display_name.
   class_list=local/class_labels_indices.csv
+  # Facts that a stage of local/stages.sh depends on, by its number: [2]="noise_kinds noise_hours".
+  declare -A stage_facts=()
 }
 
 common_dir=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -74,36 +76,33 @@ noise_manifest() {
   printf '%s/manifests/noise_cuts.jsonl.gz' "$data_dir"
 }
 
-# conf_file KIND NAME: the configuration NAME of a KIND of command: the recipe's own conf/KIND/NAME.yaml, else that of
-# egs/common/conf. A size without one takes that of base: it differs in nothing.
-conf_file() {
-  local name folder
-  for name in "$2" base; do
-    for folder in conf ../common/conf; do
-      if [[ -f $folder/$1/$name.yaml ]]; then
-        printf '%s' "$folder/$1/$name.yaml"
-        return
-      fi
-    done
-  done
-  die "no configuration $1/$2.yaml in conf/ or ../common/conf/, and no base.yaml to stand for it"
-}
-
-# check_conf KIND NAME OPTION: NAME must be a configuration of the kind; the message lists them.
-check_conf() {
-  local path known=""
-  for path in conf/"$1"/*.yaml ../common/conf/"$1"/*.yaml; do
-    path=$(basename "$path" .yaml)
-    if [[ $path == "$2" ]]; then return 0; fi
-    if [[ $path != "*" && " $known " != *" $path "* ]]; then known+=" $path"; fi
-  done
-  usage_error "$3 $2: no configuration $1/$2.yaml; there are:$known (conf/ and ../common/conf/)"
-}
-
 # json_value FILE KEY: prints a value of a JSON object.
 json_value() {
-  if [[ ! -f $1 ]]; then die "$1 is not there: run the stage that makes it"; fi
-  "$python" -c 'import json, sys; print(json.load(open(sys.argv[1]))[sys.argv[2]])' "$1" "$2"
+  "$python" "$common_dir/json_value.py" "$1" "$2"
+}
+
+# config_file KIND NAME [RECIPE]: the file conf/KIND/NAME.yaml of this recipe (or of the folder RECIPE), or, where it has
+# none, that of egs/common. Where neither has it, run_stage refuses and names what there is. A file says in its first
+# lines which others it extends; "python -m spear_lib.runtime.overlays FILE" shows every value with its file.
+config_file() {
+  local own=${3:+$3/}conf/$1/$2.yaml shared=../common/conf/$1/$2.yaml
+  if [[ ! -f $own && -f $shared ]]; then own=$shared; fi
+  printf '%s' "$own"
+}
+
+# The default of --conf.
+choose_conf() {
+  if [[ -n $conf ]]; then return 0; fi
+  if [[ $mini == true ]]; then conf=mini; else conf=base; fi
+}
+
+# Checks --split, and sets part to K/N for it (to nothing for all).
+check_split() {
+  part=""
+  if ((split == 0)); then return 0; fi
+  if ((stage != 5 || stop_stage != 5)); then usage_error "--split is for stage 5 alone: add --stage 5 --stop-stage 5"; fi
+  if ((split < 0 || split > num_splits)); then usage_error "--split $split: it goes from 1 to --num-splits $num_splits"; fi
+  part=$split/$num_splits
 }
 
 # check_stage_range FIRST LAST: --stage and --stop-stage must lie inside the script's own stages.
@@ -158,9 +157,10 @@ run_stage() {
   if ((_number < stage || _number > stop_stage)); then return 0; fi
 
   # bash shows these to the stage's function too: the underscores keep them apart from the recipe's variables.
-  local _part="" _name _status _probe
+  local _part="" _configs="" _name _status _probe
   local -a _arguments=(--number "$_number" --description "$_description" --command "$script_command")
   _arguments+=(--data-dir "$data_dir" --exp-dir "$exp_dir" --repository "$repository")
+  set -- "$@" --options "${stage_facts[$_number]:-}"
   while (($# > 0)); do
     case $1 in
       --options)
@@ -171,7 +171,11 @@ run_stage() {
         done
         ;;
       --after) for _name in $2; do _arguments+=(--after "$_name"); done ;;
-      --config | --leaves | --identity) _arguments+=("$1" "$2") ;;
+      --config)
+        _arguments+=("$1" "$2")
+        _configs+="${_configs:+, }$2"
+        ;;
+      --leaves | --identity) _arguments+=("$1" "$2") ;;
       --part) _part=$2 ;;
       *) die "run_stage $_number: unknown argument $1" ;;
     esac
@@ -208,7 +212,7 @@ run_stage() {
     exec 9>"$_done_dir/stage-$_number.lock${_part:+.${_part//\//-of-}}"
     flock -w 20 9 || die "stage $_number is already running on $_done_dir: wait for it, or end that process"
   fi
-  log "stage $_number: $_description${_part:+ (part $_part)}"
+  log "stage $_number: $_description${_part:+ (part $_part)}${_configs:+, $_configs}"
   local _started
   _started=$(date +%s)
   rm -f "$_metrics"

@@ -1,4 +1,4 @@
 #!/usr/bin/env bash
-# Stages and options: ./run.sh --help. They stand in ../common/run.sh; what is of this corpus, in local/ and conf/.
-set -euo pipefail
+# The stages of ../common/run.sh, with the facts of local/corpus.sh.
+# shellcheck source=../common/run.sh
 source "$(dirname "${BASH_SOURCE[0]}")/../common/run.sh"

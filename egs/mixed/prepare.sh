@@ -31,17 +31,17 @@ source local/parts.sh
 option stage 0 "First stage to run" int
 option stop_stage 7 "Last stage to run" int
 option mini false "Let the other recipes synthesise small corpora instead of linking finished ones" bool
-option conf "" "Size of everything: the stem of conf/*/*.yaml, here or in ../common (default: mini with --mini true, else base)"
+option conf "" "Size of everything: NAME of conf/*/NAME.yaml, here or in ../common (default: mini with --mini true, else base)"
 option data_dir data "Where all of this goes" path
 option exp_dir exp "Where run.sh writes" path
-declare_part() { option "$1_data" "" "Data folder of the part $1, filled by ../$3/prepare.sh" path; }
-every_part declare_part
-for domain in speech audio; do
-  default=default_${domain}_teacher
-  option "${domain}_quantizer" "" "Finished quantiser of the $domain teacher, to be linked (empty: train one)" path
-  option "${domain}_teacher" "${!default}" "Teacher of $domain, where its quantiser is trained here"
-  option "${domain}_teacher_path" "" "Weights of that teacher: a folder, a file, or hub:OWNER/NAME" path
-  option "${domain}_teacher_layer" "" "Layer of that teacher (empty: its own default)"
+add_data_option() { option "${part}_data" "" "Data folder of the part $part, filled by ../$recipe/prepare.sh" path; }
+for_parts add_data_option
+for teacher in $domains; do
+  option "${teacher}_quantizer" "" "Finished quantiser of the $teacher teacher, to be linked (empty: train one)" path
+  default=default_${teacher}_teacher
+  option "${teacher}_teacher" "${!default}" "Teacher of $teacher, where its quantiser is trained here"
+  option "${teacher}_teacher_path" "" "Weights of that teacher: a folder, a file, or hub:OWNER/NAME" path
+  option "${teacher}_teacher_layer" "" "Layer of that teacher (empty: its own default)"
 done
 option teacher_dtype float32 "Number format of the teachers' blocks" "float32|bfloat16"
 option strategy asymmetrical "Which teachers a cut is to be trained on, hence which tokens it needs" "asymmetrical|joint|disjoint"
@@ -52,220 +52,200 @@ option split 0 "Only this part of stage 5, 1 to --num-splits (0: all parts, and 
 parse_options "$@"
 
 check_stage_range 0 7
-stage_5_part=""
-if ((split != 0)); then
-  if ((stage != 5 || stop_stage != 5)); then usage_error "--split is for stage 5 alone: add --stage 5 --stop-stage 5"; fi
-  if ((split < 0 || split > num_splits)); then usage_error "--split $split: it goes from 1 to --num-splits $num_splits"; fi
-  stage_5_part=$split/$num_splits
-fi
+check_split
+stage_5_part=$part
 refuse_data_of_mini() {
-  if [[ $mini == true ]] && option_given "$1_data"; then
-    usage_error "--mini true synthesises the part $1, --$1-data names a finished one: give one of them"
+  if [[ $mini == true ]] && option_given "${part}_data"; then
+    usage_error "--mini true synthesises the part $part, --$part-data names a finished one: give one of them"
   fi
 }
-every_part refuse_data_of_mini
+for_parts refuse_data_of_mini
 find_python
-if [[ -z $conf ]]; then
-  if [[ $mini == true ]]; then conf=mini; else conf=base; fi
-fi
-check_conf pretrain "$conf" --conf
+choose_conf
 
-# part_stage NAME DOMAIN RECIPE STAGE: a stage of the part's own recipe: run where the part is synthesised, else checked.
-part_stage() {
-  local marker=$data_dir/$1/.done/stage-$4.json
+# own_stage STAGE: a stage of this part's own recipe: run where the part is synthesised, else checked.
+own_stage() {
+  local marker=$data_dir/$part/.done/stage-$1.json
   if [[ $mini == true ]]; then
-    "../$3/prepare.sh" --mini true --conf "$(conf_of_parts "$conf")" --data-dir "$data_dir/$1" --seed "$seed" --num-jobs "$num_jobs" \
-      --stage "$4" --stop-stage "$4"
+    "../$recipe/prepare.sh" --mini true --conf "$(conf_of_parts "$conf")" --data-dir "$data_dir/$part" --seed "$seed" \
+      --num-jobs "$num_jobs" --stage "$1" --stop-stage "$1"
   elif [[ ! -f $marker ]]; then
-    die "the part $1 has no finished stage $4 (no $marker): run ../$3/prepare.sh --stage $4 --stop-stage $4 on its data folder"
+    die "the part $part has no finished stage $1 (no $marker): run ../$recipe/prepare.sh --stage $1 --stop-stage $1 on its data folder"
   fi
 }
 
-stage_0() {
-  every_part corpus_of
+# take_set SET: its cuts of this part, with paths that hold here.
+take_set() {
+  "$python" local/take_cuts.py --cuts "$(own_manifest "$1")" --output "$(set_manifest "$part-$1")"
 }
-corpus_of() {
-  local folder=$1_data
+
+stage_0() { for_parts take_corpus; }
+take_corpus() {
   if [[ $mini == true ]]; then
-    part_stage "$@" 0
+    own_stage 0
   else
-    "$python" local/link_part.py --part "$1" --recipe "$3" --folder "${!folder}" --output "$data_dir/$1"
+    "$python" local/link_part.py --part "$part" --recipe "$recipe" --folder "$(option_of "$part" data)" --output "$data_dir/$part"
   fi
 }
 
-stage_1() {
-  every_part manifests_of
-}
-manifests_of() {
+stage_1() { for_parts take_manifests; }
+take_manifests() {
   local set
-  part_stage "$@" 1
-  for set in $token_sets; do
-    "$python" local/take_cuts.py --cuts "$(part_manifest "$1" "$3" "$set")" --output "$(set_manifest "$1-$set")"
-  done
-  cp "$data_dir/$1"/manifests/*_statistics.json "$data_dir/manifests/"
+  own_stage 1
+  for set in $token_sets; do take_set "$set"; done
+  cp "$data_dir/$part"/manifests/*_statistics.json "$data_dir/manifests/"
 }
 
 stage_2() {
   rm -f "$(noise_manifest)"
-  every_part noise_of
+  for_parts take_noise
 }
 # The first part that has noise gives it to all.
-noise_of() {
-  part_stage "$@" 2
-  if [[ ! -f $(noise_manifest) && -f $data_dir/$1/manifests/noise_cuts.jsonl.gz ]]; then
-    "$python" local/take_cuts.py --cuts "$data_dir/$1/manifests/noise_cuts.jsonl.gz" --output "$(noise_manifest)"
+take_noise() {
+  own_stage 2
+  if [[ ! -f $(noise_manifest) && -f $data_dir/$part/manifests/noise_cuts.jsonl.gz ]]; then
+    "$python" local/take_cuts.py --cuts "$data_dir/$part/manifests/noise_cuts.jsonl.gz" --output "$(noise_manifest)"
   fi
 }
 
-stage_3() {
-  every_part embeddings_of
+# quantizer_config TEACHER: conf/quantizer/TEACHER, or where it has no file that of the recipe of the teacher's domain.
+quantizer_config() {
+  local own=conf/quantizer/$1/$conf.yaml
+  if [[ -f $own ]]; then printf '%s' "$own"; else config_file quantizer "$(conf_of_parts "$conf")" "../$(recipe_of_part "$1")"; fi
 }
-embeddings_of() {
-  local given=$2_quantizer teacher=$2_teacher path=$2_teacher_path layer=$2_teacher_layer cuts
-  if [[ $1 != "$2" || -n ${!given} ]]; then return 0; fi
-  cuts=$(quantizer_cuts "$@")
-  "$python" -m spear_lib.bin.extract_embeddings --config "$(conf_file "quantizer/$2" "$conf")" \
-    --cuts "$cuts" --output_dir "$data_dir/embeddings/$2" --teacher "${!teacher}" \
-    --teacher_path "${!path}" ${!layer:+--teacher_layer "${!layer}"} --teacher_dtype "$teacher_dtype" --seed "$seed"
-}
-# The set on which the part's own recipe trains quantisers, with paths that hold here.
-quantizer_cuts() {
-  local set
-  set=$(part_fact "$3" quantizer_set)
-  if [[ " $token_sets " != *" $set "* ]]; then
-    "$python" local/take_cuts.py --cuts "$(part_manifest "$1" "$3" "$set")" --output "$(set_manifest "$1-$set")"
-  fi
-  set_manifest "$1-$set"
+recipe_of_part() { for_parts print_recipe "$1"; }
+print_recipe() { if [[ $part == "$1" ]]; then printf '%s' "$recipe"; fi; }
+
+stage_3() { for_parts embed; }
+# A domain's teacher embeds the part with the domain's name: the set on which the part's own recipe trains quantisers.
+embed() {
+  local set layer
+  if [[ $part != "$domain" || -n $(option_of "$domain" quantizer) ]]; then return 0; fi
+  set=$(fact_of "$recipe" quantizer_set)
+  if [[ " $token_sets " != *" $set "* ]]; then take_set "$set"; fi
+  layer=$(option_of "$domain" teacher_layer)
+  "$python" -m spear_lib.bin.extract_embeddings --config "$(quantizer_config "$domain")" \
+    --cuts "$(set_manifest "$part-$set")" --output_dir "$data_dir/embeddings/$domain" \
+    --teacher "$(option_of "$domain" teacher)" --teacher_path "$(option_of "$domain" teacher_path)" \
+    ${layer:+--teacher_layer "$layer"} --teacher_dtype "$teacher_dtype" --seed "$seed"
 }
 
 stage_4() {
-  local domain given
+  local teacher given
   mkdir -p "$data_dir/quantizers"
-  for domain in speech audio; do
-    given=${domain}_quantizer
-    if [[ -n ${!given} ]]; then
-      link_folder "${!given}" "$(domain_quantizer "$domain")"
+  for teacher in $domains; do
+    given=$(option_of "$teacher" quantizer)
+    if [[ -n $given ]]; then
+      link_folder "$given" "$(quantizer_of "$teacher")"
     else
-      "$python" -m spear_lib.bin.train_quantizer --config "$(conf_file "quantizer/$domain" "$conf")" \
-        --embeddings "$data_dir/embeddings/$domain" --output_dir "$(domain_quantizer "$domain")" --seed "$seed"
+      "$python" -m spear_lib.bin.train_quantizer --config "$(quantizer_config "$teacher")" \
+        --embeddings "$data_dir/embeddings/$teacher" --output_dir "$(quantizer_of "$teacher")" --seed "$seed"
     fi
   done
-  "$python" local/check_teachers.py --speech "$(domain_quantizer speech)" --audio "$(domain_quantizer audio)"
+  "$python" local/check_teachers.py --speech "$(quantizer_of speech)" --audio "$(quantizer_of audio)"
 }
 link_folder() {
   if [[ ! -d $1 ]]; then die "$1 is not a folder"; fi
   ln -sfn "$(realpath "$1")" "$2"
 }
 
-# domains_of DOMAIN: the teachers (by their domains) whose tokens the strategy wants on cuts of DOMAIN.
-domains_of() {
-  "$python" -c 'import sys
-from spear_lib.pretraining import ObjectiveConfig
-print(*ObjectiveConfig(strategy=sys.argv[1]).fields_by_domain(["speech", "audio"])[sys.argv[2]])' "$strategy" "$1"
+# The teachers whose tokens the strategy wants on cuts of a domain.
+declare -A wanted_teachers=()
+find_wanted_teachers() {
+  local each
+  for each in $domains; do
+    wanted_teachers[$each]=$("$python" local/teachers_of.py --strategy "$strategy" --domain "$each")
+  done
 }
 
 stage_5() {
-  every_part tokens_of
+  find_wanted_teachers
+  for_sets make_tokens
 }
-tokens_of() {
-  local set domain store own wanted=""
-  local -a missing
-  wanted=$(domains_of "$2")
-  for set in $token_sets; do
-    missing=()
-    for domain in $wanted; do
-      mkdir -p "$data_dir/tokens/$domain"
-      store=$(field_store "$domain" "$1" "$set")
-      own=$(own_store "$1" "$set" "$domain")
-      # A store that was begun here is finished here.
-      if [[ -n $own && (-L $store || ! -e $store) ]]; then link_folder "$own" "$store"; else missing+=("$domain"); fi
-    done
-    if ((${#missing[@]})); then dump "$1" "$set" "${missing[@]}"; fi
+make_tokens() {
+  local teacher store own
+  local -a missing=()
+  for teacher in ${wanted_teachers[$domain]}; do
+    mkdir -p "$data_dir/tokens/$teacher"
+    store=$(store_of "$teacher" "$part" "$set")
+    own=$(own_store "$teacher")
+    # A store that was begun here is finished here.
+    if [[ -n $own && (-L $store || ! -e $store) ]]; then link_folder "$own" "$store"; else missing+=("$teacher"); fi
   done
+  if ((${#missing[@]})); then dump_tokens "${missing[@]}"; fi
 }
-# own_store PART SET DOMAIN: the tokens that the part's own recipe made with the very quantiser; nothing where it has none.
+# own_store TEACHER: the tokens that this part's recipe made of the set with the very quantiser; nothing where it has none.
 own_store() {
   local store wanted
-  wanted=$(json_value "$(domain_quantizer "$3")/report.json" quantizer_id)
-  for store in "$data_dir/$1"/tokens/*/"$2"; do
+  wanted=$(json_value "$(quantizer_of "$1")/report.json" quantizer_id)
+  for store in "$data_dir/$part"/tokens/*/"$set"; do
     if [[ -f $store/store.json && $(json_value "$store/store.json" quantizer_id) == "$wanted" ]]; then
       printf '%s' "$store"
       return 0
     fi
   done
 }
-# dump PART SET DOMAINS...: one pass over the audio for all of these teachers.
-dump() {
-  local part=$1 set=$2 domain path quantizers="" stores="" paths=""
-  shift 2
-  for domain in "$@"; do
-    path=${domain}_teacher_path
-    quantizers+=${quantizers:+,}$(domain_quantizer "$domain")
-    stores+=${stores:+,}$(field_store "$domain" "$part" "$set")
-    paths+=${paths:+,}\"${!path}\"
+# dump_tokens TEACHERS...: one pass over the audio of this set for all of them.
+dump_tokens() {
+  local teacher quantizers="" stores="" paths=""
+  for teacher in "$@"; do
+    quantizers+=${quantizers:+,}$(quantizer_of "$teacher")
+    stores+=${stores:+,}$(store_of "$teacher" "$part" "$set")
+    paths+=${paths:+,}\"$(option_of "$teacher" teacher_path)\"
   done
   "$python" -m spear_lib.bin.dump_tokens --cuts "$(set_manifest "$part-$set")" --quantizer "[$quantizers]" \
     --output_dir "[$stores]" --teacher_path "[$paths]" --num_splits "$num_splits" --split "$split"
 }
 
 stage_6() {
-  every_part attach
+  find_wanted_teachers
+  for_sets attach_tokens
 }
-attach() {
-  local set domain stores quantizers wanted=""
-  wanted=$(domains_of "$2")
-  for set in $token_sets; do
-    stores="" quantizers=""
-    for domain in $wanted; do
-      stores+=${stores:+,}$(field_store "$domain" "$1" "$set")
-      quantizers+=${quantizers:+,}$(domain_quantizer "$domain")
-    done
-    "$python" -m spear_lib.bin.check_tokens --cuts "$(set_manifest "$1-$set")" --store "[$stores]" \
-      --quantizer "[$quantizers]" --output_cuts "$(token_cuts "$1-$set")"
+attach_tokens() {
+  local teacher stores="" quantizers=""
+  for teacher in ${wanted_teachers[$domain]}; do
+    stores+=${stores:+,}$(store_of "$teacher" "$part" "$set")
+    quantizers+=${quantizers:+,}$(quantizer_of "$teacher")
   done
+  "$python" -m spear_lib.bin.check_tokens --cuts "$(set_manifest "$part-$set")" --store "[$stores]" \
+    --quantizer "[$quantizers]" --output_cuts "$(token_cuts "$part-$set")"
 }
 
-stage_7() {
-  every_part units_of
-}
-units_of() {
-  if [[ $(part_fact "$3" finetune) == asr ]]; then part_stage "$@" 7; fi
+stage_7() { for_parts make_units; }
+make_units() {
+  if [[ $(fact_of "$recipe" finetune) == asr ]]; then own_stage 7; fi
 }
 
 # What the stages leave, and what they depend on beside the options.
-folders=() data_options="" manifests_made=() cuts_made=() quantizer_options="" quantizers_made=() confs=()
-leaves_of() {
-  local set
-  folders+=(--leaves "$data_dir/$1")
-  data_options+=" $1_data"
-  for set in $token_sets; do
-    manifests_made+=(--leaves "$(set_manifest "$1-$set")")
-    cuts_made+=(--leaves "$(token_cuts "$1-$set")")
-  done
+folders=() manifests_made=() cuts_made=() quantizers_made=() configs=()
+data_options="" quantizer_options="" linked_stages=""
+note_part() {
+  local folder marker
+  folders+=(--leaves "$data_dir/$part")
+  data_options+=" ${part}_data"
+  # A linked folder that was made again is another one.
+  folder=$(option_of "$part" data)
+  marker=$folder/.done/stage-1.json
+  if [[ -n $folder && -f $marker ]]; then linked_stages+="${linked_stages:+ }$part:$(json_value "$marker" id)"; fi
 }
-every_part leaves_of
-# A linked folder that was made again is another one.
-linked_stages=""
-stage_of_link() {
-  local folder=$1_data
-  if [[ -n ${!folder} && -f ${!folder}/.done/stage-1.json ]]; then
-    linked_stages+="${linked_stages:+ }$1:$(json_value "${!folder}/.done/stage-1.json" id)"
-  fi
+note_set() {
+  manifests_made+=(--leaves "$(set_manifest "$part-$set")")
+  cuts_made+=(--leaves "$(token_cuts "$part-$set")")
 }
-every_part stage_of_link
-for domain in speech audio; do
-  given=${domain}_quantizer
-  quantizer_options+=" ${domain}_quantizer ${domain}_teacher ${domain}_teacher_path ${domain}_teacher_layer"
-  quantizers_made+=(--leaves "$(domain_quantizer "$domain")")
-  quantizers_made+=(--identity "$domain=$(domain_quantizer "$domain")/report.json:quantizer_id")
-  if [[ -z ${!given} ]]; then confs+=(--config "$(conf_file "quantizer/$domain" "$conf")"); fi
+for_parts note_part
+for_sets note_set
+for teacher in $domains; do
+  quantizer_options+=" ${teacher}_quantizer ${teacher}_teacher ${teacher}_teacher_path ${teacher}_teacher_layer"
+  quantizers_made+=(--leaves "$(quantizer_of "$teacher")")
+  quantizers_made+=(--identity "$teacher=$(quantizer_of "$teacher")/report.json:quantizer_id")
+  if [[ -z $(option_of "$teacher" quantizer) ]]; then configs+=(--config "$(quantizer_config "$teacher")"); fi
 done
 
 run_stage 0 "corpus" stage_0 --options "mini seed linked_stages$data_options" "${folders[@]}"
 run_stage 1 "manifests" stage_1 --after 0 "${manifests_made[@]}"
 run_stage 2 "noise" stage_2 --after 0
-run_stage 3 "teacher embeddings" stage_3 --after 1 --options "teacher_dtype seed$quantizer_options" "${confs[@]}"
-run_stage 4 "quantisers" stage_4 --after 3 --options "seed$quantizer_options" "${confs[@]}" "${quantizers_made[@]}"
+run_stage 3 "teacher embeddings" stage_3 --after 1 --options "teacher_dtype seed$quantizer_options" "${configs[@]}"
+run_stage 4 "quantisers" stage_4 --after 3 --options "seed$quantizer_options" "${configs[@]}" "${quantizers_made[@]}"
 run_stage 5 "tokens" stage_5 --after "1 4" --options strategy --leaves "$data_dir/tokens" --part "$stage_5_part"
 run_stage 6 "attaching tokens" stage_6 --after 5 --options strategy "${cuts_made[@]}"
 run_stage 7 "text units" stage_7 --after 1

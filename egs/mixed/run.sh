@@ -28,7 +28,7 @@ source local/parts.sh
 option stage 10 "First stage to run" int
 option stop_stage 14 "Last stage to run" int
 option mini false "The small corpora: sets the default of --conf" bool
-option conf "" "Size of everything: the stem of conf/*/*.yaml, here or in ../common (default: mini with --mini true, else base)"
+option conf "" "Size of everything: NAME of conf/*/NAME.yaml, here or in ../common (default: mini with --mini true, else base)"
 option data_dir data "What prepare.sh filled" path
 option exp_dir exp "Where all of this goes" path
 option strategy asymmetrical "Which teachers a cut is trained on; prepare.sh made the tokens for it" "asymmetrical|joint|disjoint"
@@ -41,37 +41,30 @@ parse_options "$@"
 
 check_stage_range 10 14
 find_python
-if [[ -z $conf ]]; then
-  if [[ $mini == true ]]; then conf=mini; else conf=base; fi
-fi
-check_conf pretrain "$conf" --conf
-pretrain_conf=$(conf_file pretrain "$conf")
+choose_conf
+pretrain_config=$(config_file pretrain "$conf")
 if [[ $mini == true ]]; then report_title="$report_title, synthesised mini corpora"; fi
 
 # Noise is optional: stage 2 leaves no cuts where the parts have none.
 noise=()
 if [[ -f $(noise_manifest) ]]; then noise=(--data.noise_cuts "[$(noise_manifest)]"); fi
 
-# The cuts of all parts, one manifest each, in the order of parts.
-cuts_of() {
-  every_part cuts_of_part "$1"
-}
-cuts_of_part() {
-  printf ',%s' "$(token_cuts "$1-$4")"
-}
-
 stage_10() {
-  local domain store train valid fields="" quantizers=""
-  for domain in speech audio; do
-    store=$(field_store "$domain" "$domain" train)/store.json
+  local teacher store fields="" quantizers="" train="" valid=""
+  for teacher in $domains; do
+    store=$(store_of "$teacher" "$teacher" train)/store.json
     fields+=${fields:+,}$(json_value "$store" field)
     quantizers+=${quantizers:+,}$(json_value "$store" quantizer_id)
   done
-  train=$(cuts_of train)
-  valid=$(cuts_of dev)
-  launch spear_lib.bin.pretrain --config "$pretrain_conf" --experiment_dir "$exp_dir/pretrain" \
-    --data.train_cuts "[${train#,}]" --valid_cuts "[${valid#,}]" "${noise[@]}" --data.token_fields "[$fields]" \
+  for_parts add_cuts
+  launch spear_lib.bin.pretrain --config "$pretrain_config" --experiment_dir "$exp_dir/pretrain" \
+    --data.train_cuts "[$train]" --valid_cuts "[$valid]" "${noise[@]}" --data.token_fields "[$fields]" \
     --data.quantizer_ids "[$quantizers]" --objective.strategy "$strategy" --training.seed "$seed"
+}
+# One manifest of each part.
+add_cuts() {
+  train+=${train:+,}$(token_cuts "$part-train")
+  valid+=${valid:+,}$(token_cuts "$part-dev")
 }
 
 stage_11() {
@@ -79,23 +72,19 @@ stage_11() {
     --output "$exp_dir/pretrain/encoder"
 }
 
-# part_run NAME DOMAIN RECIPE STAGE: a stage of the part's own recipe, with our encoder; nothing where it ends before.
-part_run() {
-  if [[ $(part_fact "$3" finetune) == none ]]; then
-    log "the part $1 has no stage $4: ../$3 ends with the encoder (finetune=none in its local/corpus.sh)"
+stage_12() { for_parts own_stage 12; }
+
+stage_13() { for_parts own_stage 13; }
+
+# own_stage STAGE: a stage of this part's own recipe, with our encoder; nothing where it ends before.
+own_stage() {
+  if [[ $(fact_of "$recipe" finetune) == none ]]; then
+    log "the part $part has no stage $1: ../$recipe ends with the encoder (finetune=none in its local/corpus.sh)"
     return 0
   fi
-  "../$3/run.sh" --conf "$(conf_of_parts "$conf")" --data-dir "$data_dir/$1" --exp-dir "$exp_dir/$1" --encoder "$exp_dir/pretrain/encoder" \
-    --compare-scratch "$compare_scratch" --seed "$seed" --nproc "$nproc" --num-nodes "$num_nodes" \
-    --rendezvous "$rendezvous" --stage "$4" --stop-stage "$4"
-}
-
-stage_12() {
-  every_part part_run 12
-}
-
-stage_13() {
-  every_part part_run 13
+  "../$recipe/run.sh" --conf "$(conf_of_parts "$conf")" --data-dir "$data_dir/$part" --exp-dir "$exp_dir/$part" \
+    --encoder "$exp_dir/pretrain/encoder" --compare-scratch "$compare_scratch" --seed "$seed" --nproc "$nproc" \
+    --num-nodes "$num_nodes" --rendezvous "$rendezvous" --stage "$1" --stop-stage "$1"
 }
 
 stage_14() {
@@ -107,7 +96,7 @@ stage_14() {
     --output_dir "$exp_dir/report" --exp_dir "$exp_dir" --title "$report_title"
 }
 
-run_stage 10 "pre-training" stage_10 --after "6 2" --options "strategy seed" --config "$pretrain_conf" \
+run_stage 10 "pre-training" stage_10 --after "6 2" --options "strategy seed" --config "$pretrain_config" \
   --leaves "$exp_dir/pretrain"
 run_stage 11 "averaging" stage_11 --after 10 --leaves "$exp_dir/pretrain/encoder"
 run_stage 12 "fine-tuning" stage_12 --after "11 7" --options "compare_scratch seed"

@@ -177,11 +177,11 @@ def test_the_model_of_the_recipe_tags_a_file(folder):
 
 
 def test_the_labelled_set_and_its_configuration_are_options(folder):
-    """AS-2M: --labelled-set train --finetune-conf as2m."""
+    """AS-2M: --labelled-set train --finetune-conf base-as2m."""
     result = run_script("run.sh", folder, "--stage", "12", "--labelled-set", "train")
     assert result.returncode == 1
     assert "--labelled-set: was balanced, now train" in result.stderr
-    result = run_script("run.sh", folder, "--stage", "12", "--finetune-conf", "as2m")
+    result = run_script("run.sh", folder, "--stage", "12", "--finetune-conf", "base-as2m")
     assert result.returncode == 1
     assert "samples_per_epoch was 9, now 200000" in result.stderr
 

@@ -1,10 +1,13 @@
-"""Every conf/*.yaml of every recipe loads through the dataclass of its command and names its sources."""
+"""Every configuration that a recipe can name loads through its command's options; every value stands once."""
 
+import hashlib
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-import yaml
 from toy_recipe import REPOSITORY
 
 from spear_lib.asr.options import FinetuneOptions
@@ -16,7 +19,7 @@ from spear_lib.bin.train_quantizer import Options as QuantizerOptions
 from spear_lib.config import load
 from spear_lib.encoders.zipformer import ZipformerConfig
 from spear_lib.pretraining.options import PretrainOptions
-from spear_lib.runtime.overlays import laid_over, read_overlays
+from spear_lib.runtime.overlays import flatten, layers, overlay, read_overlays, read_yaml
 from spear_lib.tagging.options import FinetuneTaggingOptions
 
 # What the recipe scripts give on the command line.
@@ -44,102 +47,149 @@ FINE_TUNING = {
         "evaluation": [(EvaluateTaggingOptions, {"experiment_dir": "a", "cuts": ["c"]})],
     },
 }
-# One file for each size and domain.
-BY_DOMAIN = {("mixed", "quantizer"): ("quantizer/speech", "quantizer/audio")}
 EGS = REPOSITORY / "egs"
 FILES = sorted(EGS.glob("*/conf/**/*.yaml"))
-SHARED = EGS / "common" / "conf" / "shared"  # what other files extend; no command reads them alone
-RECIPES = sorted(path.parent.parent.name for path in EGS.glob("*/local/corpus.sh"))
+RECIPES = sorted(path.parent.name for path in EGS.glob("*/local"))
+# egs/mixed has a quantiser for each domain; where it has no file for it, that of the domain's recipe counts.
+DOMAINS = {"speech": "librispeech", "audio": "audioset"}
 
 
-def role(path: Path) -> str:
-    """The folder below conf."""
-    return path.parts[path.parts.index("conf") + 1]
+def facts(recipe: str) -> str:
+    return (EGS / recipe / "local" / "corpus.sh").read_text(encoding="utf-8")
+
+
+def commands(recipe: str) -> dict:
+    """Kind -> options of the commands that read it and what the scripts of the recipe give."""
+    stubs = "../common/run.sh" in (EGS / recipe / "run.sh").read_text(encoding="utf-8")
+    scripts = "".join(
+        (EGS / recipe / f"{each}.sh").read_text(encoding="utf-8") for each in ("prepare", "run")
+    )
+    named = set(GIVEN) if stubs else {kind for kind in GIVEN if f"config_file {kind} " in scripts}
+    if "probe=false" in facts(recipe):
+        named -= {"probe"}
+    found = {kind: given for kind, given in GIVEN.items() if kind in named}
+    if stubs:
+        stated = re.search(r"^finetune=(\w+)", facts(recipe), re.MULTILINE)
+        found |= FINE_TUNING.get(stated.group(1) if stated else "asr", {})
+    return found
+
+
+def config_file(recipe: str, kind: str, size: str) -> Path:
+    """As config_file of egs/common/stages.sh, and quantizer_config of egs/mixed."""
+    own = EGS / recipe / "conf" / kind / f"{size}.yaml"
+    if recipe == "mixed" and kind.startswith("quantizer/") and not own.is_file():
+        return config_file(DOMAINS[kind.split("/")[1]], "quantizer", size.replace("xlarge", "large"))
+    return own if own.is_file() else EGS / "common" / "conf" / kind / f"{size}.yaml"
+
+
+def sizes(recipe: str) -> list[str]:
+    """The sizes of the encoder, of the recipe and of all recipes."""
+    return sorted(
+        {path.stem for each in (recipe, "common") for path in (EGS / each).glob("conf/pretrain/*.yaml")}
+    )
+
+
+def named() -> list[tuple[str, str, str]]:
+    """(recipe, kind with its folders, name): all that --conf and --finetune-conf can name."""
+    found = []
+    for recipe in RECIPES:
+        for kind in commands(recipe):
+            folders = (
+                [f"quantizer/{domain}" for domain in DOMAINS]
+                if (recipe, kind) == ("mixed", "quantizer")
+                else [kind]
+            )
+            folders += ["decode/lm"] if kind == "decode" else []
+            found += [(recipe, folder, size) for folder in folders for size in sizes(recipe)]
+            if kind == "finetune":  # beside the sizes: --finetune-conf base-as2m
+                variants = {path.stem for path in (EGS / recipe / "conf" / "finetune").glob("*.yaml")}
+                found += [(recipe, kind, name) for name in sorted(variants - set(sizes(recipe)))]
+    return found
 
 
 def name(path: Path) -> str:
     return str(path.relative_to(EGS))
 
 
-def commands(recipe: Path) -> dict:
-    """Role -> options of the commands that read it and what the scripts of ``recipe`` (a folder) give."""
-    facts = (recipe / "local" / "corpus.sh").read_text(encoding="utf-8")
-    stated = re.search(r"^finetune=(\w+)", facts, re.MULTILINE)
-    given = {kind: value for kind, value in GIVEN.items() if kind != "probe" or "probe=true" in facts}
-    if "parts=(" in facts:
-        return given  # fine-tuning is that of the parts' recipes
-    return {**given, **FINE_TUNING[stated.group(1) if stated else "asr"]}
-
-
-def chosen(recipe: str, kind: str, name: str) -> Path | None:
-    """The file that conf_file of egs/common/stages.sh chooses."""
-    places = [EGS / recipe / "conf", EGS / "common" / "conf"]
-    files = [place / kind / f"{stem}.yaml" for stem in (name, "base") for place in places]
-    return next((file for file in files if file.exists()), None)
-
-
-def sizes(recipe: str) -> list[str]:
-    places = [EGS / recipe / "conf" / "pretrain", EGS / "common" / "conf" / "pretrain"]
-    return sorted({path.stem for place in places for path in place.glob("*.yaml")})
-
-
-def readings():
-    """(recipe, kind, file) of every configuration that a recipe can name."""
-    for recipe in RECIPES:
-        for kind in commands(EGS / recipe):
-            for folder in BY_DOMAIN.get((recipe, kind), (kind,)):
-                own = {path.stem for path in (EGS / recipe / "conf" / folder).glob("*.yaml")}
-                for stem in sorted({*sizes(recipe), *own}):
-                    yield pytest.param(recipe, kind, folder, stem, id=f"{recipe}-{folder}-{stem}")
-
-
-@pytest.mark.parametrize(("recipe", "kind", "folder", "stem"), list(readings()))
-def test_a_configuration_loads(recipe, kind, folder, stem):
-    path = chosen(recipe, folder, stem)
-    assert path is not None, "no file for this size, and no base.yaml to stand for it"
+@pytest.mark.parametrize(("recipe", "kind", "size"), named())
+def test_every_configuration_that_a_recipe_can_name_loads(recipe, kind, size):
+    path = config_file(recipe, kind, size)
+    assert path.is_file(), f"egs/{recipe} has no conf/{kind}/{size}.yaml, nor has egs/common"
+    assert size.split("-")[0] in sizes(recipe)
     values = read_overlays(path)
-    assert values, path
-    for options, given in commands(EGS / recipe)[kind]:
+    if recipe == "mixed" and kind == "pretrain":
+        parts = re.search(r"^parts=\((.*?)^\)", facts(recipe), re.MULTILINE | re.DOTALL).group(1)
+        values = overlay(values, {"data": {"train_cuts": parts.strip().splitlines()}})
+    scratch = config_file(recipe, "finetune/scratch", size) if kind == "finetune" else None
+    for options, given in commands(recipe)[kind.split("/")[0]]:
         assert isinstance(load(options, {**given, **values}), options)
+        if scratch and scratch.is_file():
+            assert isinstance(load(options, {**given, **overlay(values, read_overlays(scratch))}), options)
 
 
-def test_every_file_is_read_by_something():
-    read = {chosen(recipe, folder, stem) for recipe, _, folder, stem in (p.values for p in readings())}
-    extended = set()
+def test_every_configuration_is_named_or_extended():
+    used = {config_file(*each) for each in named()}
+    used |= {EGS / recipe / "conf" / "finetune" / "scratch" / f"{size}.yaml" for recipe, _, size in named()}
+    used |= {Path(os.path.normpath(file)) for path in FILES for file, _ in layers(path)[:-1]}
+    assert set(FILES) - used == set()
+
+
+def test_no_two_configurations_are_the_same():
+    by_content: dict[str, list[str]] = {}
     for path in FILES:
-        extended |= {(path.parent / parent).resolve() for parent in parents(path)}
-    other = {
-        path for path in FILES if path.parent.name in ("lm", "scratch")
-    }  # a second --config of stages 12, 13
-    assert set(FILES) - read - extended - other == set()
+        by_content.setdefault(hashlib.sha256(path.read_bytes()).hexdigest(), []).append(name(path))
+    assert [names for names in by_content.values() if len(names) > 1] == []
 
 
-def parents(path: Path) -> list[str]:
-    named = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("extends", [])
-    return [named] if isinstance(named, str) else named
-
-
-def flat(values: dict, prefix: str = "") -> dict:
-    items = {}
-    for key, value in values.items():
-        items |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return items
-
-
-@pytest.mark.parametrize("path", [path for path in FILES if parents(path)], ids=name)
-def test_an_overlay_holds_only_what_differs(path):
+@pytest.mark.parametrize("path", FILES, ids=name)
+def test_no_configuration_repeats_what_it_extends(path):
     below: dict = {}
-    for parent in parents(path):
-        below = laid_over(below, read_overlays(path.parent / parent))
-    below = flat(below)
-    own = flat(yaml.safe_load(path.read_text(encoding="utf-8")))
-    assert [key for key, value in own.items() if key in below and below[key] == value] == []
+    for _, values in layers(path)[:-1]:
+        below = overlay(below, values)
+    below = flatten(below)
+    own = {key: value for key, value in flatten(read_yaml(path)).items() if key != "extends"}
+    assert {key: value for key, value in own.items() if below.get(key) == value} == {}
 
 
-def test_no_file_stands_twice():
-    texts = [path.read_bytes() for path in FILES]
-    assert len(set(texts)) == len(texts)
-    assert not [path for path in FILES if path.is_symlink()]
+def test_the_scripts_find_the_same_files():
+    calls = [each for each in named() if each[0] != "mixed"]
+    script = "source ../common/stages.sh; while read -r kind name; do config_file $kind $name; echo; done"
+    for recipe in {recipe for recipe, _, _ in calls}:
+        lines = [f"{kind} {size}" for each, kind, size in calls if each == recipe]
+        found = subprocess.run(
+            ["bash", "-c", script],
+            input="\n".join(lines) + "\n",
+            cwd=EGS / recipe,
+            capture_output=True,
+            text=True,
+        ).stdout.splitlines()
+        expected = [config_file(recipe, *line.split()) for line in lines]
+        assert [Path(os.path.normpath(EGS / recipe / line)) for line in found] == expected
+
+
+@pytest.mark.parametrize(
+    ("recipe", "options", "message"),
+    [
+        (
+            "librispeech",
+            ("--conf", "huge"),
+            "no configuration conf/pretrain/huge.yaml; there are: base, large, mini, tiny",
+        ),
+        ("librispeech", ("--conf", "xlarge"), "no configuration conf/pretrain/xlarge.yaml"),
+        ("digits", ("--conf", "base"), "no configuration conf/pretrain/base.yaml; there are: mini, tiny"),
+        ("mixed", ("--conf", "huge"), "there are: base, large, mini, tiny, xlarge"),
+    ],
+)
+def test_an_unknown_size_names_what_there_is(recipe, options, message, tmp_path):
+    done = tmp_path / "data" / ".done"
+    done.mkdir(parents=True)
+    for number in (2, 6):
+        (done / f"stage-{number}.json").write_text('{"id": "x", "inputs": {}}')
+    folders = ("--data-dir", str(tmp_path / "data"), "--exp-dir", str(tmp_path / "exp"))
+    environment = {**os.environ, "PYTHON": sys.executable}
+    command = [str(EGS / recipe / "run.sh"), *options, *folders]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 1 and message in result.stderr
 
 
 @pytest.mark.parametrize("size", ["base", "large"])
@@ -189,19 +239,18 @@ def test_published_sizes_for_both_domains(size):
     assert len(options.data.train_repeats) == len(parts.strip().splitlines())
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        path
-        for path in FILES
-        if role(path) in ("pretrain", "finetune", "shared")
-        and not re.search("mini|tiny|mixed|quantizer", path.stem)
-    ],
-    ids=name,
-)
+PUBLISHED = [
+    path
+    for path in FILES
+    if {"pretrain", "finetune"} & {path.parent.name, path.stem.split("_")[0]}
+    and not {"mini", "tiny"} & set(re.split("[-_]", path.stem))
+]
+
+
+@pytest.mark.parametrize("path", PUBLISHED, ids=name)
 def test_every_value_of_the_published_sizes_names_its_source(path):
     for line in path.read_text(encoding="utf-8").splitlines():
-        if re.match(r"\s*(?!extends)\w+: \S", line) and not line.rstrip().endswith(":"):
+        if re.match(r"\s*\w+: \S", line) and not line.startswith("extends:"):
             assert re.search(r"# .*(paper|reference|icefall|ours|million|50 Hz|fine-tuning)", line), line
 
 
@@ -210,7 +259,7 @@ def test_a_mistyped_key_names_the_nearest():
         load(PretrainOptions, {"experiment_dir": "a", "training": {"max_step": 3}})
 
 
-@pytest.mark.parametrize(("size", "weighted"), [("base", False), ("as2m", True)])
+@pytest.mark.parametrize(("size", "weighted"), [("base", False), ("large-as2m", True)])
 def test_published_tagging(size, weighted):
     path = REPOSITORY / "egs" / "audioset" / "conf" / "finetune" / f"{size}.yaml"
     ((options, given),) = FINE_TUNING["tagging"]["finetune"]

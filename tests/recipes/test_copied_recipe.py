@@ -99,7 +99,7 @@ def test_clusters_make_the_tokens_of_the_ablation(recipe):
 
 def test_the_scripts_of_the_recipe_name_no_corpus():
     for script in ("prepare.sh", "run.sh"):
-        text = (REPOSITORY / "egs" / "librispeech" / script).read_text(encoding="utf-8").lower()
+        text = (REPOSITORY / "egs" / "common" / script).read_text(encoding="utf-8").lower()
         for word in ("train-clean", "test-clean", "test-other", "dev-clean", "fsdd"):
             assert word not in text
         code = [line for line in text.splitlines() if not line.lstrip().startswith("#")]

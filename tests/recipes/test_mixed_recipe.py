@@ -23,6 +23,7 @@ from spear_lib.data.domains import domain_of
 from spear_lib.data.manifests import Manifest, save_cuts
 from spear_lib.quantization import Quantizer
 from spear_lib.runtime.metrics_log import read_metrics
+from spear_lib.runtime.overlays import read_overlays
 from spear_lib.tokens.fields import load_tokens, token_facts
 
 RECIPE = REPOSITORY / "egs" / "mixed"
@@ -141,14 +142,12 @@ def test_the_teachers_must_differ(tmp_path):
 
 
 def test_the_teachers_of_the_mini_version_are_as_the_issue_wants_them():
-    import yaml
-
     from spear_lib.teachers import create_teacher
     from spear_lib.teachers.options import SpectralOptions
 
     teachers, codebooks = {}, {}
     for domain in ("speech", "audio"):
-        values = yaml.safe_load((RECIPE / "conf" / "quantizer" / domain / "mini.yaml").read_text())
+        values = read_overlays(RECIPE / "conf" / "quantizer" / domain / "mini.yaml")
         teachers[domain] = create_teacher("spectral", **vars(SpectralOptions(**values["spectral"])))
         codebooks[domain] = values["training"]["num_codebooks"]
     assert codebooks == {"speech": 16, "audio": 8}

@@ -12,7 +12,11 @@ import pytest
 import torch
 from toy_recipe import REPOSITORY
 
-READMES = [REPOSITORY / "README.md", *sorted(REPOSITORY.glob("egs/*/README.md"))]
+READMES = [
+    REPOSITORY / "README.md",
+    *sorted(REPOSITORY.glob("docs/*.md")),
+    *sorted(REPOSITORY.glob("egs/*/README.md")),
+]
 SCRIPTS = {"prepare.sh", "run.sh"}
 
 
@@ -22,7 +26,7 @@ def modules() -> list[str]:
 
 
 def table_of_commands() -> list[str]:
-    text = READMES[0].read_text(encoding="utf-8")
+    text = (REPOSITORY / "docs" / "commands.md").read_text(encoding="utf-8")
     return re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)
 
 
@@ -56,7 +60,7 @@ def recipe_commands() -> list[tuple[Path, str]]:
 
 @pytest.mark.parametrize(("readme", "command"), recipe_commands())
 def test_options_of_recipe_commands_are_known(readme, command):
-    folder = readme.parent if readme.parent != REPOSITORY else REPOSITORY / "egs" / "librispeech"
+    folder = readme.parent if readme.parent.parent.name == "egs" else REPOSITORY / "egs" / "librispeech"
     words = shlex.split(command.replace("$SLURM_ARRAY_TASK_ID", "1"))
     script = folder / words[0]
     assert script.name in SCRIPTS and os.access(script, os.X_OK)
@@ -66,7 +70,7 @@ def test_options_of_recipe_commands_are_known(readme, command):
     assert result.returncode == 0, f"{command}: {result.stderr}"
 
 
-@pytest.mark.parametrize("readme", READMES, ids=lambda path: path.parent.name)
+@pytest.mark.parametrize("readme", READMES, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_links_and_named_files_exist(readme):
     text = readme.read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)#]+)\)", text):
@@ -82,6 +86,23 @@ def test_the_two_commands_are_there_and_executable():
         assert f"\n    {command}\n" in text
         assert os.access(REPOSITORY / command, os.X_OK)
     assert os.access(REPOSITORY / ".ci" / "run", os.X_OK)
+
+
+def test_the_readme_is_short():
+    assert len(READMES[0].read_text(encoding="utf-8").splitlines()) <= 150
+
+
+def test_the_teacher_of_the_guide_works():
+    text = (REPOSITORY / "docs" / "adding.md").read_text(encoding="utf-8")
+    names: dict = {}
+    exec(re.search(r"```python\n(.*?class LoudnessTeacher.*?)```", text, re.DOTALL).group(1), names)
+    teacher = names["LoudnessTeacher"]().eval()
+    waveforms = torch.randn(2, 16000, generator=torch.Generator().manual_seed(0)) * 0.1
+    embeddings, lengths = teacher.embed(waveforms, torch.tensor([16000, 8010]))
+    alone, _ = teacher.embed(waveforms[1:, :8010], torch.tensor([8010]))
+    assert embeddings.shape == (2, 50, 2) and lengths.tolist() == [50, 25]
+    assert [teacher.num_frames(n) for n in (16000, 8010)] == lengths.tolist()
+    assert torch.equal(embeddings[1, :25], alone[0]) and not embeddings[1, 25:].any()
 
 
 def test_the_example_of_the_encoder_runs(tmp_path):

@@ -14,12 +14,13 @@ def toy(tmp_path_factory):
 
 @pytest.mark.parametrize("script", ["prepare.sh", "run.sh"])
 def test_help_of_the_recipes_lists_every_declared_option_with_its_default(script):
+    path = REPOSITORY / "egs" / "librispeech" / script
     text = (REPOSITORY / "egs" / "common" / script).read_text(encoding="utf-8")
     declared = re.findall(r"^option (\w+) (\"[^\"]*\"|\S+) ", text, re.MULTILINE)
     assert len(declared) > 8
-    path = REPOSITORY / "egs" / "librispeech" / script
     result = subprocess.run([str(path), "--help"], capture_output=True, text=True, timeout=60)
     assert result.returncode == 0, result.stderr
+    assert "Examples:\n  ./" in result.stdout and "shellcheck" not in result.stdout
     for name, default in declared:
         # A default that is a fact of the corpus is a variable in the script.
         shown = r"\w+" if default.startswith('"$') else re.escape(default)

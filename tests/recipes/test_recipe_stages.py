@@ -92,6 +92,24 @@ def test_a_copy_of_the_configuration_under_another_name_is_the_same(toy):
     assert "stage 1: sentence: done" in toy.succeed("--conf", "conf/copy.yaml")
 
 
+def test_a_configuration_that_extends_another_counts_with_all_its_values(toy):
+    toy.succeed()
+    identity = json.loads((toy.done / "stage-1.json").read_text())["id"]
+    # The same values in two files: older markers stay valid, and the id stays.
+    toy.write_conf("low", "grammar:\n  tense: past\nvoice: passive\n")
+    toy.write_conf("plain", "extends: low.yaml\nvoice: active\n")
+    assert "stage 1: sentence: done" in toy.succeed()
+    (toy.done / "stage-1.json").unlink()
+    assert "stage 1: sentence, conf/plain.yaml" in toy.succeed()
+    marker = json.loads((toy.done / "stage-1.json").read_text())
+    assert marker["id"] == identity
+    assert marker["configs"] == {"conf/plain.yaml": {"grammar.tense": "past", "voice": "active"}}
+    toy.write_conf("low", "grammar:\n  tense: future\nvoice: passive\n")
+    assert "conf/plain.yaml: grammar.tense was past, now future" in toy.refuse()
+    toy.write_conf("plain", "extends: gone.yaml\n")
+    assert "error: configuration file conf/gone.yaml does not exist." in toy.refuse()
+
+
 def test_a_failing_command_ends_the_stage_there(toy):
     result = toy.run("--trouble", "fail")
     assert result.returncode == 1

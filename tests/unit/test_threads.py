@@ -93,7 +93,8 @@ import os, sys
 import spear_lib.bin
 assert "torch" not in sys.modules and os.environ["OMP_NUM_THREADS"]  # in time for what reads it at import
 import torch
-from spear_lib.bin.common import first_screen, run
+from spear_lib.bin.common import run
+from spear_lib.runtime.log import first_screen
 def main():
     first_screen("Test", {})
     print("numbers", torch.get_num_threads(), torch.get_num_interop_threads(), os.environ["OMP_NUM_THREADS"])

@@ -44,7 +44,7 @@ wanted() {
 
 # store_value FILE KEY
 store_value() {
-  "$python" -c 'import json, sys; print(json.load(open(sys.argv[1]))[sys.argv[2]])' "$1" "$2"
+  "$python" "$repository/egs/common/json_value.py" "$1" "$2"
 }
 
 # Manifests may hold paths relative to the recipe's folder, so everything of a recipe runs there.

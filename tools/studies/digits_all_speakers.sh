@@ -14,7 +14,7 @@ source ../../egs/common/parse_options.sh
 
 option corpus_dir "" "Folder of the Free Spoken Digit Dataset" path
 option speakers "jackson nicolas theo yweweler" "Who is held out, one after another"
-option conf mini "Size of everything: the stem of conf/*/*.yaml of egs/digits"
+option conf mini "Size of everything: mini or tiny"
 option seed 0 "Every random choice follows from it" int
 option data_dir ../../egs/digits/data "Data folders: here, one per speaker" path
 option exp_dir ../../egs/digits/exp "Experiments: here, one per speaker" path
