@@ -130,6 +130,16 @@ def test_resumed_run_is_the_unbroken_one(trained, corpus, tmp_path):
     assert losses(resumed) == losses(records)
 
 
+def test_a_resume_may_validate_on_another_set(trained, corpus, tmp_path):
+    _, records = trained
+    arguments = ("--encoder", str(corpus["encoder"]))
+    finetune(corpus, tmp_path / "resumed", *arguments, max_steps=4)
+    resumed = finetune({**corpus, "dev": corpus["train"]}, tmp_path / "resumed", *arguments, max_steps=6)
+    assert losses(resumed) == losses(records)
+    valid = [[line for line in lines if line["kind"] == "valid/dev"][-1] for lines in (records, resumed)]
+    assert valid[0]["loss"] != valid[1]["loss"]
+
+
 def test_a_resume_with_another_class_list_is_refused(trained, corpus, tmp_path):
     other = write_class_list(tmp_path / "other.csv", dict(reversed(CLASSES.items())))
     with pytest.raises(ValueError, match="classes"):
