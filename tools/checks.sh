@@ -73,8 +73,9 @@ run_tests() {
   return "$status"
 }
 
+# SPEAR_JUNIT=FILE: also writes pytest's record there, for tools/results.py tests FILE.
 quick_tests() {
-  run_tests -m "not slow"
+  run_tests -m "not slow" ${SPEAR_JUNIT:+--junit-xml="$SPEAR_JUNIT"}
 }
 
 # The shortened recipe: the real scripts and stages, with conf/*/tiny.yaml.
