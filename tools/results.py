@@ -25,9 +25,10 @@ PAGE = REPOSITORY / "RESULTS.md"
 CLAIMS = ("quality", "exactness and reliability", "speed")
 HEAD = """# Results
 
-Written by `tools/results.py write` from the records in [docs/results](docs/results); each names its command and commit.
-The machine: 2 cores of a shared AMD EPYC, no GPU; other work runs beside, so times are upper bounds and ratios count.
-What was tried, and what failed: [docs/notes](docs/notes/README.md). No result of the paper is claimed as reproduced.
+Written by `tools/results.py write` from the records in [docs/results](docs/results); each names its command
+and commit. The machine: 2 cores of a shared AMD EPYC, no GPU; other work runs beside, so times are upper
+bounds and ratios count. What was tried, and what failed: [docs/notes](docs/notes/README.md). No result of the
+paper is claimed as reproduced.
 """
 # Folder and word in the name of a test file -> what its tests show.
 GROUPS = {
