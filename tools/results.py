@@ -102,10 +102,10 @@ def of_recipe(report: dict[str, Any], command: str) -> dict[str, Any]:
     }
 
 
-def of_tests(junit: Path) -> dict[str, Any]:
-    """The record of a run of the tests, from pytest's junit file."""
+def of_tests(junit: list[Path]) -> dict[str, Any]:
+    """The record of a run of the tests, from pytest's junit files (one for each part that was run)."""
     passed, others, total = Counter(), Counter(), Counter()
-    for case in ElementTree.parse(junit).iter("testcase"):
+    for case in (case for path in junit for case in ElementTree.parse(path).iter("testcase")):
         name = f"{case.get('classname')}.{case.get('name')}"
         bad = next((child.tag for child in case if child.tag in ("failure", "error", "skipped")), None)
         total[bad or "passed"] += 1
@@ -164,7 +164,7 @@ def main(argv: list[str] | None = None) -> int:
     recipe.add_argument("--name", required=True, help="of the record")
     recipe.add_argument("--command", required=True, help="what was typed")
     tests = verbs.add_parser("tests", help="a record of the tests")
-    tests.add_argument("junit", type=Path, help="what pytest --junit-xml wrote")
+    tests.add_argument("junit", type=Path, nargs="+", help="what pytest --junit-xml wrote")
     verbs.add_parser("write", help="RESULTS.md from the records")
     verbs.add_parser("check", help="is RESULTS.md what the records give?")
     options = parser.parse_args(argv)

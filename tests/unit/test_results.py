@@ -62,6 +62,6 @@ def test_failed_tests_are_counted(tmp_path):
         '<testcase classname="tests.numerics.test_mvq_golden" name="test_loss"><failure/></testcase>'
     )
     (tmp_path / "junit.xml").write_text(f"<testsuites><testsuite>{cases}</testsuite></testsuites>")
-    rows = load()["of_tests"](tmp_path / "junit.xml")["rows"]
+    rows = load()["of_tests"]([tmp_path / "junit.xml"])["rows"]
     assert rows[0][:2] == ["golden numbers of the reference implementations", "1 passed, 1 not"]
     assert rows[-1][1] == "1 failure, 1 passed"
