@@ -160,7 +160,7 @@ def test_both_arms_are_trained_and_evaluated(folder):
             # Names with commas, for example "Telephone dialing, DTMF", are one column.
             assert {row["label"]: row["name"] for row in rows}.items() <= CLASSES.items()
     report = (folder / "exp" / "report" / "report.html").read_text()
-    for heading in ("Fine-tuning: tagging", "Mean average precision, eval", "Every class of eval"):
+    for heading in ("Fine-tuning for audio tagging", "Mean average precision, eval", "Every class of eval"):
         assert heading in report
 
 
