@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from toy_task import SumTask
 
 from spear_lib.config import load
 from spear_lib.encoders.zipformer import ZipformerConfig
@@ -32,7 +33,7 @@ from spear_lib.pretraining.plan_report import plan_lines, time_lines
 from spear_lib.runtime.devices import on_host, plan_for_accelerator
 from spear_lib.runtime.overlays import read_overlays
 from spear_lib.training.options import TrainingConfig
-from spear_lib.training.task import StepClock, StepResult, Task
+from spear_lib.training.task import StepClock
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TINY = ZipformerConfig(
@@ -67,16 +68,6 @@ def count(encoder=TINY, shape=SHORT, precision="fp32", processes=1, strategy="si
     )
 
 
-class LinearTask(Task):
-    """y = W2 W1 x without biases: every byte of its step is known."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
-
-    def compute(self, batch) -> StepResult:
-        return StepResult(self.model(batch).sum(), 1)
-
-
 def test_bytes_of_two_linear_layers_are_those_of_the_closed_form():
     pretence = Pretence()
     build = lambda: nn.Sequential(nn.Linear(64, 128, bias=False), nn.Linear(128, 32, bias=False))  # noqa: E731
@@ -84,7 +75,7 @@ def test_bytes_of_two_linear_layers_are_those_of_the_closed_form():
     weights = 4 * (64 * 128 + 128 * 32)
     optimizer = ScaledAdam(parameter_groups(model, 0.045))
     batch = pretence.empty(1000, 64)
-    memory = count_step(LinearTask(model), batch, StepClock(1, 0.0, 0.0, 1), optimizer)
+    memory = count_step(SumTask(model), batch, StepClock(1, 0.0, 0.0, 1), optimizer)
     assert memory.weights == weights and memory.gradients == weights
     # Momentum and second moment, and a few numbers for each tensor.
     assert 2 * weights <= memory.optimizer <= 2 * weights + 4096

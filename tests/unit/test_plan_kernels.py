@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
+from toy_task import SumTask
 
 from spear_lib.encoders.kinds import build_encoder
 from spear_lib.encoders.zipformer import ZipformerConfig
@@ -26,7 +27,7 @@ from spear_lib.pretraining.plan_kernels import kernel_work, touched_bytes
 from spear_lib.pretraining.plan_memory import Pretence, count_step
 from spear_lib.pretraining.plan_report import paper_lines
 from spear_lib.training.options import TrainingConfig
-from spear_lib.training.task import StepClock, StepResult, Task
+from spear_lib.training.task import StepClock
 
 aten = torch.ops.aten
 TINY = ZipformerConfig(
@@ -40,16 +41,6 @@ TINY = ZipformerConfig(
     query_head_dim=(8,),
     cnn_module_kernel=(15,),
 )
-
-
-class SumTask(Task):
-    """The sum of a network's outputs as the loss."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
-
-    def compute(self, batch) -> StepResult:
-        return StepResult(self.model(batch).sum(), 1)
 
 
 def test_two_layers_by_hand():

@@ -117,9 +117,8 @@ class SpearEncoder(nn.Module):
           RuntimeError: training without ``begin_step``.
         """
         self._check_input(fbank, lengths, time_mask, channel_mask)
-        fbank = fbank.to(
-            self.mask_emb.dtype
-        )  # half-precision features on a CPU, float32 ones of a float64 model
+        # Half-precision features on a CPU, float32 ones of a float64 model.
+        fbank = fbank.to(self.mask_emb.dtype)
         if self.training and self._needs_step:
             self.context.take(fbank.shape[0], fbank.device)
         if channel_mask is not None:
