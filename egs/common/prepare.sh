@@ -38,6 +38,7 @@ option mini false "Synthesise a small corpus instead of using a real one" bool
 option corpus_dir "" "Folder of the real corpus, for stage 0" path
 option noise_dir "" "Folder of the MUSAN noises, for stage 2 (empty: no noise, or with --mini true a synthesised set)" path
 option conf "" "Size of everything: NAME of conf/*/NAME.yaml, here or in ../common (default: mini with --mini true, else base)"
+option quantizer_conf "" "How the quantiser is made: NAME of conf/quantizer/NAME.yaml, here or in ../common (default: that of --conf)"
 option data_dir data "Where all of this goes" path
 option exp_dir exp "Where run.sh writes" path
 option teacher "$default_teacher" "Whose embeddings are quantised: spectral, wavlm, hubert, dasheng, atst_frame, or spear (an encoder of ours)"
@@ -63,7 +64,7 @@ if [[ $finetune != asr ]]; then end_before 7 "text units are for speech recognit
 manifests=$data_dir/manifests
 embeddings=$data_dir/embeddings/$teacher
 quantizer=$data_dir/quantizers/$teacher
-quantizer_config=$(config_file quantizer "$conf")
+quantizer_config=$(config_file quantizer "${quantizer_conf:-$conf}")
 noise_cuts=$(noise_manifest)
 
 stage_0() {

@@ -39,6 +39,7 @@ option exp_dir exp "Where all of this goes" path
 option teacher "$default_teacher" "Whose tokens are predicted"
 option encoder "" "Fine-tune this encoder (folder or checkpoint) instead of the one of stage 11" path
 option labelled_set "$labelled_set" "The set that fine-tuning reads"
+option pretrain_conf "" "How the encoder is pre-trained: NAME of conf/pretrain/NAME.yaml, here or in ../common (default: that of --conf)"
 option finetune_conf "" "How it is fine-tuned: NAME of conf/finetune/NAME.yaml, here or in ../common (default: that of --conf)"
 option decode_lm false "Recognise with the language model of stage 7 as well, its weights chosen on dev (slow)" bool
 option compare_scratch "" "Fine-tune from scratch as well, true or false (default: that of --mini)"
@@ -78,7 +79,7 @@ if [[ -f $noise_cuts ]]; then noise=(--data.noise_cuts "[$noise_cuts]"); fi
 # Beside the encoder that is probed.
 probe_dir=$exp_dir/pretrain/probe
 if [[ -n $encoder ]]; then probe_dir=$exp_dir/finetune_pretrained/probe; fi
-pretrain_config=$(config_file pretrain "$conf")
+pretrain_config=$(config_file pretrain "${pretrain_conf:-$conf}")
 finetune_config=$(config_file finetune "$finetune_conf")
 scratch_config=$(config_file finetune/scratch "$finetune_conf") # there need be none
 evaluation_config=$(config_file "$evaluation" "$conf")

@@ -32,10 +32,17 @@ option stage 0 "First stage to run" int
 option stop_stage 7 "Last stage to run" int
 option mini false "Let the other recipes synthesise small corpora instead of linking finished ones" bool
 option conf "" "Size of everything: NAME of conf/*/NAME.yaml, here or in ../common (default: mini with --mini true, else base)"
+option quantizer_conf "" "How quantisers are made: NAME of conf/quantizer (default: that of --conf)"
 option data_dir data "Where all of this goes" path
 option exp_dir exp "Where run.sh writes" path
-add_data_option() { option "${part}_data" "" "Data folder of the part $part, filled by ../$recipe/prepare.sh" path; }
+add_data_option() {
+  local what="Data folder of the part $part, filled by ../$recipe/prepare.sh"
+  if [[ $recipe == - ]]; then what="Folder of the corpus $part, as published"; fi
+  option "${part}_data" "" "$what" path
+}
 for_parts add_data_option
+option group small "Which parts: small (librispeech and audioset), or a data group of the paper's Table 2" "$groups"
+option noise_dir "" "Folder of the MUSAN noises (empty: those of the first part that has some)" path
 for teacher in $domains; do
   option "${teacher}_quantizer" "" "Finished quantiser of the $teacher teacher, to be linked (empty: train one)" path
   default=default_${teacher}_teacher
@@ -53,6 +60,8 @@ parse_options "$@"
 
 check_stage_range 0 7
 check_split
+if [[ $mini == true && $group != small ]]; then usage_error "--mini true synthesises the parts of --group small, not $group"; fi
+choose_group
 stage_5_part=$part
 refuse_data_of_mini() {
   if [[ $mini == true ]] && option_given "${part}_data"; then
@@ -60,12 +69,27 @@ refuse_data_of_mini() {
   fi
 }
 for_parts refuse_data_of_mini
+# A quantiser is trained on the part with its domain's name, or given.
+has_part() { for_parts print_part "$1"; }
+print_part() { if [[ $part == "$1" ]]; then printf yes; fi; }
+for teacher in $domains; do
+  if [[ -z $(option_of "$teacher" quantizer) && -z $(has_part "$teacher") ]]; then
+    usage_error "--group $group has no part $teacher to train a quantiser on: give --$teacher-quantizer DIR (stages 3 and 4 of egs/librispeech or egs/audioset make it)"
+  fi
+done
 find_python
 choose_conf
 
 # own_stage STAGE: a stage of this part's own recipe: run where the part is synthesised, else checked.
 own_stage() {
   local marker=$data_dir/$part/.done/stage-$1.json
+  if [[ $recipe == - ]]; then
+    if (($1 == 1)); then
+      "$python" local/prepare_part.py --corpus "$part" --corpus-dir "$data_dir/$part/corpus" \
+        --output "$data_dir/$part/manifests" --num-jobs "$num_jobs"
+    fi
+    return 0
+  fi
   if [[ $mini == true ]]; then
     "../$recipe/prepare.sh" --mini true --conf "$(conf_of_parts "$conf")" --data-dir "$data_dir/$part" --seed "$seed" \
       --num-jobs "$num_jobs" --stage "$1" --stop-stage "$1"
@@ -98,6 +122,7 @@ take_manifests() {
 
 stage_2() {
   rm -f "$(noise_manifest)"
+  if [[ -n $noise_dir ]]; then "$python" local/prepare_noise.py --noise-dir "$noise_dir" --output "$(noise_manifest)"; fi
   for_parts take_noise
 }
 # The first part that has noise gives it to all.
@@ -110,8 +135,9 @@ take_noise() {
 
 # quantizer_config TEACHER: conf/quantizer/TEACHER, or where it has no file that of the recipe of the teacher's domain.
 quantizer_config() {
-  local own=conf/quantizer/$1/$conf.yaml
-  if [[ -f $own ]]; then printf '%s' "$own"; else config_file quantizer "$(conf_of_parts "$conf")" "../$(recipe_of_part "$1")"; fi
+  local chosen=${quantizer_conf:-$conf}
+  local own=conf/quantizer/$1/$chosen.yaml
+  if [[ -f $own ]]; then printf '%s' "$own"; else config_file quantizer "$(conf_of_parts "$chosen")" "../$(recipe_of_part "$1")"; fi
 }
 recipe_of_part() { for_parts print_recipe "$1"; }
 print_recipe() { if [[ $part == "$1" ]]; then printf '%s' "$recipe"; fi; }
@@ -142,7 +168,9 @@ stage_4() {
         --embeddings "$data_dir/embeddings/$teacher" --output_dir "$(quantizer_of "$teacher")" --seed "$seed"
     fi
   done
-  "$python" local/check_teachers.py --speech "$(quantizer_of speech)" --audio "$(quantizer_of audio)"
+  if [[ $strategy != single ]]; then
+    "$python" local/check_teachers.py --speech "$(quantizer_of speech)" --audio "$(quantizer_of audio)"
+  fi
 }
 link_folder() {
   if [[ ! -d $1 ]]; then die "$1 is not a folder"; fi
@@ -154,7 +182,10 @@ declare -A wanted_teachers=()
 find_wanted_teachers() {
   local each
   for each in $domains; do
-    wanted_teachers[$each]=$("$python" local/teachers_of.py --strategy "$strategy" --domain "$each")
+    wanted_teachers[$each]=$each
+    if [[ $strategy != single ]]; then
+      wanted_teachers[$each]=$("$python" local/teachers_of.py --strategy "$strategy" --domain "$each")
+    fi
   done
 }
 
@@ -241,9 +272,9 @@ for teacher in $domains; do
   if [[ -z $(option_of "$teacher" quantizer) ]]; then configs+=(--config "$(quantizer_config "$teacher")"); fi
 done
 
-run_stage 0 "corpus" stage_0 --options "mini seed linked_stages$data_options" "${folders[@]}"
+run_stage 0 "corpus" stage_0 --options "mini group seed linked_stages$data_options" "${folders[@]}"
 run_stage 1 "manifests" stage_1 --after 0 "${manifests_made[@]}"
-run_stage 2 "noise" stage_2 --after 0
+run_stage 2 "noise" stage_2 --after 0 --options noise_dir
 run_stage 3 "teacher embeddings" stage_3 --after 1 --options "teacher_dtype seed$quantizer_options" "${configs[@]}"
 run_stage 4 "quantisers" stage_4 --after 3 --options "seed$quantizer_options" "${configs[@]}" "${quantizers_made[@]}"
 run_stage 5 "tokens" stage_5 --after "1 4" --options strategy --leaves "$data_dir/tokens" --part "$stage_5_part"

@@ -29,6 +29,8 @@ option stage 10 "First stage to run" int
 option stop_stage 14 "Last stage to run" int
 option mini false "The small corpora: sets the default of --conf" bool
 option conf "" "Size of everything: NAME of conf/*/NAME.yaml, here or in ../common (default: mini with --mini true, else base)"
+option pretrain_conf "" "How the encoder is pre-trained: NAME of conf/pretrain/NAME.yaml (default: that of --conf)"
+option group small "Which parts, as for prepare.sh" "$groups"
 option data_dir data "What prepare.sh filled" path
 option exp_dir exp "Where all of this goes" path
 option strategy asymmetrical "Which teachers a cut is trained on; prepare.sh made the tokens for it" "asymmetrical|joint|disjoint"
@@ -42,7 +44,10 @@ parse_options "$@"
 check_stage_range 10 14
 find_python
 choose_conf
-pretrain_config=$(config_file pretrain "$conf")
+choose_group
+# Models of one domain are those of its own recipe.
+declare -A recipe_of_domain=([speech]=../librispeech [audio]=../audioset ["speech audio"]="")
+pretrain_config=$(config_file pretrain "${pretrain_conf:-$conf}" "${recipe_of_domain[$domains]}")
 if [[ $mini == true ]]; then report_title="$report_title, synthesised mini corpora"; fi
 
 # Noise is optional: stage 2 leaves no cuts where the parts have none.
@@ -50,22 +55,26 @@ noise=()
 if [[ -f $(noise_manifest) ]]; then noise=(--data.noise_cuts "[$(noise_manifest)]"); fi
 
 stage_10() {
-  local teacher store fields="" quantizers="" train="" valid=""
+  local teacher store fields="" quantizers="" train="" valid="" repeats=""
   for teacher in $domains; do
-    store=$(store_of "$teacher" "$teacher" train)/store.json
+    store=$(store_of "$teacher" "$(first_part_of "$teacher")" train)/store.json
     fields+=${fields:+,}$(json_value "$store" field)
     quantizers+=${quantizers:+,}$(json_value "$store" quantizer_id)
   done
   for_parts add_cuts
   launch spear_lib.bin.pretrain --config "$pretrain_config" --experiment_dir "$exp_dir/pretrain" \
     --data.train_cuts "[$train]" --valid_cuts "[$valid]" "${noise[@]}" --data.token_fields "[$fields]" \
-    --data.quantizer_ids "[$quantizers]" --objective.strategy "$strategy" --training.seed "$seed"
+    --data.train_repeats "[$repeats]" --data.quantizer_ids "[$quantizers]" --objective.strategy "$strategy" --training.seed "$seed"
 }
 # One manifest of each part.
 add_cuts() {
   train+=${train:+,}$(token_cuts "$part-train")
   valid+=${valid:+,}$(token_cuts "$part-dev")
+  repeats+=${repeats:+,}$(repeats_of "$part" "$conf")
 }
+# first_part_of DOMAIN: a part whose cuts have the tokens of the domain's teacher.
+first_part_of() { for_parts print_part_of "$1" | head -n 1; }
+print_part_of() { if [[ $domain == "$1" ]]; then printf '%s\n' "$part"; fi; }
 
 stage_11() {
   "$python" -m spear_lib.bin.average_checkpoints --experiment_dir "$exp_dir/pretrain" \
@@ -96,7 +105,7 @@ stage_14() {
     --output_dir "$exp_dir/report" --exp_dir "$exp_dir" --title "$report_title"
 }
 
-run_stage 10 "pre-training" stage_10 --after "6 2" --options "strategy seed" --config "$pretrain_config" \
+run_stage 10 "pre-training" stage_10 --after "6 2" --options "group strategy seed" --config "$pretrain_config" \
   --leaves "$exp_dir/pretrain"
 run_stage 11 "averaging" stage_11 --after 10 --leaves "$exp_dir/pretrain/encoder"
 run_stage 12 "fine-tuning" stage_12 --after "11 7" --options "compare_scratch seed"

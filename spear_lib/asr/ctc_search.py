@@ -56,7 +56,7 @@ def ctc_prefix_beam_search(
 
     Args:
       log_probs, lengths, blank_penalty: as ``ctc_greedy_search``.
-      beam: prefixes kept per utterance (the paper's tools: 500 to 1500 with a language model).
+      beam: prefixes kept per utterance (published tools: 500 to 1500 with a language model).
       scorer: word n-gram; without it log p_CTC alone counts.
       beam_threshold: prefixes that are so many nats below the best one are dropped.
 

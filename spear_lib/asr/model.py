@@ -31,24 +31,25 @@ class TransducerConfig:
     """Sizes of the heads and the weights of their losses; a head whose loss weighs 0 does not exist."""
 
     transducer_loss_scale: float = 1.0
-    """Weight of the transducer loss; 0 = no transducer: with ctc_loss_scale 1 a pure CTC model (paper
-    Table 11)."""
+    """Weight of the transducer loss; 0 = no transducer: with ctc_loss_scale 1 a pure CTC model
+    (paper C)."""
     ctc_loss_scale: float = 0.0
     """Weight of the CTC loss; 0 = no CTC head (icefall: 0.2 beside a transducer, where used)."""
     decoder_dim: int = 512
-    """Channels of the prediction network (paper: 512; 768 probably at Large)."""
+    """Channels of the prediction network (ours; 768 here and in the joiner give the 3 million parameters of
+    paper §5.1 beside Large)."""
     joiner_dim: int = 512
-    """Channels of the joiner (paper: 512; 768 probably at Large)."""
+    """Channels of the joiner (ours)."""
     context_size: int = 2
     """Labels that the prediction network sees (icefall)."""
     rnnt_type: str = "regular"
-    """"regular", "modified" or "constrained" (paper: regular)."""
+    """"regular", "modified" or "constrained" (reference: regular)."""
     backend: str = field(default="auto", metadata=MAY_CHANGE)
     """What computes the transducer losses: "torch" (needs nothing), "triton" (kernels on CUDA), "k2", or
     "auto" (triton on CUDA where it is installed, else torch). All give the same numbers, so a run may go on
     with another one."""
     prune_range: int = 5
-    """Lattice states kept per frame in the pruned loss (paper: 5)."""
+    """Lattice states kept per frame in the pruned loss (reference: 5)."""
     lm_scale: float = 0.25
     """Weight of the prediction-network-only term of the smoothed simple loss (icefall)."""
     am_scale: float = 0.0

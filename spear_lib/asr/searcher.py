@@ -26,7 +26,7 @@ class SearchConfig:
     """beam: the most probable unit sequences over their alignments; greedy: the best unit per frame."""
     beam: int = 4
     """Hypotheses kept per utterance in beam search (icefall's transducers: 4; CTC with a language model: 100
-    and more, the paper's tools 500 to 1500)."""
+    and more, published tools 500 to 1500)."""
     head: str = "auto"
     """transducer or ctc; auto: the transducer where the model has one."""
     blank_penalty: float = 0.0

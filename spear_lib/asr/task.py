@@ -1,4 +1,4 @@
-"""Fine-tuning for speech recognition as a task of the one training loop (paper §4.2; spec rnnt §6).
+"""Fine-tuning for speech recognition as a task of the one training loop (paper §5.1; spec rnnt §6).
 
 Legend: B utterances, N samples of audio, T encoder frames, S labels.
 """

@@ -24,9 +24,9 @@ class TuneConfig:
     """Name of one of the sets: its word error rate chooses search.lm_scores and search.blank_penalty, with
     which all sets are then recognised; empty: the values of search hold. Never a test set."""
     weights: list[float] = field(default_factory=lambda: [0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0])
-    """Weights of the language model, w1 (the paper's tools: 0 to 5; without a language model not used)."""
+    """Weights of the language model, w1 (published tools: 0 to 5; without a language model not used)."""
     word_scores: list[float] = field(default_factory=lambda: [-1.0, 0.0, 1.0, 2.0])
-    """Scores per word, w2, nats (the paper's tools: -5 to 5; without a language model not used)."""
+    """Scores per word, w2, nats (published tools: -5 to 5; without a language model not used)."""
     blank_penalties: list[float] = field(default_factory=lambda: [0.0])
     """Penalties on blank, nats (ours)."""
     beam: int = 0

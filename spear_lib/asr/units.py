@@ -1,4 +1,4 @@
-"""Text units: what the ASR model writes. BPE pieces (sentencepiece) or characters (paper App. C).
+"""Text units: what the ASR model writes. BPE pieces (sentencepiece) or characters (paper C).
 
 Blank is id 0 everywhere. Text that the units cannot write is an error that names the characters, never a
 silent <unk>: an unknown character in training text means that the units belong to another text.
@@ -78,7 +78,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int, output_dir: str | os.PathLi
 
     Args:
       texts: one transcript each; white space is collapsed, empty ones are left out.
-      vocab_size: number of units, blank, <sos/eos> and <unk> included (paper: 500).
+      vocab_size: number of units, blank, <sos/eos> and <unk> included (paper §5.1: 500).
 
     Returns:
       The path of bpe.model; the same texts in the same order give the same bytes.

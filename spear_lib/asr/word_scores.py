@@ -37,7 +37,7 @@ class WordScoreConfig:
     """w2, nats per word; choose it on dev."""
     unknown_penalty: float = 10.0
     """Nats taken for a word that the language model does not know, beside its probability of <unk> (ours;
-    pyctcdecode: 10); below 0 such words are never written (the paper's lexicon decoding)."""
+    pyctcdecode: 10); below 0 such words are never written (the lexicon decoding of wav2letter++, paper C)."""
 
 
 @dataclass

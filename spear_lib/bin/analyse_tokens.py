@@ -43,19 +43,19 @@ class Options:
     teacher_path: str = ""
     """Where the teacher's weights lie now; default: where they lay when the quantisers were trained."""
     num_speakers: int = 10
-    """Random speakers; 0: all (paper: 10)."""
+    """Random speakers; 0: all (paper F.4.2: 10)."""
     utterances_per_speaker: int = 25
-    """Random utterances of each (paper: 25)."""
+    """Random utterances of each (paper F.4.2: 25)."""
     codebook: int = 0
-    """The single codebook to draw, from 1 (paper: 12); 0: the one with the median 1-NN accuracy."""
+    """The single codebook to draw, from 1 (paper F.4.2: 12); 0: the one with the median 1-NN accuracy."""
     pooling: str = "mean"
-    """mean of the frames (paper), or mean_std: mean and standard deviation."""
+    """mean of the frames (paper F.4.2), or mean_std: mean and standard deviation."""
     batch_seconds: float = 120.0
     """Audio per teacher call, s."""
     device: str = "auto"
     """cpu, cuda or auto."""
     seed: int = 42
-    """Of the choice of speakers and of the picture (paper: 42)."""
+    """Of the choice of speakers and of the picture (reference: 42)."""
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -54,7 +54,7 @@ class Options:
     channels: str = "mean"
     """What to make of recordings with several channels: mean, or first."""
     refine_iters: int = 5
-    """Refinements of the quantiser's search (paper: 5)."""
+    """Refinements of the quantiser's search (paper A.1: 5)."""
     max_bad_fraction: float = 0.001
     """Share of all cuts that may be skipped because they cannot be read or are too short."""
     retry_skipped: bool = False

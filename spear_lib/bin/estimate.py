@@ -37,7 +37,7 @@ class Options:
     teacher_dtype: str = "float32"
     """Number format of the teacher's blocks: float32 or bfloat16."""
     num_codebooks: int = 16
-    """Codebooks of the quantiser (paper: 16 for WavLM Large, 8 for Dasheng)."""
+    """Codebooks of the quantiser (paper §4: 16 for WavLM Large, 8 for Dasheng)."""
     codebook_size: int = 256
     """Codes per codebook."""
     rate: float = 0.0

@@ -25,7 +25,7 @@ class UnitsOptions:
     output_dir: str
     """Receives bpe.model, units.txt (the units by id), characters.txt (the labels of CTC) and units.json."""
     vocab_size: int = 500
-    """Number of BPE units, blank and special units included (paper: 500)."""
+    """Number of BPE units, blank and special units included (paper §5.1: 500)."""
 
 
 def main(argv: list[str] | None = None) -> None:

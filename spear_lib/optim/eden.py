@@ -18,8 +18,8 @@ def eden_factor(
     Args:
       batch: steps done.
       epoch: hours of audio seen (pre-training) or epochs.
-      lr_batches: steps after which the rate starts to fall as steps^(-1/2) (paper: 7500).
-      lr_epochs: the same in the unit of ``epoch`` (paper: 25,000 to 75,000 hours).
+      lr_batches: steps after which the rate starts to fall as steps^(-1/2) (reference: 7500).
+      lr_epochs: the same in the unit of ``epoch`` (reference: 25,000 to 75,000 hours).
       warmup_batches, warmup_start: the rate rises linearly from ``warmup_start`` to 1 over this many steps.
     """
     fall = (1 + (batch / lr_batches) ** 2) ** -0.25 * (1 + (epoch / lr_epochs) ** 2) ** -0.25

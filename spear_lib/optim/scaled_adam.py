@@ -1,5 +1,5 @@
 """ScaledAdam: Adam whose step is proportional to the RMS of the parameter tensor, plus a slowly learned
-log-scale per tensor (paper: Zipformer, Yao et al. 2024; spec optim §1).
+log-scale per tensor (Zipformer, Yao et al. 2024; spec optim §1).
 
 Tensors of equal shape are worked on as one stack (n, ...), so the number of kernel launches follows the
 number of different shapes. Two variants: "spear" trained the released models, "master" is newer.
@@ -85,7 +85,7 @@ class ScaledAdam(torch.optim.Optimizer):
     Args:
       params: parameters or groups (``parameter_groups`` makes them); ``names`` of a group are kept and used
         in messages. Clipping statistics are per group.
-      lr: learning rate, roughly the relative change per step (paper: 0.045).
+      lr: learning rate, roughly the relative change per step (paper Table 9: 0.045).
       clipping_scale: gradients are limited to this times the median norm of the last
         ``clipping_update_period`` steps; None = no clipping.
       betas: decay of momentum and of the squared gradient.

@@ -7,6 +7,7 @@ from spear_lib.evaluation.validation_probe import ValidationProbe
 from spear_lib.pretraining.data import PretrainingData
 from spear_lib.pretraining.task import PretrainingTask
 from spear_lib.runtime.world import World
+from spear_lib.training.metrics import describe_batch, describe_length
 from spear_lib.training.precision import Precision
 
 
@@ -21,14 +22,13 @@ def run_facts(
     """Name -> what a reader must know about this run; ``options`` are PretrainOptions."""
     training, seconds = options.training, options.data.batch_seconds * options.training.accumulate_batches
     precision = Precision(training.precision, processes.device)
-    steps = max(1, train_data.num_batches(0) // training.accumulate_batches)
     lines = {
         "precision": f"{precision.name} ({precision.reason})",
         "kernels": swoosh_kernels(processes.device),
         "processes": processes.world_size,
         **train_data.facts(),
-        "epoch": f"about {steps} steps",
-        "batch": f"{seconds:g} s of audio over all processes (reference: 400 s on each of 16 GPUs)",
+        "batch": describe_batch(seconds, processes.world_size),
+        "length": describe_length(training, train_data.num_batches(0)),
         "learning rate": f"{training.learning_rate:g} (ScaledAdam: relative to each tensor's size), falls "
         f"after {training.lr_batches:g} steps and {training.lr_hours:g} h",
         **task.facts(),

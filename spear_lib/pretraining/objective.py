@@ -9,12 +9,14 @@ S and A are the losses on the tokens of the speech and of the audio teacher, lam
     asymmetrical    S                   S + lambda A
 
 So the strategy only says on which cuts a teacher's tokens are predicted; the weights never change.
-asymmetrical follows from audio cuts carrying speech tokens (spec augment_and_mask §5.1) and only joint
-needing audio tokens on speech cuts (DESIGN); the specification does not print the paper's equation of it.
+The three are defined in §3.2.2 of the paper, asymmetrical as L_dual; a disjoint audio cut keeps the factor
+lambda there too (ours: so the two teachers weigh the same in all three). A token-mixed cut is scored on the
+speech teacher's tokens alone, under joint too: the paper mixes those (B.2), and the audio tokens of the
+mixture are not known (ours).
 
-Within S and A the paper writes alpha * masked + (1 - alpha) * unmasked with alpha = 0.5; the reference adds
-both with weight 1 (spec augment_and_mask §4). Here the weights are 2 alpha and 2 (1 - alpha), so that
-alpha = 0.5 is the plain sum that clipping and logs were tuned for.
+Within S and A the paper writes alpha * masked + (1 - alpha) * unmasked with alpha = 0.5 (Eq. 1 to 3); the
+reference adds both with weight 1 (spec augment_and_mask §4). Here the weights are 2 alpha and 2 (1 - alpha):
+Eq. 1 scaled by 2, so that alpha = 0.5 is the plain sum that clipping and logs were tuned for (ours).
 """
 
 from collections.abc import Sequence
@@ -54,10 +56,10 @@ class ObjectiveConfig:
     """Which teachers a cut is trained on (paper §3.2): single (one token field), joint, disjoint or
     asymmetrical (two: the speech teacher's first)."""
     alpha: float = 0.5
-    """Share of the masked frames in the loss; the unmasked ones get 1 - alpha (paper Eq. 1: 0.5)."""
+    """Share of the masked frames in the loss; the unmasked ones get 1 - alpha (paper Table 9: 0.5)."""
     audio_weight: float = 0.1
-    """lambda, weight of the audio teacher's loss beside the speech teacher's (paper Table 24: 0.1 is the best
-    of 0.1, 0.2 and 0.3); a single teacher has weight 1."""
+    """lambda, weight of the audio teacher's loss beside the speech teacher's (paper F.6: 0.2 and
+    0.3 beside 0.1, which is the best of them); a single teacher has weight 1."""
     align: str = "center"
     """center: teacher frames nearest in time; index: same position, as the published models (spec teachers
     §7)."""

@@ -43,6 +43,8 @@ class PlanConfig:
     """The least that a kernel costs: its start (an assumption, ours)."""
     efficiency: float = 0.7
     """Share of both of the data sheet's speeds that a kernel reaches (an assumption, ours)."""
+    hours: float = 0.0
+    """Hours of the training data, where no cuts are given to say it (0: not known)."""
     audio_seconds_per_second: float = 0.0
     """Measured throughput of one GPU (the log of a run prints that of all together); replaces the estimate
     (0: not measured)."""

@@ -129,21 +129,28 @@ def _lengths(options: Any, corpus: Corpus | None) -> dict[str, str]:
     if steps:
         hours = steps * seconds / 3600
         lines["length"] = f"{steps} steps, {hours:,.1f} hours of audio"
-        if corpus:
-            lines["length"] += f" = {hours / corpus.hours:.1f} epochs of {corpus.hours:,.1f} h"
+        available = _hours(options, corpus)
+        if available:
+            lines["length"] += f" = {hours / available:.1f} epochs of {available:,.1f} h"
     else:
         lines["length"] = "not known: max_steps is 0" + (
-            "" if corpus else ", and no data.train_cuts are given"
+            "" if _hours(options, corpus) else ", and neither data.train_cuts nor plan.hours are given"
         )
     return lines
+
+
+def _hours(options: Any, corpus: Corpus | None) -> float:
+    """Of the training data; 0: not known."""
+    return corpus.hours if corpus else options.plan.hours
 
 
 def _steps(options: Any, corpus: Corpus | None) -> int:
     training = options.training
     limits = [training.max_steps] if training.max_steps else []
-    if training.max_epochs and corpus:
+    hours = _hours(options, corpus)
+    if training.max_epochs and hours:
         seconds = options.data.batch_seconds * training.accumulate_batches
-        limits.append(round(training.max_epochs * corpus.hours * 3600 / seconds))
+        limits.append(round(training.max_epochs * hours * 3600 / seconds))
     return min(limits, default=0)
 
 

@@ -32,7 +32,7 @@ class KMeansOptions:
     """How the centres are found."""
 
     num_clusters: int = 500
-    """Clusters K (HuBERT: 500; the paper's ablation: 2000)."""
+    """Clusters K (HuBERT: 500; paper F.4.1: 2000)."""
     normalisation: str = "none"
     """none (HuBERT), or as in the quantiser: channel, global."""
     init_frames: int = 50000

@@ -9,19 +9,19 @@ class QuantizerTrainingOptions:
     """The quantiser and how it is trained (method: ours, see trainer.py)."""
 
     num_codebooks: int = 8
-    """Codebooks N (paper: 16 for WavLM Large, 8 for Dasheng)."""
+    """Codebooks N (paper §4: 16 for WavLM Large, 8 for Dasheng)."""
     codebook_size: int = 256
-    """Entries per codebook K (paper: 256, one byte per code)."""
+    """Entries per codebook K (paper A.1: 256, one byte per code)."""
     normalisation: str = "channel"
-    """channel: zero mean, unit variance per channel (paper, speech teacher); global: zero mean per channel
-    and one scale for all; none (paper, audio teacher)."""
+    """channel: zero mean, unit variance per channel (reference, speech teacher); global: zero mean per
+    channel and one scale for all; none (reference, audio teacher)."""
     held_out_fraction: float = 0.05
     """Share of the recordings kept for the report (reference: 5 % of the frames)."""
     max_held_out_frames: int = 10000
     """At most this many frames in the report (reference: 10 000)."""
     method: str = "least_squares"
     """least_squares: rounds of search and closed-form update (ours, fast); reference: Adam in two phases
-    (paper)."""
+    (Guo et al. 2023)."""
     search: str = "best"
     """best: tokens are the codes of the best round of the search (ours); reference: those of the last."""
     shuffle_frames: int = 200000
@@ -48,7 +48,7 @@ class QuantizerTrainingOptions:
     classifier_steps: int = 100
     """Adam steps of the classifiers after their closed-form start (ours)."""
     classifier_batch: int = 1024
-    """Frames per Adam step (paper: 1024)."""
+    """Frames per Adam step (reference: 1024)."""
     classifier_learning_rate: float = 0.0025
     """Adam's rate, falling linearly to 0 (reference, phase two)."""
     phase_one_steps: int = 35000

@@ -25,7 +25,7 @@ SEARCHES = ("best", "reference")
 
 
 class QuantizerLosses(NamedTuple):
-    """The training losses of one batch, scalars (spec of the reference; paper Eq. 9-11)."""
+    """The training losses of one batch, scalars (spec of the reference; paper Eq. 9 and 10)."""
 
     reconstruction: Tensor
     """Squared error relative to the spread around the mean code: trains the code vectors only."""
@@ -189,7 +189,7 @@ class Quantizer(nn.Module):
 
         Args:
           x: (..., D) float embeddings of the teacher (any float dtype; worked on in float32).
-          refine_iters: rounds of the refinement search after the classifiers' first guess (paper: 5).
+          refine_iters: rounds of the refinement search after the classifiers' first guess (paper A.1: 5).
           normalised: x is already (x - mean) / std.
           memory_budget_mb: working memory; frames are worked on in chunks that fit (``search.chunk_of``).
 

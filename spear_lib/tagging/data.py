@@ -26,9 +26,9 @@ class MixupConfig:
     """Two clips as one, with the labels of both in the same proportion (Zhang et al. 2018), on waveforms."""
 
     probability: float = 0.5
-    """Share of the training clips that get a partner (paper appendix B.3)."""
+    """Share of the training clips that get a partner (paper B.3: 0.5)."""
     alpha: float = 10.0
-    """The clip's share is drawn from Beta(alpha, alpha): 10 keeps it near a half (paper appendix B.3)."""
+    """The clip's share is drawn from Beta(alpha, alpha): 10 keeps it near a half (reference)."""
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.probability <= 1.0:
@@ -49,7 +49,7 @@ class TaggingDataConfig(LoadingConfig):
     """Applied by the task to the features, on the device."""
     weighted_sampling: bool = False
     """Draw the clips of an epoch in proportion to sum over labels of 1000 / (clips of the label + 0.01), with
-    replacement, so that rare classes come about as often as frequent ones (paper appendix B.3: AS-2M)."""
+    replacement, so that rare classes come about as often as frequent ones (paper Table 10)."""
     samples_per_epoch: int = 0
     """Clips of an epoch with weighted_sampling; 0: as many as there are (reference: 200000 of 2 million)."""
 

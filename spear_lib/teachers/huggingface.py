@@ -33,7 +33,7 @@ _WEIGHT_FILES = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-# Layer 21 of 24 (paper); 9 of 12 is what clusters of HuBERT Base are made of (paper App. F.4.2).
+# Layer 21 of 24 (paper §4); 9 of 12 is what clusters of HuBERT Base are made of (paper F.4.2).
 _DEFAULT_LAYERS = {24: 21, 12: 9}
 
 
@@ -162,7 +162,7 @@ def _needs(published: str) -> str:
 
 
 class WavLMTeacher(TransformersTeacher):
-    """WavLM; the paper's speech teacher is layer 21 of WavLM Large (§4.1)."""
+    """WavLM; the paper's speech teacher is layer 21 of WavLM Large (§4)."""
 
     name = "wavlm"
     published = "microsoft/wavlm-large"

@@ -75,7 +75,7 @@ def representations(
     """What is compared of frames (F, D): name -> frames (F, D), all in the teacher's own scale.
 
     Names: TEACHER; each tokeniser's own; and, for several codebooks, "NAME: no. 1" and so on: one code vector
-    instead of the sum (paper: "only codebook 12").
+    instead of the sum (paper F.4.2: codebook 12).
     """
     result = {TEACHER: embeddings.float()}
     for name, tokeniser in tokenisers.items():
@@ -164,8 +164,8 @@ def utterance_vectors(
     Args:
       tokenisers: name -> tokeniser, all of this teacher.
       positions: per manifest, in the order of the result.
-      pooling: mean (paper), or mean_std: mean and standard deviation per channel, for teachers that take the
-        utterance's mean out.
+      pooling: mean (paper F.4.2), or mean_std: mean and standard deviation per channel, for teachers that
+        take the utterance's mean out.
 
     Raises:
       RuntimeError: audio that cannot be read.

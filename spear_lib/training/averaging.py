@@ -29,7 +29,7 @@ class ModelAverage:
 
     Args:
       model: parameters and buffers (its ``state_dict``) are averaged; the wrapped model of DDP is used.
-      period: steps between snapshots (paper: 200).
+      period: steps between snapshots (reference: 200).
     """
 
     def __init__(self, model: nn.Module, period: int = 200):

@@ -18,6 +18,7 @@ from spear_lib.runtime.log import first_screen
 from spear_lib.runtime.task_file import TaskDescription
 from spear_lib.runtime.world import world as open_world
 from spear_lib.training.loop import train
+from spear_lib.training.metrics import describe_batch, describe_length
 from spear_lib.training.options import TrainingConfig
 from spear_lib.training.task import Task
 
@@ -50,6 +51,8 @@ class FinetuningOptions:
     """Manifests of the validation set (loss, and what the task is judged by)."""
     data: LoadingConfig = field(default_factory=LoadingConfig, metadata=RESEED_MAY_CHANGE)
     """Training data."""
+    dry_run: bool = field(default=False, metadata=MAY_CHANGE)
+    """Train nothing: open the data and print what the run would take (batch per process, epochs, steps)."""
 
 
 def finetune(
@@ -90,11 +93,13 @@ def finetune(
                     "training audio": describe_audio(train_data),
                     **facts(train_data),
                     "validation": describe_audio(valid_data),
-                    "batch": f"{seconds:g} s of audio over {world.world_size} process(es)",
-                    "steps": training.max_steps,
+                    "batch": describe_batch(seconds * training.accumulate_batches, world.world_size),
+                    "length": describe_length(training, train_data.num_batches(0)),
                     "experiment": options.experiment_dir,
                 },
             )
+        if options.dry_run:
+            return {}
         return train(
             task,
             train_data,

@@ -52,6 +52,32 @@ class Totals:
         self._values = {name: [value * scale for value in pair] for name, pair in stats.items()}
 
 
+def describe_length(config: TrainingConfig, batches_per_epoch: int) -> str:
+    """How long a run is, for the first screen: ``"90 epochs of 180 steps: about 16,200 steps"``.
+
+    Args:
+      config: of the run.
+      batches_per_epoch: global batches of an epoch; 0: not known.
+    """
+    per_epoch = batches_per_epoch / config.accumulate_batches
+    lengths = []
+    if config.max_epochs:
+        of_epoch = f" of {per_epoch:,.0f} steps: about {config.max_epochs * per_epoch:,.0f} steps"
+        lengths.append(f"{config.max_epochs} epochs" + (of_epoch if batches_per_epoch else ""))
+    if config.max_steps:
+        in_epochs = f", {config.max_steps / per_epoch:.1f} epochs of {per_epoch:,.0f}" if per_epoch else ""
+        lengths.append(f"{config.max_steps:,} steps{in_epochs}")
+    if config.max_minutes:
+        lengths.append(f"{config.max_minutes:g} minutes")
+    return "; or, if that is sooner, ".join(lengths)
+
+
+def describe_batch(seconds: float, processes: int) -> str:
+    """The batch of a step, for the first screen: ``"4800 s of audio, 600 s on each of 8 processes"``."""
+    share = f", {seconds / processes:g} s on each of {processes} processes" if processes > 1 else ""
+    return f"{seconds:g} s of audio{share}"
+
+
 def time_left(config: TrainingConfig, position: Position, data: TrainingData, seconds_per_step: float) -> str:
     """``", 3 min 05 s left"``: until the first of the limits of a run; empty where none is near."""
     limits = []

@@ -1,4 +1,4 @@
-"""RNN-T losses with the names, arguments and semantics of k2 (paper: Kuang et al. 2022), in plain torch.
+"""RNN-T losses with the names, arguments and semantics of k2 (Kuang et al. 2022), in plain torch.
 
 Legend: B utterances, T frames, S labels (maximum of the batch), C classes including blank, R states kept per
 frame. ``boundary`` is (B, 4) int64 with rows [0, 0, S_b, T_b]; ``symbols`` is (B, S), padding is ignored.

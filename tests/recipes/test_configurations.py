@@ -83,14 +83,13 @@ def config_file(recipe: str, kind: str, size: str) -> Path:
 
 
 def sizes(recipe: str) -> list[str]:
-    """The sizes of the encoder, of the recipe and of all recipes."""
-    return sorted(
-        {path.stem for each in (recipe, "common") for path in (EGS / each).glob("conf/pretrain/*.yaml")}
-    )
+    """The sizes of the encoder, of the recipe and of all recipes; base-ls960 is a variant of one."""
+    stems = {path.stem for each in (recipe, "common") for path in (EGS / each).glob("conf/pretrain/*.yaml")}
+    return sorted(stem for stem in stems if "-" not in stem)
 
 
 def named() -> list[tuple[str, str, str]]:
-    """(recipe, kind with its folders, name): all that --conf and --finetune-conf can name."""
+    """(recipe, kind with its folders, name): all that --conf, --finetune-conf and their like can name."""
     found = []
     for recipe in RECIPES:
         for kind in commands(recipe):
@@ -101,8 +100,8 @@ def named() -> list[tuple[str, str, str]]:
             )
             folders += ["decode/lm"] if kind == "decode" else []
             found += [(recipe, folder, size) for folder in folders for size in sizes(recipe)]
-            if kind == "finetune":  # beside the sizes: --finetune-conf base-as2m
-                variants = {path.stem for path in (EGS / recipe / "conf" / "finetune").glob("*.yaml")}
+            if kind in ("pretrain", "finetune", "quantizer"):  # beside the sizes: --finetune-conf base-as2m
+                variants = {path.stem for path in (EGS / recipe / "conf" / kind).glob("*.yaml")}
                 found += [(recipe, kind, name) for name in sorted(variants - set(sizes(recipe)))]
     return found
 
@@ -117,9 +116,6 @@ def test_every_configuration_that_a_recipe_can_name_loads(recipe, kind, size):
     assert path.is_file(), f"egs/{recipe} has no conf/{kind}/{size}.yaml, nor has egs/common"
     assert size.split("-")[0] in sizes(recipe)
     values = read_overlays(path)
-    if recipe == "mixed" and kind == "pretrain":
-        parts = re.search(r"^parts=\((.*?)^\)", facts(recipe), re.MULTILINE | re.DOTALL).group(1)
-        values = overlay(values, {"data": {"train_cuts": parts.strip().splitlines()}})
     scratch = config_file(recipe, "finetune/scratch", size) if kind == "finetune" else None
     for options, given in commands(recipe)[kind.split("/")[0]]:
         assert isinstance(load(options, {**given, **values}), options)
@@ -173,11 +169,11 @@ def test_the_scripts_find_the_same_files():
         (
             "librispeech",
             ("--conf", "huge"),
-            "no configuration conf/pretrain/huge.yaml; there are: base, large, mini, tiny",
+            "no configuration conf/pretrain/huge.yaml; there are: base, base-ls960",
         ),
         ("librispeech", ("--conf", "xlarge"), "no configuration conf/pretrain/xlarge.yaml"),
         ("digits", ("--conf", "base"), "no configuration conf/pretrain/base.yaml; there are: mini, tiny"),
-        ("mixed", ("--conf", "huge"), "there are: base, large, mini, tiny, xlarge"),
+        ("mixed", ("--conf", "huge"), "there are: base, base-usad, large, large-100k"),
     ],
 )
 def test_an_unknown_size_names_what_there_is(recipe, options, message, tmp_path):
@@ -234,9 +230,6 @@ def test_published_sizes_for_both_domains(size):
     assert tuple(mixing.noise_snr_db) == (10.0, 20.0) and tuple(mixing.noise_overlap) == (1.0, 1.0)
     assert (options.objective.alpha, options.objective.audio_weight) == (0.5, 0.1)
     assert options.training.lr_hours == {"base": 25_000, "large": 75_000, "xlarge": 75_000}[size]
-    facts = (REPOSITORY / "egs" / "mixed" / "local" / "corpus.sh").read_text(encoding="utf-8")
-    parts = re.search(r"^parts=\((.*?)^\)", facts, re.MULTILINE | re.DOTALL).group(1)
-    assert len(options.data.train_repeats) == len(parts.strip().splitlines())
 
 
 PUBLISHED = [
@@ -259,11 +252,11 @@ def test_a_mistyped_key_names_the_nearest():
         load(PretrainOptions, {"experiment_dir": "a", "training": {"max_step": 3}})
 
 
-@pytest.mark.parametrize(("size", "weighted"), [("base", False), ("large-as2m", True)])
-def test_published_tagging(size, weighted):
+@pytest.mark.parametrize(("size", "samples"), [("base", 0), ("large-as2m", 200_000)])
+def test_published_tagging(size, samples):
     path = REPOSITORY / "egs" / "audioset" / "conf" / "finetune" / f"{size}.yaml"
     ((options, given),) = FINE_TUNING["tagging"]["finetune"]
     data = load(options, {**given, **read_overlays(path)}).data
     assert (data.mixup.probability, data.mixup.alpha) == (0.5, 10.0)
     assert data.mixing.noise_probability == 0.5
-    assert (data.weighted_sampling, data.samples_per_epoch) == ((True, 200_000) if weighted else (False, 0))
+    assert (data.weighted_sampling, data.samples_per_epoch) == (True, samples)

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Stage 0 without --mini: data/<part> is the finished data folder of another recipe."""
+"""Stage 0 without --mini: data/<part> is the finished data folder of another recipe; of a part without a
+recipe (-), data/<part>/corpus is the corpus itself."""
 
 import argparse
 from pathlib import Path
@@ -19,12 +20,22 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, required=True, help="link to make")
     arguments = parser.parse_args(argv)
     option, script = f"--{arguments.part}-data", f"../{arguments.recipe}/prepare.sh"
+    published = arguments.recipe == "-"
+    if not arguments.folder and published:
+        raise ValueError(
+            f"no {arguments.part} corpus: give {option} DIR, the folder of the corpus as published"
+        )
     if not arguments.folder:
         raise ValueError(
             f"no {arguments.part} corpus: give {option} DIR, a data folder that {script} filled, or "
             "--mini true to synthesise all parts"
         )
     folder = Path(arguments.folder)
+    if published:
+        if not folder.is_dir():
+            raise ValueError(f"{option} {folder} is not a folder: expected the corpus as published")
+        link(arguments.output / "corpus", folder)
+        return
     if not folder.is_dir():
         raise ValueError(
             f"{option} {folder} is not a folder: expected a data folder that {script} filled (stages 0 to 2 "

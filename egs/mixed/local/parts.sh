@@ -6,14 +6,32 @@
 # There is one teacher for each domain, so the domains name the teachers, their quantisers and their tokens.
 domains="speech audio"
 
-# for_parts ACTION ARGS...: the action for every part, which sees its facts as $part, $domain and $recipe.
+# for_parts ACTION ARGS...: the action for every part of --group (of every group before the options are parsed), which
+# sees its facts as $part, $domain and $recipe.
 for_parts() {
-  local line part domain recipe
+  local line part domain recipe in_groups
   for line in "${parts[@]}"; do
-    read -r part domain recipe <<<"$line"
+    read -r part domain recipe in_groups <<<"$line"
+    if [[ -n ${group:-} && ,${in_groups:-small}, != *",$group,"* ]]; then continue; fi
     "$@"
   done
 }
+
+# choose_group: after the options are parsed, domains is what the parts of --group have; of one domain alone each cut is
+# trained on that domain's teacher.
+choose_group() {
+  local found="" each kept=""
+  for_parts note_domain
+  for each in $domains; do
+    if [[ " $found " == *" $each "* ]]; then kept+=${kept:+ }$each; fi
+  done
+  domains=$kept
+  if [[ $domains != *" "* ]]; then
+    if option_given strategy; then usage_error "--strategy is for two teachers, --group $group has $domains alone"; fi
+    strategy=single
+  fi
+}
+note_domain() { found+=" $domain"; }
 
 # for_sets ACTION ARGS...: the action for every set of every part, which sees $set beside them.
 for_sets() {
@@ -30,8 +48,13 @@ option_of() {
   printf '%s' "${!option}"
 }
 
-# fact_of RECIPE NAME: a fact of the part's own recipe.
+# fact_of RECIPE NAME: a fact of the part's own recipe. A corpus without one ends with the encoder.
 fact_of() (
+  if [[ $1 == - ]]; then
+    corpus=$part finetune=none
+    printf '%s' "${!2}"
+    return
+  fi
   # shellcheck source=/dev/null
   source "../$1/local/corpus.sh"
   printf '%s' "${!2}"

@@ -29,7 +29,7 @@ class ZipformerConfig:
     """
 
     num_mel_bins: int = 128
-    """Mel bins of the input log-mel features (paper §4.1)."""
+    """Mel bins of the input log-mel features (paper §4: 128)."""
     frontend_channels: tuple[int, ...] = (8, 32, 128)
     """Channels of the three front-end convolutions; the ConvNeXt hidden width is three times the last
     (published models: 8, 32, 128; narrower ones for small models are ours)."""
@@ -40,9 +40,9 @@ class ZipformerConfig:
     encoder_dim: tuple[int, ...] = (512,)
     """Model width of each stack (paper Table 8)."""
     feedforward_dim: tuple[int, ...] = (1536,)
-    """Width of the second feed-forward module; the first has 3/4 and the third 5/4 of it (paper Table 8)."""
+    """Width of the second feed-forward module (paper Table 8); the first has 3/4 and the third 5/4 of it."""
     encoder_unmasked_dim: tuple[int, ...] = (256,)
-    """Channels that the training-time feature mask never drops (paper Table 8)."""
+    """Channels that the training-time feature mask never drops (reference)."""
     num_heads: tuple[int, ...] = (8,)
     """Attention heads (paper Table 8)."""
     query_head_dim: tuple[int, ...] = (32,)
@@ -54,7 +54,7 @@ class ZipformerConfig:
     pos_dim: int = 48
     """Width of the relative positional encoding (Zipformer)."""
     cnn_module_kernel: tuple[int, ...] = (31, 31, 15, 15, 15, 31, 31)
-    """Kernel of the depthwise convolutions in frames of the stack, odd (Zipformer)."""
+    """Kernel of the depthwise convolutions in frames of the stack, odd (paper Table 8)."""
     causal: bool = False
     """Causal convolutions and chunked attention, for streaming models (ours; published models: false)."""
     chunk_size: tuple[int, ...] = (-1,)
@@ -63,7 +63,7 @@ class ZipformerConfig:
     left_context_frames: tuple[int, ...] = (-1,)
     """Left context in 50 Hz frames, -1 = unlimited; drawn like chunk_size. Only with causal."""
     output_downsampling_factor: int = 1
-    """1: output at 50 Hz, 2: at 25 Hz (paper §4.1)."""
+    """1: output at 50 Hz, 2: at 25 Hz (paper §4: 50 Hz)."""
     padding: str = "exact"
     """exact: the output of an utterance does not depend on its batch mates (ours). reference: padding leaks
     in as in the published training code, for parity."""
@@ -143,12 +143,12 @@ class ZipformerConfig:
 
     @classmethod
     def base(cls, **changes) -> "ZipformerConfig":
-        """SPEAR Base, 93,289,489 parameters (paper Table 8); ``changes`` replace single fields."""
+        """SPEAR Base, 93,289,489 parameters (paper Table 8: 94M); ``changes`` replace single fields."""
         return replace(cls(), **changes)
 
     @classmethod
     def large(cls, **changes) -> "ZipformerConfig":
-        """SPEAR Large, 326,951,472 parameters (paper Table 8)."""
+        """SPEAR Large, 326,951,472 parameters (paper Table 8: 327M)."""
         large = cls(
             num_encoder_layers=(1, 2, 2, 3, 1, 1, 1),
             encoder_dim=(1024,),
@@ -159,7 +159,7 @@ class ZipformerConfig:
 
     @classmethod
     def xlarge(cls, **changes) -> "ZipformerConfig":
-        """SPEAR XLarge, 596,973,362 parameters (paper Table 8)."""
+        """SPEAR XLarge, 596,973,362 parameters (paper Table 8: 600M)."""
         xlarge = cls(
             num_encoder_layers=(1, 2, 3, 4, 1, 1, 1),
             encoder_dim=(1280,),

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from spear_lib.encoders.zipformer.config import ZipformerConfig
 
-# Channels that the training-time feature mask keeps, by model width (paper Table 8); shapes do not show it.
+# Channels that the training-time feature mask keeps, by model width (reference); shapes do not show it.
 _UNMASKED = {512: 256, 1024: 512, 1280: 768}
 _POS_HEAD_DIM = 4
 # Settings of a Hugging Face config that shapes do not show; the rest is checked against the shapes.

@@ -1,0 +1,23 @@
+#!/usr/bin/env python3
+"""Stage 2 with --noise-dir: cuts of at most 10 s of MUSAN's noise, music and speech."""
+
+import argparse
+from pathlib import Path
+
+from spear_lib.bin.common import run
+from spear_lib.corpora.musan import find_musan, prepare_noise
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument(
+        "--noise-dir", required=True, help="the unpacked archive of MUSAN, or the folder above"
+    )
+    parser.add_argument("--output", type=Path, required=True, help="manifest to write, *.jsonl.gz")
+    arguments = parser.parse_args(argv)
+    prepare_noise(find_musan(arguments.noise_dir), arguments.output)
+
+
+if __name__ == "__main__":
+    run(main)
