@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -283,3 +284,27 @@ def test_missing_run_and_double_set_names_are_explained(tmp_path):
         "x": Path("y.jsonl.gz"),
         "test-clean": Path("d/l_cuts_test-clean.jsonl.gz"),
     }
+
+
+@pytest.mark.parametrize(
+    ("name", "length"),
+    [
+        ("base", "90 epochs of "),
+        ("base-ls960", "90 epochs of "),
+        ("base-ls10", "6,000 steps, "),
+        ("base-ls100-ctc", "90 epochs of "),
+        ("large-ls960-ctc", "90 epochs of "),
+    ],
+)
+def test_published_configurations_dry_run(corpus, tmp_path, caplog, name, length):
+    """What a full-size fine-tuning would take is said without training: batch, epochs, steps."""
+    caplog.set_level("INFO")
+    path = Path(__file__).parents[2] / "egs" / "librispeech" / "conf" / "finetune" / f"{name}.yaml"
+    units = "characters" if name.endswith("ctc") else str(corpus["units"])
+    finetune_asr.main(
+        ["--config", str(path), "--experiment_dir", str(tmp_path), "--units", units, "--dry_run", "true"]
+        + ["--encoder", str(corpus["encoder"]), "--data.train_cuts", f"[{corpus['train']}]"]
+        + ["--dev_cuts", f"[{corpus['dev']}]"]
+    )
+    assert re.search(rf"length +{length}", caplog.text) and re.search(r"batch +\d+ s of audio", caplog.text)
+    assert not (tmp_path / "checkpoints").exists()

@@ -295,7 +295,7 @@ def test_finished_recipes_are_linked_and_only_missing_tokens_are_made(folder, tm
         shutil.copytree(REPOSITORY / "egs" / name, egs / name, ignore=ignored, symlinks=True)
     (tmp_path / "spear_lib").symlink_to(REPOSITORY / "spear_lib")
     facts = egs / "mixed" / "local" / "corpus.sh"
-    line = '  "audio audio audioset"\n'
+    line = '  "audio audio audioset small,audio-13k,sa-97k,sa-197k"\n'
     assert line in facts.read_text()
     facts.write_text(facts.read_text().replace(line, line + '  "music audio audioset"\n'))
     linked = tmp_path / "linked"

@@ -225,7 +225,7 @@ def test_numbers_of_the_map_are_the_papers(row):
     assert re.search(r"`[^`]+`|missing|^as Tables? \d+", row[2]), "no command, and not 'missing'"
     if place.startswith("Table"):
         # Names as LS-100 and 4-gram, and remarks in brackets, are no values.
-        numbers = re.sub(r"\([^)]*\)|[A-Za-z]+-\d+k?|\d-gram|F\.\d", "", row[3])
+        numbers = re.sub(r"\([^)]*\)|[A-Za-z]+-\d+k?|\d-gram|F\.\d|Tables? \d+", "", row[3])
         assert stands_in(place, numbers), f"{row[3]!r} is not in {place}"
 
 

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 import pytest
 
 from spear_lib.config import load, parse, positional, save, to_dict
+from spear_lib.training.metrics import describe_batch, describe_length
+from spear_lib.training.options import TrainingConfig
 
 
 @dataclass(frozen=True)
@@ -104,3 +106,17 @@ def test_positional_words_are_required_and_explained(capsys):
     with pytest.raises(SystemExit):
         parse(Command, ["--help"])
     assert "Files to read." in capsys.readouterr().out
+
+
+def test_the_length_of_a_run_in_steps_and_epochs():
+    def described(per_epoch: int, **given) -> str:
+        return describe_length(TrainingConfig(**{"max_steps": 0, **given}), per_epoch)
+
+    assert described(180, max_epochs=90) == "90 epochs of 180 steps: about 16,200 steps"
+    assert described(180, max_epochs=90, accumulate_batches=2) == "90 epochs of 90 steps: about 8,100 steps"
+    assert described(200, max_steps=300) == "300 steps, 1.5 epochs of 200"
+    assert described(10, max_steps=30, max_epochs=5) == (
+        "5 epochs of 10 steps: about 50 steps; or, if that is sooner, 30 steps, 3.0 epochs of 10"
+    )
+    assert describe_batch(4800.0, 8) == "4800 s of audio, 600 s on each of 8 processes"
+    assert describe_batch(12.0, 1) == "12 s of audio"
