@@ -1,4 +1,4 @@
-"""egs/mixed with the data groups of the paper's Tables 1 and 2, on made-up folders in the published layouts."""
+"""egs/mixed with the data groups of the paper's Tables 1 and 2, on made-up folders as published."""
 
 import json
 import os
@@ -111,7 +111,8 @@ def test_groups_are_those_of_the_paper():
     for group, parts in GROUPS.items():
         lines = (
             "source local/corpus.sh; source local/parts.sh; option_given() { false; }; "
-            f'group={group}; show() {{ echo "$part"; }}; for_parts show; choose_group; echo "$domains,$strategy"'
+            f'group={group}; show() {{ echo "$part"; }}; '
+            'for_parts show; choose_group; echo "$domains,$strategy"'
         )
         done = subprocess.run(["bash", "-c", lines], cwd=RECIPE, capture_output=True, text=True, check=True)
         *found, last = done.stdout.split("\n")[:-1]
@@ -141,7 +142,7 @@ def test_options_of_groups_that_make_no_sense(arguments, message, tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_speech_alone_is_trained_on_a_group(tmp_path):
-    """A quantiser of egs/librispeech at the tiny size, its tokens on three made-up corpora, and an encoder."""
+    """A quantiser of egs/librispeech at the tiny size, its tokens on three corpora, and an encoder."""
     speech = tmp_path / "librispeech"
     folders = ("--data-dir", speech / "data", "--exp-dir", speech / "exp", "--conf", "tiny", "--mini", "true")
     run("prepare.sh", *folders, "--stop-stage", 4, recipe=REPOSITORY / "egs" / "librispeech")
