@@ -6,6 +6,7 @@ from spear_lib.data.batch import Batch
 from spear_lib.data.datasets import CutData, LoadingConfig, open_sources
 from spear_lib.data.examples import Example, Examples, Making
 from spear_lib.data.mixing import FINETUNING_MIXING, MixingConfig, mix_utterance
+from spear_lib.data.references import transcript
 from spear_lib.features.spec_augment import SpecAugmentConfig, perturb_speed
 
 
@@ -53,7 +54,7 @@ class AsrExamples(Examples):
         self.speed = speed
 
     def check_cut(self, cut) -> None:
-        if not _text(cut):
+        if not transcript(cut):
             raise ValueError(
                 f"cut {cut.id} has no transcript: fine-tuning needs cuts with text; give the labelled "
                 f"manifest"
@@ -61,7 +62,7 @@ class AsrExamples(Examples):
 
     def load(self, number: int) -> Example:
         cut = self.manifest[number]
-        text = _text(cut)
+        text = transcript(cut)
         if not text:
             raise ValueError("no transcript")
         return Example(str(cut.id), self.load_waveform(cut), {}, text=text)
@@ -96,10 +97,6 @@ class AsrExamples(Examples):
         batch.texts = [example.text for example in examples]
         batch.speeds = [example.speed for example in examples]
         return batch
-
-
-def _text(cut) -> str:
-    return " ".join(supervision.text for supervision in cut.supervisions if supervision.text).strip()
 
 
 class AsrData(CutData):

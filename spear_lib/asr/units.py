@@ -9,6 +9,8 @@ import io
 import logging
 import os
 import re
+import unicodedata
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -28,12 +30,49 @@ def _name(characters: Iterable[str]) -> str:
     return ", ".join(f"{c!r} (U+{ord(c):04X})" for c in sorted(set(characters)))
 
 
+# What typesetting and phones put where transcripts have a plain character.
+_TYPOGRAPHIC = str.maketrans("’‘‛ʼ`´“”„–—−‐‑", "'" * 6 + '"' * 3 + "-" * 5)
+
+
+def _cure(unknown: set[str], known: set[str]) -> str:
+    """What to do about characters that units with the characters ``known`` cannot write."""
+    cures = dict.fromkeys(_cure_of(character, known) for character in sorted(unknown))
+    return "; ".join(cures)
+
+
+def _cure_of(character: str, known: set[str]) -> str:
+    if character.upper() in known or character.lower() in known:
+        return "the units know the other case: change the case of the text"
+    if character.translate(_TYPOGRAPHIC) in known:
+        return "the units know the plain form (' for ’): replace the typographic one"
+    if unicodedata.normalize("NFD", character)[0] in known or unicodedata.combining(character):
+        return "accents: write them as the units' text does (NFC or NFD), or leave them out"
+    if unicodedata.category(character)[0] in "PS":
+        return "take the punctuation out of the text, or train units on text that holds it"
+    return "normalise the text, or train units on text that holds them"
+
+
 def _unwritable(text: str, unknown: set[str], known: set[str], where: str) -> ValueError:
-    hint = "normalise the text, or train units on text that holds them"
-    swapped = {c for c in unknown if c.upper() in known or c.lower() in known}
-    if swapped == unknown:
-        hint = "the units know the other case: change the case of the text"
-    return ValueError(f"{where} cannot write {_name(unknown)} in the text {text[:200]!r}: {hint}.")
+    return ValueError(
+        f"{where} cannot write {_name(unknown)} in the text {text[:200]!r}: {_cure(unknown, known)}."
+    )
+
+
+def unwritable_references(units: "TextUnits | CharacterUnits", texts: Iterable[str]) -> tuple[int, str]:
+    """How many of the texts hold characters that the units cannot write, so that even a perfect recogniser
+    would have errors there, and in one line which characters and what to do (empty where there are none)."""
+    unknown: Counter[str] = Counter()
+    number = 0
+    for text in texts:
+        found = units.unknown_characters(text)
+        number += bool(found)
+        unknown.update(found)
+    if not number:
+        return 0, ""
+    shown = [character for character, _ in unknown.most_common(10)]
+    more = f" and {len(unknown) - 10} more" if len(unknown) > 10 else ""
+    known = units.known_characters
+    return number, f"{_name(shown)}{more}: {_cure(set(unknown), known)}"
 
 
 def _normalised(text: str) -> str:
@@ -89,10 +128,12 @@ def train_bpe(texts: Iterable[str], vocab_size: int, output_dir: str | os.PathLi
     lines = [line for line in (_normalised(text) for text in texts) if line]
     if not lines:
         raise ValueError("train_bpe got no text: the cuts have no transcripts, or all of them are empty.")
-    for special in (*_SPECIAL, UNKNOWN):
-        if any(special in line for line in lines):
+    for special in (*_SPECIAL, UNKNOWN, _WORD_START):
+        held = next((line for line in lines if special in line), None)
+        if held is not None:
             raise ValueError(
-                f"a transcript contains {special!r}, which is reserved: remove it from the text."
+                f"a transcript contains {special!r}, which is reserved: remove it from the text "
+                f"{held[:200]!r}."
             )
     characters = set("".join(lines)) - {" "}
     smallest = len(_SPECIAL) + 1 + len(characters | {_WORD_START})
@@ -153,7 +194,9 @@ class TextUnits:
         self.vocab_size: int = self._model.get_piece_size()
         self.unk_id: int = self._model.unk_id()
         self.id = "bpe-" + hashlib.sha256(content).hexdigest()[:16]
-        self._known = {p for p in map(self._model.id_to_piece, range(self.vocab_size)) if len(p) == 1}
+        pieces = map(self._model.id_to_piece, range(self.vocab_size))
+        # sentencepiece makes a word's start of "▁", so no text can hold it.
+        self.known_characters: set[str] = {p for p in pieces if len(p) == 1 and p != _WORD_START}
 
     def __len__(self) -> int:
         return self.vocab_size
@@ -162,10 +205,14 @@ class TextUnits:
         """Unit ids of ``text``, without blank. Raises ValueError on characters that no unit can write."""
         text = _normalised(text)
         ids = self._model.encode(text, out_type=int)
-        if self.unk_id in ids or any(unit < self.unk_id for unit in ids):
-            unknown = {c for c in text if c != " " and c not in self._known} or set("<>")
-            raise _unwritable(text, unknown, self._known, f"the BPE units {self.path}")
+        if any(unit <= self.unk_id for unit in ids) or _WORD_START in text:
+            unknown = self.unknown_characters(text) or set("<>")
+            raise _unwritable(text, unknown, self.known_characters, f"the BPE units {self.path}")
         return ids
+
+    def unknown_characters(self, text: str) -> set[str]:
+        """Characters of ``text`` that no unit can write."""
+        return set("".join(text.split())) - self.known_characters
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of unit ids (blank and the other special units write nothing)."""
@@ -202,10 +249,19 @@ class CharacterUnits:
     def encode(self, text: str) -> list[int]:
         """Unit ids of ``text``, without blank. Raises ValueError on unknown characters."""
         text = _normalised(text)
-        unknown = set(text) - set(self._ids)
+        unknown = self.unknown_characters(text)
         if unknown:
-            raise _unwritable(text, unknown, set(self._ids), "the character units")
+            raise _unwritable(text, unknown, self.known_characters, "the character units")
         return [self._ids[character] for character in text]
+
+    @property
+    def known_characters(self) -> set[str]:
+        """What texts may hold."""
+        return set(self._ids)
+
+    def unknown_characters(self, text: str) -> set[str]:
+        """Characters of ``text`` that no unit can write."""
+        return set(_normalised(text)) - set(self._ids)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of unit ids; blank writes nothing, spaces are collapsed."""

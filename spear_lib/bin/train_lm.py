@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from spear_lib.asr.arpa import load_ngram_model
+from spear_lib.asr.ngram import SPECIAL_WORDS
 from spear_lib.asr.ngram_training import train_ngram
 from spear_lib.bin.common import run
 from spear_lib.config import parse
@@ -89,6 +90,15 @@ def main(argv: list[str] | None = None) -> None:
             "perplexity": round(model.perplexity(sentences), 2),
             "unknown_words": f"{unknown} of {len(words)}",
         }
+        if 2 * unknown > len(words):
+            logger.warning(
+                "%d of %d words of %s are unknown to the model, so its perplexity says nothing: is one of "
+                "them written in another case, or with punctuation? The model knows %s",
+                unknown,
+                len(words),
+                ", ".join(options.test_cuts),
+                ", ".join([repr(word) for word in model.words if word not in SPECIAL_WORDS][:3]),
+            )
     write_json(output_dir / "lm.json", facts)
     said = ", ".join(f"{re.sub('_', ' ', name)} {value}" for name, value in facts.items() if name != "from")
     logger.info("%s: %s", output_dir / "lm.npz", said)

@@ -24,6 +24,10 @@ class Clip:
     """Which part of the corpus: as the table says, for example "train", or "all" where there are no parts."""
     seconds: float | None = None
     """Length that the table promises, s; None where it says nothing."""
+    start: float | None = None
+    """Where in the original recording the table's stretch begins, s; None where it does not say."""
+    original_names: tuple[str, ...] = ()
+    """Those of ``names`` that say nothing of a start, so that a longer file is the original recording."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +117,10 @@ def read_audioset_segments(path: str | Path, part: str) -> Iterator[Clip]:
         short, long = (f"{name}_{form(start)}" for form in ("{:g}".format, "{:.3f}".format))
         both = f"{name}_{start:g}_{end:g}", f"{name}_{start:.3f}_{end:.3f}"
         names = (milliseconds, short, long, *both, name, f"Y{name}", f"Y{both[1]}")
-        yield Clip(milliseconds, tuple(dict.fromkeys(names)), labels, part, round(end - start, 3))
+        seconds = round(end - start, 3)
+        yield Clip(
+            milliseconds, tuple(dict.fromkeys(names)), labels, part, seconds, start, (name, f"Y{name}")
+        )
 
 
 def _read_audioset(folder: Path) -> Iterator[Clip]:
@@ -136,7 +143,8 @@ def _read_vggsound(folder: Path) -> Iterator[Clip]:
             )
         name, start, label, part = row
         clip = f"{name}_{int(start):06d}"
-        yield Clip(clip, (clip, f"{name}_{start}", name), (label.strip(),), part, 10.0)
+        names = clip, f"{name}_{start}", name
+        yield Clip(clip, names, (label.strip(),), part, 10.0, float(start), (name,))
 
 
 # ---- Freesound as FSD50K (zenodo.org/records/4060432): dev.csv and eval.csv, labels as AudioSet's mids.

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
+from lhotse import Recording, SupervisionSegment
 from lhotse.audio import AudioSource, set_audio_duration_mismatch_tolerance
-from lhotse.cut import Cut, MonoCut
+from lhotse.cut import Cut, MonoCut, MultiCut
 from lhotse.utils import compute_num_samples, fastcopy
 
+from spear_lib.data.containers import cut_short
 from spear_lib.data.problems import Problems
 from spear_lib.data.shar_index import RANGE_TYPE, byte_range
 from spear_lib.features.fbank import SAMPLE_RATE
@@ -20,9 +22,12 @@ DURATION_TOLERANCE = 0.025
 """Seconds by which a file may be shorter or longer than its manifest says (codecs and resampling round)."""
 
 RESAMPLED, MIXED_DOWN, SILENT = "resampled", "made mono", "silent"
+SILENT_CHANNEL, CANCELLED = "with a silent channel", "channels that cancel: the loudest taken"
 CHANNELS = ("mean", "first")
 """What to make of recordings with several channels."""
+_CANCELLED_POWER = 0.01  # -20 dB: independent channels leave 1 / (their number) of their power in the mean
 MISSING, CORRUPT, EMPTY = "missing audio", "corrupt audio", "zero-length audio"
+TRUNCATED = "audio cut short"
 
 
 class AudioProblems(Problems):
@@ -30,7 +35,7 @@ class AudioProblems(Problems):
 
 
 class AudioError(RuntimeError):
-    """A recording cannot be read; ``kind`` is one of MISSING, CORRUPT, EMPTY."""
+    """A recording cannot be read; ``kind`` is one of MISSING, CORRUPT, EMPTY, TRUNCATED."""
 
     def __init__(self, kind: str, message: str):
         super().__init__(message)
@@ -46,6 +51,36 @@ def source_of(cut: Cut) -> str:
     return str(source.source) if source.type == "file" else f"{source.type} of cut {cut.id}"
 
 
+def cut_of(
+    recording: Recording,
+    name: str = "",
+    start: float = 0.0,
+    seconds: float | None = None,
+    supervision: SupervisionSegment | None = None,
+    custom: dict | None = None,
+) -> MonoCut | MultiCut:
+    """A stretch of a recording with all of its channels, which ``load_audio`` makes mono; a supervision is
+    put on all of them.
+
+    Args:
+      name: id of the cut; the recording's own by default.
+      seconds: length; up to the end of the recording by default.
+    """
+    several = recording.num_channels > 1
+    channel = list(recording.channel_ids) if several else recording.channel_ids[0]
+    if supervision is not None:
+        supervision.channel = channel
+    return (MultiCut if several else MonoCut)(
+        id=name or recording.id,
+        start=start,
+        duration=recording.duration - start if seconds is None else seconds,
+        channel=channel,
+        recording=recording,
+        supervisions=[] if supervision is None else [supervision],
+        custom=custom,
+    )
+
+
 def load_audio(
     cut: Cut,
     sample_rate: int = SAMPLE_RATE,
@@ -56,8 +91,8 @@ def load_audio(
 
     Args:
       sample_rate: samples per second of the result; other recordings are resampled.
-      problems: where "resampled", "made mono" and "silent" are noted.
-      channels: of a recording with several channels take their mean, or the first.
+      problems: where "resampled", "made mono", "silent" and what ``to_mono`` says are noted.
+      channels: of a cut with several channels take their mean (``to_mono``), or the first.
 
     Raises:
       AudioError: the recording is missing, corrupt or empty; names the file and what to do.
@@ -84,17 +119,47 @@ def load_audio(
         raise _audio_error(cut, path, error) from error
     if samples is None or samples.shape[-1] == 0:
         raise AudioError(EMPTY, f"{path} (cut {cut.id}) holds no samples: remove it or make it again")
-    mono = samples[0] if samples.shape[0] == 1 or channels == "first" else samples.mean(axis=0)
+    mono, said = to_mono(samples, channels)
     if not np.isfinite(mono).all():
         raise AudioError(CORRUPT, f"{path} (cut {cut.id}) holds samples that are not finite: make it again")
-    if samples.shape[0] > 1:
-        notes.append(MIXED_DOWN)
+    notes += said
     if problems is not None:
         if not mono.any():
             notes.append(SILENT)
         for note in notes:
             problems.note(note)
     return np.ascontiguousarray(mono, dtype=np.float32)
+
+
+def check_whole(cut: Cut) -> None:
+    """AudioError where a file of the cut holds less, or more, than its own header says (``containers``)."""
+    for source in cut.recording.sources if cut.has_recording else ():
+        reason = cut_short(source.source) if source.type == "file" else ""
+        if reason:
+            raise AudioError(
+                TRUNCATED, f"{source.source} (cut {cut.id}): {reason}: copy, download or make it again"
+            )
+
+
+def to_mono(samples: np.ndarray, channels: str = "mean") -> tuple[np.ndarray, list[str]]:
+    """One signal (N,) of the channels (C, N), and what is worth telling about it (ours).
+
+    The mean of all channels, whoever reads: a silent one counts like the others and halves the level of a
+    pair, because a level must not jump where a channel begins. Where the channels cancel (one of a pair with
+    its polarity turned), so that the mean has less than a hundredth of their power, the loudest one is taken.
+    """
+    if samples.shape[0] == 1:
+        return samples[0], []
+    if channels == "first":
+        return samples[0], [MIXED_DOWN]
+    mean = samples.mean(axis=0)
+    powers = np.square(samples, dtype=np.float64).mean(axis=1)
+    notes = [MIXED_DOWN]
+    if 0.0 in powers and powers.any():
+        notes.append(SILENT_CHANNEL)
+    if np.square(mean, dtype=np.float64).mean() < _CANCELLED_POWER * powers.mean():
+        return samples[int(powers.argmax())], [*notes, CANCELLED]
+    return mean, notes
 
 
 @functools.cache

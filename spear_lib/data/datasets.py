@@ -189,9 +189,14 @@ class CutData:
     @cached_property
     def fingerprint(self) -> str:
         """Equal where the same options give the same batches: ids, durations and order of all cuts and of
-        the noise. Audio and tokens are not read."""
+        the noise. What is learnt of them is in ``targets_fingerprint``; audio is not read."""
         parts = [self.manifest, *([self.examples.noise] if self.examples.noise is not None else [])]
         return "-".join(part.fingerprint for part in parts)
+
+    @cached_property
+    def targets_fingerprint(self) -> str:
+        """Equal where the same cuts have the same targets; here what their supervisions say."""
+        return self.manifest.labels_fingerprint
 
     def epoch_batches(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
         """This rank's share of the global batches ``start_batch``, ``start_batch`` + 1, ... of an epoch.

@@ -15,7 +15,8 @@ from spear_lib.runtime.keyed_random import generator, key
 logger = logging.getLogger(__name__)
 
 _CHECKED_CUTS = 1000  # cuts looked at before training starts, spread over the manifest
-_LOAD_ERRORS = (OSError, ValueError, RuntimeError, EOFError)
+LOAD_ERRORS = (OSError, ValueError, RuntimeError, EOFError)
+"""What may be wrong with one cut: it is skipped and counted."""
 
 
 @dataclass
@@ -39,15 +40,21 @@ class Examples:
     def __init__(self, manifest, noise, seed: int, training: bool, mixing: MixingConfig) -> None:
         self.manifest, self.noise = manifest, noise
         self.seed, self.training, self.mixing = seed, training, mixing
+        self.channels = "mean"
         if noise is None and mixing.enabled and mixing.noise_probability > 0.0:
             logger.info("no noise_cuts given: noise mixing is off")
 
     def check(self, manifest, cut_numbers: np.ndarray) -> None:
         """Looks at cuts spread over the manifest before training starts. Raises ValueError naming a bad
         cut."""
+        for number in self.spread(cut_numbers):
+            self.check_cut(manifest[number])
+
+    @staticmethod
+    def spread(cut_numbers: np.ndarray) -> list[int]:
+        """Up to 1000 of the cuts, spread over the manifest, the first and the last among them."""
         picked = np.unique(np.linspace(0, len(cut_numbers) - 1, _CHECKED_CUTS).astype(np.int64))
-        for number in cut_numbers[picked]:
-            self.check_cut(manifest[int(number)])
+        return cut_numbers[picked].tolist()
 
     def check_cut(self, cut) -> None:
         raise TypeError("subclasses define what a usable cut is")
@@ -80,7 +87,7 @@ class Examples:
     def load_waveform(self, cut) -> np.ndarray:
         from spear_lib.data.audio import load_audio
 
-        waveform = load_audio(cut, sample_rate=SAMPLE_RATE)
+        waveform = load_audio(cut, sample_rate=SAMPLE_RATE, channels=self.channels)
         if fbank_length(len(waveform)) == 0:
             raise ValueError(f"the audio has {len(waveform)} samples, too few for one frame")
         return waveform
@@ -102,7 +109,7 @@ class Examples:
         number = int(random.integers(len(self.noise)))
         try:
             noise = self.load_waveform(self.noise[number])
-        except _LOAD_ERRORS as error:
+        except LOAD_ERRORS as error:
             logger.warning("noise cut %s is not mixed: %s", self.noise.ids[number], error)
             return None
         return mix_noise(example.waveform, noise, self.mixing, random)
@@ -150,7 +157,7 @@ class Making:
         if number not in self._loaded:
             try:
                 self._loaded[number] = self._examples.load(number)
-            except _LOAD_ERRORS as error:
+            except LOAD_ERRORS as error:
                 self.problems[str(self._examples.manifest[number].id)] = str(error)
         return self._loaded.get(number)
 

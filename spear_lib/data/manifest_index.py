@@ -31,7 +31,7 @@ from spear_lib.runtime.locks import exclusive
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 2
+FORMAT = 3
 MEMORY_LIMIT = 2**20
 """Bytes of the manifest's file up to which its index is made in memory at every start."""
 
@@ -43,6 +43,7 @@ _ARRAYS = {
     "id_ends": np.int64,
     "audio_keys": np.uint64,
     "recording_keys": np.uint64,
+    "label_keys": np.uint64,
     "id_hashes": np.uint64,
     "id_order": np.int64,
 }
@@ -60,6 +61,15 @@ def audio_key(recording: str, channel: object, start: float, duration: float) ->
     return hash64(f"{recording}\x1f{channel}\x1f{start:.3f}\x1f{duration:.3f}")
 
 
+def label_key(fields: dict[str, Any]) -> int:
+    """64 bits that stand for what is said of a cut's audio: times, text and labels of its supervisions."""
+    said = [[s.get(name) for name in _SAID] for s in fields.get("supervisions") or ()]
+    return hash64(json.dumps(said, sort_keys=True))
+
+
+_SAID = ("start", "duration", "text", "speaker", "custom")
+
+
 def recording_of(fields: dict[str, Any]) -> str:
     """Id of the recording of a cut's JSON fields; its own id for a cut without a recording."""
     recording = fields.get("recording") or {}
@@ -75,6 +85,7 @@ class ManifestIndex:
       sounds: (n,) uint8, 1 where the cut's domain is audio rather than speech.
       audio_keys: (n,) uint64, ``audio_key`` of each cut.
       recording_keys: (n,) uint64, hash of the recording's id.
+      label_keys: (n,) uint64, ``label_key`` of each cut.
       id_hashes, id_order: (n,) hashes of the ids, sorted, and the positions they belong to.
     """
 
@@ -83,6 +94,7 @@ class ManifestIndex:
         self.begins, self.ends, self.durations = arrays["begins"], arrays["ends"], arrays["durations"]
         self.sounds = arrays["sounds"]
         self.audio_keys, self.recording_keys = arrays["audio_keys"], arrays["recording_keys"]
+        self.label_keys = arrays["label_keys"]
         self.id_hashes, self.id_order, self._id_ends = (
             arrays["id_hashes"],
             arrays["id_order"],
@@ -272,6 +284,7 @@ def _build(path: Path, sink: Callable[[str], IO[bytes]], copy_lines: bool) -> No
             ("id_ends", id_end),
             ("audio_keys", audio_key(recording, channel, start, duration)),
             ("recording_keys", hash64(recording)),
+            ("label_keys", label_key(fields)),
         ):
             rows[key].append(value)
         some_hashes.append(hash64(fields["id"]))

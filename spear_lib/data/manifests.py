@@ -147,10 +147,18 @@ class Manifest:
     @property
     def fingerprint(self) -> str:
         """Of the ids, durations and order of all cuts; not of the paths."""
+        return self._digest("id_hashes", "id_order", "durations")
+
+    @property
+    def labels_fingerprint(self) -> str:
+        """Of what the supervisions of all cuts say: times, texts, labels."""
+        return self._digest("label_keys")
+
+    def _digest(self, *names: str) -> str:
         digest = hashlib.blake2b(digest_size=8)
         for index in self._indexes:
-            for array in (index.id_hashes, index.id_order, index.durations):
-                digest.update(np.ascontiguousarray(array).data)
+            for name in names:
+                digest.update(np.ascontiguousarray(getattr(index, name)).data)
         return digest.hexdigest()
 
     def describe(self) -> str:

@@ -37,6 +37,8 @@ class TrainingData(ValidationData, Protocol):
 
     fingerprint: str | None
     """Equal where the same options give the same batches; None: not known, and not checked on resume."""
+    targets_fingerprint: str | None
+    """Equal where the same cuts have the same targets (transcripts, labels, tokens); None as above."""
 
     def num_batches(self, epoch: int) -> int:
         """Global batches of an epoch."""

@@ -64,6 +64,7 @@ def data_state(data: TrainingData, epoch: int, world_size: int) -> dict[str, Any
     """What must be equal in ``epoch`` for the batches after a resumption to be the same (plain values)."""
     return {
         "fingerprint": data.fingerprint,
+        "targets": data.targets_fingerprint,
         "batching": data.batching(epoch),
         "world_size": world_size,
     }
@@ -73,7 +74,7 @@ def check_same_data(saved: dict[str, Any], now: dict[str, Any], epoch: int, path
     """Refuses to resume exactly on other data.
 
     Raises:
-      ValueError: the manifests hold other cuts, or they are divided into other batches.
+      ValueError: the manifests hold other cuts, the cuts other targets, or the batches are others.
     """
     if not saved:
         return
@@ -83,6 +84,13 @@ def check_same_data(saved: dict[str, Any], now: dict[str, Any], epoch: int, path
             f"{now['fingerprint']} and had {saved['fingerprint']}, so their cuts or their noise changed. Put "
             f"the old manifests back to go on exactly, or give --training.resume {RESEED} to go on from "
             "these weights with the new ones in a new order"
+        )
+    # Checkpoints made before this was saved have none.
+    if saved.get("targets", now["targets"]) != now["targets"]:
+        raise ValueError(
+            f"{path} was made on other targets: the cuts are the same, but their transcripts, labels or "
+            f"tokens have the fingerprint {now['targets']} and had {saved['targets']}. Put the old ones back "
+            f"to go on exactly, or give --training.resume {RESEED} to go on from these weights with the new"
         )
     if saved["batching"] != now["batching"]:
         raise ValueError(

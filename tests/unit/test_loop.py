@@ -42,7 +42,10 @@ def test_the_loop_asks_its_data_for_what_the_protocol_says_and_no_more(tmp_path)
     config = toy_config(max_steps=0, max_epochs=2, memory_scan="always")
     valid = {"dev": Only(ToyData(8), validation := set())}
     train(ToyTask(), Only(ToyData(), asked), valid, config, tmp_path, batch_seconds=BATCH_SECONDS)
-    promised = {name for name in vars(TrainingData) if not name.startswith("_")} | {"fingerprint"}
+    promised = {name for name in vars(TrainingData) if not name.startswith("_")} | {
+        "fingerprint",
+        "targets_fingerprint",
+    }
     assert asked == promised | {"epoch_batches"} and validation == {"epoch_batches"}
 
 

@@ -43,6 +43,7 @@ class ToyData:
     batch_size: int = 4
     seen: list[tuple[int, int]] = field(default_factory=list)
     fingerprint: str | None = None
+    targets_fingerprint: str | None = None
 
     def num_batches(self, epoch: int) -> int:
         return math.ceil(self.size / self.batch_size)

@@ -8,10 +8,11 @@ import logging
 from pathlib import Path
 
 from lhotse import Recording, SupervisionSegment
-from lhotse.cut import MonoCut
+from lhotse.cut import Cut
 
 from spear_lib.bin.common import run
 from spear_lib.corpora.validation import validate_cuts
+from spear_lib.data.audio import cut_of
 from spear_lib.data.manifests import atomic_file, save_cuts
 
 logger = logging.getLogger("prepare_manifests")
@@ -28,7 +29,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def read_cut(folder: Path, row: dict[str, str]) -> MonoCut:
+def read_cut(folder: Path, row: dict[str, str]) -> Cut:
     """The cut of one line of strings.csv."""
     recording = Recording.from_file(folder / row["file"])
     segment = SupervisionSegment(
@@ -39,14 +40,7 @@ def read_cut(folder: Path, row: dict[str, str]) -> MonoCut:
         text=row["text"],
         speaker=row["speaker"],
     )
-    return MonoCut(
-        id=recording.id,
-        start=0.0,
-        duration=recording.duration,
-        channel=0,
-        recording=recording,
-        supervisions=[segment],
-    )
+    return cut_of(recording, supervision=segment)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -16,16 +16,17 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
 
-from lhotse.cut import Cut, MonoCut
+from lhotse.cut import Cut
 from lhotse.recipes.librispeech import parse_utterance
 
 from spear_lib.bin.common import run
 from spear_lib.corpora.speech_corpora import SPEECH_CORPORA, limit_length, read_speech_corpus
 from spear_lib.corpora.validation import NO_TRANSCRIPT, usable_cuts, validate_cuts
-from spear_lib.data.audio import CORRUPT, EMPTY
+from spear_lib.data.audio import CORRUPT, EMPTY, cut_of
 from spear_lib.data.manifests import save_cuts
 from spear_lib.data.problems import Problems
 from spear_lib.runtime.files import atomic_file
+from spear_lib.runtime.walking import files_below
 
 logger = logging.getLogger("prepare_manifests")
 
@@ -112,7 +113,7 @@ def scan_part(part: Path, problems: Problems, num_jobs: int) -> Iterator[Cut]:
     That recipe itself stops at the first file it cannot read; here such files are counted.
     """
     lines = []
-    for transcript in sorted(part.rglob("*.trans.txt")):
+    for transcript in map(Path, files_below(part, ".trans.txt")):
         lines += [line for line in transcript.read_text(encoding="utf-8").splitlines() if line.strip()]
     with ThreadPoolExecutor(max(1, num_jobs)) as pool:
         for line, result in zip(lines, pool.map(lambda line: _read_utterance(part, line), lines)):
@@ -121,7 +122,7 @@ def scan_part(part: Path, problems: Problems, num_jobs: int) -> Iterator[Cut]:
             else:
                 yield result
     transcribed = {line.split()[0] for line in lines}
-    for path in sorted(part.rglob("*.flac")):
+    for path in map(Path, files_below(part, ".flac")):
         if path.stem not in transcribed:
             problems.bad(AUDIO_ONLY, path.stem)
 
@@ -145,14 +146,7 @@ def _read_utterance(part: Path, line: str) -> Cut | str:
     if recording.num_samples == 0:
         return EMPTY
     segment.custom = {"session": "-".join([speaker, *folders])}  # a chapter is read in one room
-    return MonoCut(
-        id=segment.id,
-        start=0.0,
-        duration=recording.duration,
-        channel=0,
-        recording=recording,
-        supervisions=[segment],
-    )
+    return cut_of(recording, segment.id, supervision=segment)
 
 
 def sets_of(corpus: Path) -> dict[str, list[Path]]:
