@@ -1,6 +1,5 @@
 """Train a word n-gram for decoding on transcripts or text, or compile an ARPA file (stage 7)."""
 
-import gzip
 import logging
 import re
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from spear_lib.data.manifests import Manifest
 from spear_lib.data.references import transcript
 from spear_lib.runtime.files import write_json
 from spear_lib.runtime.log import first_screen
+from spear_lib.runtime.text_files import text_lines
 
 logger = logging.getLogger(__name__)
 
@@ -56,10 +56,8 @@ def sentences_of(cuts: list[str], text: list[str]) -> Iterator[list[str]]:
     for path in map(Path, text):
         if not path.is_file():
             raise ValueError(f"{path} does not exist: give text files, one sentence per line")
-        opener = gzip.open if path.suffix == ".gz" else open
-        with opener(path, "rt", encoding="utf-8") as file:
-            for line in file:
-                yield line.split()
+        for _, line in text_lines(path):
+            yield line.split()
 
 
 def main(argv: list[str] | None = None) -> None:

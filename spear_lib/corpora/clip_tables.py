@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from spear_lib.runtime.text_files import decoded, raw_lines
+
 
 @dataclass(frozen=True)
 class Clip:
@@ -245,19 +247,18 @@ def _read_csv(path: Path, comments: bool = False, **options) -> Iterator[tuple[i
     """(line number, columns) of every line that is not empty (nor begins with #, if ``comments``)."""
     if not path.is_file():
         raise ValueError(f"{path} does not exist: is it the folder of the unpacked corpus?")
+    # With the ending back: a quoted text may go over several lines.
+    content = (decoded(line, path, number) + "\n" for number, line in raw_lines(path))
+    lines = csv.reader(content, strict=True, **options)
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            lines = csv.reader(file, strict=True, **options)
-            for row in lines:
-                # An id of AudioSet may begin with anything but #.
-                if row and not (comments and row[0].startswith("#")):
-                    yield lines.line_num, [column.strip() for column in row]
+        for row in lines:
+            # An id of AudioSet may begin with anything but #.
+            if row and not (comments and row[0].startswith("#")):
+                yield lines.line_num, [column.strip() for column in row]
     except csv.Error as error:
         raise ValueError(
             f"{path}, line {lines.line_num}, is no csv ({error}): is a quote missing?"
         ) from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 ({error}): download it again") from error
 
 
 def _split(text: str, separator: str) -> tuple[str, ...]:

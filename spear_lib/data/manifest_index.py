@@ -10,14 +10,12 @@ large one holds its lines too. A lhotse Shar folder counts as one manifest (``sh
 Legend: n cuts.
 """
 
-import gzip
 import hashlib
 import json
 import logging
 import os
 import shutil
 import tempfile
-import zlib
 from collections.abc import Callable, Iterator
 from io import BytesIO
 from pathlib import Path
@@ -26,8 +24,10 @@ from typing import IO, Any
 import numpy as np
 
 from spear_lib.data.domains import is_audio
+from spear_lib.data.manifest_fields import parse_cut
 from spear_lib.data.shar_index import is_shar, shar_identity, shar_lines, shar_size
 from spear_lib.runtime.locks import exclusive
+from spear_lib.runtime.text_files import raw_lines
 
 logger = logging.getLogger(__name__)
 
@@ -268,8 +268,8 @@ def _build(path: Path, sink: Callable[[str], IO[bytes]], copy_lines: bool) -> No
         hashes.append(np.array(some_hashes, dtype=np.uint64))
         some_hashes.clear()
 
-    for number, (line, offset) in enumerate(_read_lines(path), start=1):
-        fields = _parse(path, number, line)
+    for number, line, offset in _read_lines(path):
+        fields = parse_cut(path, number, line)
         name = str(fields["id"]).encode()
         recording, duration = recording_of(fields), float(fields["duration"])
         start, channel = float(fields.get("start", 0.0)), fields.get("channel", 0)
@@ -300,33 +300,13 @@ def _build(path: Path, sink: Callable[[str], IO[bytes]], copy_lines: bool) -> No
     sink("id_order").write(order.astype(np.int64).tobytes())
 
 
-def _read_lines(path: Path) -> Iterator[tuple[bytes, int]]:
-    """Lines that are not blank, and where they begin in the (decompressed) file."""
+def _read_lines(path: Path) -> Iterator[tuple[int, bytes, int]]:
+    """Number, bytes and offset in the (decompressed) file of each line that is not blank."""
     if is_shar(path):
-        yield from ((line, 0) for line in shar_lines(path))
+        yield from ((number, line, 0) for number, line in enumerate(shar_lines(path), 1))
         return
     offset = 0
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
-            for line in file:
-                if line.strip():
-                    yield line, offset
-                offset += len(line)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise ValueError(f"manifest {path} is truncated or not gzip ({error}): make it again") from error
-
-
-def _parse(path: Path, number: int, line: bytes) -> dict:
-    try:
-        fields = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{path}, line {number}, is not JSON ({error.msg}): make the manifest again"
-        ) from error
-    if not isinstance(fields, dict) or not {"id", "duration", "type"} <= fields.keys():
-        kind = f"it has the fields {', '.join(fields)}" if isinstance(fields, dict) else "it is not an object"
-        raise ValueError(
-            f"{path}, line {number}, is not a cut ({kind}): expected a manifest of cuts, e.g. "
-            "data/manifests/<corpus>_cuts_<set>.jsonl.gz, not of recordings or supervisions"
-        )
-    return fields
+    for number, line in raw_lines(path):
+        if line.strip():
+            yield number, line, offset
+        offset += len(line)
