@@ -134,6 +134,7 @@ class Trainer:
             write_task(experiment_dir, task.description)
         self._scan_memory()
         self.module = distributed.wrap(task, self.world)
+        distributed.say_what_differs(task.model, self.world)
         self.metrics = MetricsLog(experiment_dir, self.position.step, self.world.is_main)
         self.probes = ProbeReports(probe, self.metrics, self.world)
 

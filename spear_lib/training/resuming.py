@@ -11,12 +11,15 @@
 Which options may change the fields of the options say themselves (``config.MAY_CHANGE``).
 """
 
+import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from spear_lib.config import MAY_CHANGE, RESEED_MAY_CHANGE, may_change, to_dict
 from spear_lib.training.interfaces import TrainingData
+
+logger = logging.getLogger(__name__)
 
 EXACT, RESEED = "exact", "reseed"
 
@@ -99,6 +102,13 @@ def check_same_data(saved: dict[str, Any], now: dict[str, Any], epoch: int, path
             "every process needs a cut of each batch, and batch_seconds is too small for that. Use the old "
             f"number of processes to go on exactly, or give --training.resume {RESEED} to go on from these "
             "weights in a new order"
+        )
+    if saved.get("world_size", now["world_size"]) != now["world_size"]:
+        logger.info(
+            "saved on %d processes, going on with %d: the same batches, but what each process measures by "
+            "itself (Balancer, Whiten) changes, and with it the losses, slightly",
+            saved["world_size"],
+            now["world_size"],
         )
 
 
