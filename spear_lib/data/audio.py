@@ -23,6 +23,10 @@ RESAMPLED, MIXED_DOWN, SILENT = "resampled", "made mono", "silent"
 CHANNELS = ("mean", "first")
 """What to make of recordings with several channels."""
 MISSING, CORRUPT, EMPTY = "missing audio", "corrupt audio", "zero-length audio"
+OUT_OF_RANGE = "samples out of range"
+MAX_LEVEL = 10.0
+"""Largest sample that is taken for audio; full scale is 1, and what lies above 10 (20 dB) is damage, or a
+float file in the units of int16."""
 
 
 class AudioProblems(Problems):
@@ -30,7 +34,7 @@ class AudioProblems(Problems):
 
 
 class AudioError(RuntimeError):
-    """A recording cannot be read; ``kind`` is one of MISSING, CORRUPT, EMPTY."""
+    """A recording cannot be read; ``kind`` is one of MISSING, CORRUPT, EMPTY, OUT_OF_RANGE."""
 
     def __init__(self, kind: str, message: str):
         super().__init__(message)
@@ -60,7 +64,7 @@ def load_audio(
       channels: of a recording with several channels take their mean, or the first.
 
     Raises:
-      AudioError: the recording is missing, corrupt or empty; names the file and what to do.
+      AudioError: the recording is missing, corrupt, empty or out of range; names the file and what to do.
       ValueError: another word for ``channels``.
     """
     if channels not in CHANNELS:
@@ -84,9 +88,8 @@ def load_audio(
         raise _audio_error(cut, path, error) from error
     if samples is None or samples.shape[-1] == 0:
         raise AudioError(EMPTY, f"{path} (cut {cut.id}) holds no samples: remove it or make it again")
+    _check_level(samples, f"{path} (cut {cut.id})")
     mono = samples[0] if samples.shape[0] == 1 or channels == "first" else samples.mean(axis=0)
-    if not np.isfinite(mono).all():
-        raise AudioError(CORRUPT, f"{path} (cut {cut.id}) holds samples that are not finite: make it again")
     if samples.shape[0] > 1:
         notes.append(MIXED_DOWN)
     if problems is not None:
@@ -95,6 +98,19 @@ def load_audio(
         for note in notes:
             problems.note(note)
     return np.ascontiguousarray(mono, dtype=np.float32)
+
+
+def _check_level(samples: np.ndarray, name: str) -> None:
+    """Of all channels, before any mean in which two of them could cancel."""
+    peak = float(max(samples.max(), -samples.min()))
+    if not np.isfinite(peak):
+        raise AudioError(CORRUPT, f"{name} holds samples that are not finite: make it again")
+    if peak > MAX_LEVEL:
+        advice = "divide it by 32768" if peak <= 32768 else "it is damaged, make it again"
+        raise AudioError(
+            OUT_OF_RANGE,
+            f"{name} holds a sample of {peak:.4g}, at most {MAX_LEVEL:g} may be (full scale is 1): {advice}",
+        )
 
 
 @functools.cache
