@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> None:
             options.data.spec_augment,
             options.valid_wer,
         ),
-        lambda **share: AsrData(options.data, **share),
+        lambda **share: AsrData(options.data, units=units, **share),
     )
 
 

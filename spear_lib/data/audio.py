@@ -28,6 +28,10 @@ CHANNELS = ("mean", "first")
 _CANCELLED_POWER = 0.01  # -20 dB: independent channels leave 1 / (their number) of their power in the mean
 MISSING, CORRUPT, EMPTY = "missing audio", "corrupt audio", "zero-length audio"
 TRUNCATED = "audio cut short"
+OUT_OF_RANGE = "samples out of range"
+MAX_LEVEL = 10.0
+"""Largest sample that is taken for audio; full scale is 1, and what lies above 10 (20 dB) is damage, or a
+float file in the units of int16."""
 
 
 class AudioProblems(Problems):
@@ -35,7 +39,7 @@ class AudioProblems(Problems):
 
 
 class AudioError(RuntimeError):
-    """A recording cannot be read; ``kind`` is one of MISSING, CORRUPT, EMPTY, TRUNCATED."""
+    """A recording cannot be read; ``kind`` is MISSING, CORRUPT, EMPTY, TRUNCATED or OUT_OF_RANGE."""
 
     def __init__(self, kind: str, message: str):
         super().__init__(message)
@@ -95,7 +99,7 @@ def load_audio(
       channels: of a cut with several channels take their mean (``to_mono``), or the first.
 
     Raises:
-      AudioError: the recording is missing, corrupt or empty; names the file and what to do.
+      AudioError: the recording is missing, corrupt, empty or out of range; names the file and what to do.
       ValueError: another word for ``channels``.
     """
     if channels not in CHANNELS:
@@ -119,9 +123,8 @@ def load_audio(
         raise _audio_error(cut, path, error) from error
     if samples is None or samples.shape[-1] == 0:
         raise AudioError(EMPTY, f"{path} (cut {cut.id}) holds no samples: remove it or make it again")
+    _check_level(samples, f"{path} (cut {cut.id})")
     mono, said = to_mono(samples, channels)
-    if not np.isfinite(mono).all():
-        raise AudioError(CORRUPT, f"{path} (cut {cut.id}) holds samples that are not finite: make it again")
     notes += said
     if problems is not None:
         if not mono.any():
@@ -160,6 +163,19 @@ def to_mono(samples: np.ndarray, channels: str = "mean") -> tuple[np.ndarray, li
     if np.square(mean, dtype=np.float64).mean() < _CANCELLED_POWER * powers.mean():
         return samples[int(powers.argmax())], [*notes, CANCELLED]
     return mean, notes
+
+
+def _check_level(samples: np.ndarray, name: str) -> None:
+    """Of all channels, before any mean in which two of them could cancel."""
+    peak = float(max(samples.max(), -samples.min()))
+    if not np.isfinite(peak):
+        raise AudioError(CORRUPT, f"{name} holds samples that are not finite: make it again")
+    if peak > MAX_LEVEL:
+        advice = "divide it by 32768" if peak <= 32768 else "it is damaged, make it again"
+        raise AudioError(
+            OUT_OF_RANGE,
+            f"{name} holds a sample of {peak:.4g}, at most {MAX_LEVEL:g} may be (full scale is 1): {advice}",
+        )
 
 
 @functools.cache

@@ -9,6 +9,7 @@ import torch
 from spear_lib.data.batch import Batch, pad_waveforms
 from spear_lib.data.loading import Work
 from spear_lib.data.mixing import MixingConfig, Mixture, mix_noise
+from spear_lib.data.sampling import Pick
 from spear_lib.features.fbank import SAMPLE_RATE, fbank_length
 from spear_lib.runtime.keyed_random import generator, key
 
@@ -56,6 +57,11 @@ class Examples:
         picked = np.unique(np.linspace(0, len(cut_numbers) - 1, _CHECKED_CUTS).astype(np.int64))
         return cut_numbers[picked].tolist()
 
+    def unusable(self, manifest, cut_numbers: np.ndarray) -> dict[int, str]:
+        """Cuts whose labels cannot be used, number -> why: looked up in all of them before training starts,
+        for they would end it in the step that draws them."""
+        return {}
+
     def check_cut(self, cut) -> None:
         raise TypeError("subclasses define what a usable cut is")
 
@@ -71,14 +77,25 @@ class Examples:
             clean = making.load(pick.cut)
             if clean is not None:
                 examples.append(self.augment(replace(clean, occurrence=pick.occurrence), pick.cut, making))
+        counts = bool(examples)
+        if not examples and self.training:
+            examples = self._substitute(making, global_batch)
         if not examples:
             return Batch([], torch.zeros(0, dtype=torch.int64), torch.zeros(0, 0), torch.zeros(0), epoch,
             index,
                          problems=making.problems)  # fmt: skip
         batch = self.collate(examples, making.epoch)
         batch.epoch, batch.index = epoch, index
-        batch.statistics, batch.problems = making.statistics, making.problems
+        batch.statistics, batch.problems, batch.counts = making.statistics, making.problems, counts
         return batch
+
+    def _substitute(self, making: "Making", global_batch: list[Pick]) -> list[Example]:
+        """A cut of another rank where all of this rank's are unusable: with it this one takes part in the
+        step, to which it adds nothing (``Batch.counts``). None where the whole global batch is unusable,
+        which all ranks then find alike."""
+        loaded = (making.load(pick.cut) for pick in global_batch)
+        found = next((each for each in loaded if each is not None), None)
+        return [] if found is None else [found]
 
     def random(self, purpose: str, epoch: int, example: Example) -> np.random.Generator:
         """The draws of an example for one purpose: a function of (seed, epoch, cut id, occurrence) alone."""
@@ -125,6 +142,7 @@ class Examples:
             ),
             waveforms=waveforms,
             num_samples=num_samples,
+            samples_of_each=num_samples.tolist(),
             mixed=[example.mixed for example in examples],
             audio_seconds=float(num_samples.sum()) / SAMPLE_RATE,
             padded_seconds=waveforms.numel() / SAMPLE_RATE,
@@ -158,7 +176,7 @@ class Making:
             try:
                 self._loaded[number] = self._examples.load(number)
             except LOAD_ERRORS as error:
-                self.problems[str(self._examples.manifest[number].id)] = str(error)
+                self.problems[self._examples.manifest.ids[number]] = str(error)
         return self._loaded.get(number)
 
     def partner(self, number: int, random: np.random.Generator) -> Example | None:

@@ -32,8 +32,8 @@ def raw_lines(path: str | os.PathLike) -> Iterator[tuple[int, bytes]]:
                 yield number, line
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ValueError(
-            f"{path} is truncated or not gzip, or damaged after line {number} ({error}): make it again, or fetch "
-            "it again"
+            f"{path} is truncated or not gzip, or damaged after line {number} ({error}): make it again, or "
+            "fetch it again"
         ) from error
     except FileNotFoundError as error:
         raise ValueError(f"{path} does not exist: see the name, and the folder it counts from") from error

@@ -32,16 +32,17 @@ def wrap(task: Any, world: World) -> nn.Module:
     module = _Compute(task)
     if world.world_size == 1 or not any(p.requires_grad for p in module.parameters()):
         return module
+    _say_what_differs(task.model, world)
     return nn.parallel.DistributedDataParallel(module, gradient_as_bucket_view=True)
 
 
-def say_what_differs(model: nn.Module, world: World) -> None:
-    """Logs what tells a run on several processes from one on another number; nothing where nothing does.
+def _say_what_differs(model: nn.Module, world: World) -> None:
+    """Logs what tells this run from the same one on another number of processes; nothing where nothing does.
 
     Modules that measure the share of the batch which their process sees say so (``measures_share``).
     """
     kinds = {type(part).__name__ for part in model.modules() if getattr(part, "measures_share", False)}
-    if kinds and world.world_size > 1 and world.is_main:
+    if kinds and world.is_main:
         logger.info(
             "%s measure each process's share of a batch, as in the reference: the same number of processes "
             "gives the same losses, another number slightly different ones",

@@ -17,8 +17,11 @@ class TrainingBatch(Protocol):
     """Name -> (sum, count) of what was done to the data (mixing and the like), reported as ``data/<name>``;
     may be empty."""
 
+    counts: bool
+    """False: it only keeps this rank in step with the others; its loss is not learnt from."""
+
     def __len__(self) -> int:
-        """Utterances."""
+        """Utterances; an empty batch is passed over, by all ranks alike."""
 
     def to(self, device: torch.device) -> "TrainingBatch":
         """The same batch with its tensors on ``device``."""

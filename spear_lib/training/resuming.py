@@ -36,6 +36,20 @@ class Position:
     """Time spent training, resumes included."""
     audio_hours: float = 0.0
     """Audio seen, as measured (the schedules use nominal hours)."""
+    validated: int = 0
+    """Step of the last validation that came to its end."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """As the fields of a checkpoint."""
+        fields = asdict(self)
+        return {"sampler": {"epoch": fields.pop("epoch"), "batch": fields.pop("batch")}, **fields}
+
+    @classmethod
+    def of_state(cls, state: dict[str, Any]) -> "Position":
+        """From the fields of a checkpoint; before there was ``validated``, the last one had been."""
+        names = ("step", "seconds", "audio_hours")
+        validated = state.get("validated", state["step"])
+        return cls(**state["sampler"], **{name: state[name] for name in names}, validated=validated)
 
 
 @dataclass
@@ -112,6 +126,16 @@ def check_same_data(saved: dict[str, Any], now: dict[str, Any], epoch: int, path
         )
 
 
+def check_same_identity(state: dict[str, Any], identity: dict[str, Any], path: Path) -> None:
+    """Refuses to resume with other data or another model: ValueError, naming what differs."""
+    for name, value in identity.items():
+        if state.get(name) != value:
+            raise ValueError(
+                f"{path} was made with {name} {state.get(name)} and this run has {value}: the data or the "
+                "model changed since. Go back to the old ones, or start a new experiment_dir"
+            )
+
+
 def options_that_differ(saved: dict[str, Any], now: dict[str, Any], may_change: list[str]) -> list[str]:
     """``"objective.alpha was 0.5 and is now 0.7"`` for every option that is neither in ``may_change`` nor
     below a name of it."""
@@ -152,6 +176,17 @@ def check_same_options(saved: dict[str, Any], options: Any, policy: str, path: P
         f"{path} was made with other options: {'; '.join(shown[:3])}{more}. Give the old values to go on "
         f"with that run{instead}, or another experiment_dir (or delete this one) to start a new one"
     )
+
+
+def log_resumed(path: Path, position: Position, reseeded: list[str] | None) -> None:
+    """Says where a run goes on; with ``reseed`` also what changed (``reseeded``, None: exact)."""
+    logger.info("going on from %s: step %d, epoch %d", path, position.step, position.epoch)
+    if reseeded is not None:
+        logger.info(
+            "resume reseed: weights, optimiser and schedules go on; the data begin epoch %d in a new order%s",
+            position.epoch,
+            f" ({'; '.join(reseeded)})" if reseeded else "",
+        )
 
 
 def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -23,6 +23,7 @@ class ToyBatch:
     targets: Tensor
     audio_seconds: float = 15.0
     padded_seconds: float = 16.0
+    counts: bool = True
     statistics: dict[str, tuple[float, int]] = field(default_factory=dict)
 
     def __len__(self) -> int:
