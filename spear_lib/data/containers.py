@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 TOLERANCE = 4096
-"""Bytes by which header and file may differ: some writers count their header wrongly, some pad."""
+"""Bytes by which header and file may differ: some writers count their header wrongly, some pad. An eighth of
+it where the audio is compressed."""
 
 _UNKNOWN = 0x7FFFF000  # and above: what writers to a pipe put where a size of 32 bits belongs
 
@@ -46,10 +47,10 @@ def _cut_short(path: str, size: int, _changed: int) -> str:
         return ""
 
 
-def _compared(promised: int, held: int) -> str:
-    if promised > held + TOLERANCE:
+def _compared(promised: int, held: int, tolerance: int = TOLERANCE) -> str:
+    if promised > held + tolerance:
         return f"its header promises {promised} bytes and it holds {held}: it was cut short"
-    if held > promised + TOLERANCE:
+    if held > promised + tolerance:
         return f"its first {promised} bytes are read and {held - promised} more follow that no header counts"
     return ""
 
@@ -128,7 +129,9 @@ def _ogg(data: mmap.mmap) -> str:
         if ended and flags & 2:
             return f"another stream begins at byte {begin} of {len(data)}, which is not read"
         ended, read = ended or bool(flags & 4), end
-    return _compared(read, len(data))
+    if not ended and read < len(data):
+        return f"its stream has no end and stops within a page at byte {read}: it was cut short"
+    return _compared(read, len(data), TOLERANCE // 8)
 
 
 def _pages(data: mmap.mmap) -> Iterator[tuple[int, int, int]]:
@@ -170,7 +173,7 @@ def _mp3(data: mmap.mmap) -> str:
         return ""
     end = at + struct.unpack_from(">I", head, place + 8 + 4 * (flags & 1))[0]
     follows = _is_mpeg(data, end) or data[end : end + 3] == b"ID3"  # not a tag of another kind
-    return _compared(end, len(data)) if end > len(data) or follows else ""
+    return _compared(end, len(data), TOLERANCE // 8) if end > len(data) or follows else ""
 
 
 _CHECKS = {
