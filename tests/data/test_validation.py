@@ -88,6 +88,15 @@ def test_8_khz_is_kept_and_counted(cuts, tmp_path):
     assert len(kept) == 21 and problems.notes == {"resampled from 8000 Hz": 1}
 
 
+@pytest.mark.parametrize("start, end, outside", [(-20.0, 40.0, True), (0.2, 1.0, True), (-0.03, 0.53, False)])
+def test_text_outside_the_audio_is_counted(cuts, start, end, outside):
+    said = cuts[7].supervisions[0]
+    said.start, said.duration = start, end - start
+    kept, problems = validate_cuts(cuts, 0.1)
+    assert len(kept) == 20 - outside and problems.names("text outside the audio") == ["cut07"] * outside
+    assert len(validate_cuts(cuts, 0.0, need_text=False)[0]) == 20
+
+
 def test_nothing_left(cuts):
     for cut in cuts:
         cut.supervisions[0].text = ""

@@ -20,7 +20,9 @@ def names(folder: Path, *endings: str) -> list[str]:
 
 
 def test_order_endings_and_companions(tmp_path):
-    touch(tmp_path / "b.wav", tmp_path / "a" / "z.WAV", tmp_path / "a" / "deep" / "y.flac", tmp_path / "a.wav")
+    touch(
+        tmp_path / "b.wav", tmp_path / "a" / "z.WAV", tmp_path / "a" / "deep" / "y.flac", tmp_path / "a.wav"
+    )
     touch(tmp_path / "notes.txt", tmp_path / "a" / "._z.WAV", tmp_path / "a-b" / "x.wav")
     assert names(tmp_path, ".wav", ".flac") == ["a.wav", "b.wav", "a/z.WAV", "a/deep/y.flac", "a-b/x.wav"]
     assert names(tmp_path, ".txt") == ["notes.txt"] and len(names(tmp_path)) == 6
