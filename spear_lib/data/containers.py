@@ -30,9 +30,9 @@ def cut_short(path: str | os.PathLike) -> str:
     return _cut_short(os.fspath(path), status.st_size, status.st_mtime_ns)
 
 
-@functools.lru_cache(maxsize=1024)
+@functools.lru_cache(maxsize=65536)
 def _cut_short(path: str, size: int, _changed: int) -> str:
-    """Cached: a long recording has many cuts."""
+    """Cached: a long recording has many cuts, and training many epochs."""
     if size < 64 or not Path(path).is_file():
         return ""
     try:

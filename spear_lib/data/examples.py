@@ -102,8 +102,9 @@ class Examples:
         return generator(purpose, self.seed, epoch, *_draw_id(example))
 
     def load_waveform(self, cut) -> np.ndarray:
-        from spear_lib.data.audio import load_audio
+        from spear_lib.data.audio import check_whole, load_audio
 
+        check_whole(cut)
         waveform = load_audio(cut, sample_rate=SAMPLE_RATE, channels=self.channels)
         if fbank_length(len(waveform)) == 0:
             raise ValueError(f"the audio has {len(waveform)} samples, too few for one frame")

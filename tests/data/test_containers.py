@@ -7,8 +7,10 @@ import pytest
 import soundfile
 from lhotse import Recording, SupervisionSegment
 
+from spear_lib.asr.data import AsrData, AsrDataConfig
 from spear_lib.corpora.validation import validate_cuts
 from spear_lib.data.audio import TRUNCATED
+from spear_lib.data.audio_batches import load_waveforms
 from spear_lib.data.audio_files import open_audio
 from spear_lib.data.containers import cut_short
 from spear_lib.data.decoding import decode
@@ -86,7 +88,7 @@ def test_sizes_that_are_not_known_and_other_chunks_are_fine(tmp_path):
 
 
 def test_every_reader_says_so(tmp_path, caplog):
-    """Stage 1 counts it, stage 5 skips it, transcribe and tag warn and go on."""
+    """Stage 1 and training count it, stage 5 skips it, decode, transcribe and tag warn and go on."""
     cuts = []
     for number in range(3):
         path = write(tmp_path, "wav", np.roll(NOISE, number), name=f"cut{number}")
@@ -103,5 +105,10 @@ def test_every_reader_says_so(tmp_path, caplog):
     kind, message = decoded.errors[1]
     assert kind == TRUNCATED and sorted(decoded.audio) == [0, 2]
     assert "header promises 320044 bytes and it holds 120000: it was cut short" in message
+    config = AsrDataConfig(train_cuts=[str(tmp_path / "cuts.jsonl.gz")], num_workers=0, max_bad_fraction=0.5)
+    (batch,) = AsrData(config, training=False).epoch_batches(0)
+    assert sorted(batch.ids) == ["cut0", "cut2"] and "it was cut short" in batch.problems["cut1"]
+    waveforms, lengths = load_waveforms(Manifest(tmp_path / "cuts.jsonl.gz"), [0, 1])
+    assert len(lengths) == 2 and "it was cut short: copy, download or make it again. What" in caplog.text
     assert open_audio(tmp_path / "cut1.wav").duration == pytest.approx(3.75, abs=0.01)
     assert "cut1.wav: its header promises" in caplog.text and "what can be read is used" in caplog.text
