@@ -17,10 +17,11 @@ from lhotse import Recording, SupervisionSegment
 from lhotse.cut import Cut, MonoCut
 
 from spear_lib.corpora.clip_tables import Clip
-from spear_lib.data.audio import CORRUPT, EMPTY, AudioError, load_audio
+from spear_lib.data.audio import EMPTY, AudioError, load_audio, unreadable
 from spear_lib.data.domains import AUDIO
 from spear_lib.data.problems import Problems
 from spear_lib.features.fbank import SAMPLE_RATE
+from spear_lib.runtime.text_files import is_companion
 
 AUDIO_ENDINGS = (".flac", ".wav", ".mp3", ".ogg", ".opus", ".m4a")
 LABEL_FIELD, SEPARATOR = "audio_event", ";"
@@ -68,7 +69,7 @@ class ClipFiles:
             folders.sort()
             for name in sorted(names):
                 stem, ending = os.path.splitext(name)
-                if ending.lower() not in AUDIO_ENDINGS:
+                if ending.lower() not in AUDIO_ENDINGS or is_companion(name):
                     continue
                 known = self._paths.get(stem)
                 if known is None or _rank(ending) < _rank(os.path.splitext(known)[1]):
@@ -223,9 +224,9 @@ def _read(clip: Clip, path: Path, checks: ClipChecks) -> Recording | str:
         return EMPTY
     try:
         recording = Recording.from_file(path, recording_id=clip.id)
-    except Exception:
+    except Exception as error:
         # Which exception it is depends on the library that reads the format; the count names the file.
-        return CORRUPT
+        return unreadable(path, error).kind
     if recording.num_samples == 0:
         return EMPTY
     if recording.duration < checks.min_seconds:
