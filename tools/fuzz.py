@@ -7,8 +7,8 @@
 Audio files (formats, rates, channels, lengths, headers), manifests, transcripts, tables and options are drawn
 by hypothesis (tools/fuzzing/cases.py), made into files and run through the commands (the rules stand in
 tools/fuzzing/commands.py: no traceback, no hang, no silent loss). The cases run in a child process, which is
-ended and started again where one does not come back. Cases that were found are kept in tests/fuzz_cases.jsonl,
-with which every run begins: a case that is mended stays there as a test.
+ended and started again where one does not come back. Cases that were found are kept in
+tests/fuzz_cases.jsonl, with which every run begins: a case that is mended stays there as a test.
 """
 
 import argparse

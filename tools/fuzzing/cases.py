@@ -153,9 +153,8 @@ OPTIONS = st.fixed_dictionaries(
             ).map(list),
             max_size=4,
         ),
-        "config": st.one_of(
-            st.none(), st.text(max_size=40), st.sampled_from(["extends: .", "a: [", "- 1", "&a [*a]"])
-        ),
+        "required": st.booleans(),
+        "config": st.one_of(st.none(), st.text(max_size=40), st.sampled_from(CONFIGURATIONS)),
     }
 )
 
