@@ -16,9 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from spear_lib.runtime.files import atomic_file
+from spear_lib.runtime.overlays import read_yaml
 
 logger = logging.getLogger(__name__)
 
+UNITS_FOLDER = "units"
+"""Of an experiment: the units that it was trained with."""
 BLANK, UNKNOWN = "<blk>", "<unk>"
 # Order as in icefall's BPE models: blank 0, <sos/eos> 1, <unk> 2.
 _SPECIAL = [BLANK, "<sos/eos>"]
@@ -181,7 +184,7 @@ class TextUnits:
         self.path = path / "bpe.model" if path.is_dir() else path
         if not self.path.is_file():
             raise ValueError(f"{self.path} does not exist: train the text units first (prepare.sh stage 7).")
-        content = self.path.read_bytes()
+        content = self._content = self.path.read_bytes()
         try:
             self._model = sentencepiece.SentencePieceProcessor(model_proto=content)
         except RuntimeError as problem:
@@ -200,6 +203,13 @@ class TextUnits:
 
     def __len__(self) -> int:
         return self.vocab_size
+
+    def save(self, folder: str | os.PathLike) -> None:
+        """Writes bpe.model into ``folder``."""
+        path = Path(folder) / self.path.name
+        if not (path.is_file() and path.read_bytes() == self._content):
+            with atomic_file(path) as file:
+                file.write(self._content)
 
     def check(self, text: str) -> None:
         """The error that ``encode`` would raise, several times quicker where there is none."""
@@ -251,6 +261,9 @@ class CharacterUnits:
     def __len__(self) -> int:
         return self.vocab_size
 
+    def save(self, folder: str | os.PathLike) -> None:
+        """Nothing: they are known by their name."""
+
     def check(self, text: str) -> None:
         """The error that ``encode`` would raise."""
         self.encode(text)
@@ -298,22 +311,26 @@ def load_units(name: str | os.PathLike) -> TextUnits | CharacterUnits:
 
 
 def units_of(experiment_dir: str, name: str) -> Any:
-    """The text units called ``name``, or those that the experiment was trained with.
+    """The text units called ``name``, or those that the experiment was trained with: its folder holds them,
+    so that it can be copied elsewhere.
 
-    Paths in config.yaml count from the folder in which the training was started: that is looked for among
-    the current folder and those above the experiment.
+    For experiments from before that: paths in config.yaml count from the folder in which the training was
+    started, which is looked for among the current folder and those above the experiment.
 
     Raises:
       ValueError: not found.
     """
     if name:
         return load_units(name)
-    import yaml
-
+    inside = Path(experiment_dir) / UNITS_FOLDER
+    if inside.is_dir():
+        return load_units(inside)
     path = Path(experiment_dir) / "config.yaml"
     if not path.is_file():
         raise ValueError(f"{path} does not exist: give the folder of finetune_asr, or the units")
-    name = str(yaml.safe_load(path.read_text(encoding="utf-8"))["units"])
+    name = str(read_yaml(path).get("units", ""))
+    if not name:
+        raise ValueError(f"{path} names no units: give the folder of finetune_asr, or the units")
     folders = [Path(), *Path(experiment_dir).resolve().parents]
     place = next((folder / name for folder in folders if (folder / name).exists()), None)
     if name == "characters" or place is None:

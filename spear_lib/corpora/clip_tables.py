@@ -73,7 +73,7 @@ def read_class_list(path: str | Path) -> dict[str, str]:
     """
     path = Path(path)
     classes: dict[str, str] = {}
-    for number, row in _rows(path, ("index", "mid", "display_name")):
+    for number, row in read_table(path, ("index", "mid", "display_name")):
         if row["index"] != str(len(classes)) or not row["mid"] or row["mid"] in classes:
             raise ValueError(
                 f"{path}, line {number}: expected index {len(classes)} and a mid that did not come before, "
@@ -154,9 +154,9 @@ def _read_vggsound(folder: Path) -> Iterator[Clip]:
 
 def _read_freesound(folder: Path) -> Iterator[Clip]:
     truth = folder / "FSD50K.ground_truth"
-    for _, row in _rows(truth / "dev.csv", ("fname", "labels", "mids", "split")):
+    for _, row in read_table(truth / "dev.csv", ("fname", "labels", "mids", "split")):
         yield Clip(row["fname"], (row["fname"],), _split(row["mids"], ","), row["split"])
-    for _, row in _rows(truth / "eval.csv", ("fname", "labels", "mids")):
+    for _, row in read_table(truth / "eval.csv", ("fname", "labels", "mids")):
         yield Clip(row["fname"], (row["fname"],), _split(row["mids"], ","), "eval")
 
 
@@ -164,7 +164,7 @@ def _read_freesound(folder: Path) -> Iterator[Clip]:
 
 
 def _read_music4all(folder: Path) -> Iterator[Clip]:
-    for _, row in _rows(folder / "id_genres.csv", ("id", "genres"), delimiter="\t"):
+    for _, row in read_table(folder / "id_genres.csv", ("id", "genres"), delimiter="\t"):
         yield Clip(row["id"], (row["id"],), _split(row["genres"], ","), "all", 30.0)
 
 
@@ -226,7 +226,9 @@ LAYOUTS: dict[str, Layout] = {
 }
 
 
-def _rows(path: Path, columns: tuple[str, ...], delimiter: str = ",") -> Iterator[tuple[int, dict[str, str]]]:
+def read_table(
+    path: Path, columns: tuple[str, ...], delimiter: str = ","
+) -> Iterator[tuple[int, dict[str, str]]]:
     """(line number, row) of a table whose first line names at least ``columns``."""
     lines = _read_csv(path, delimiter=delimiter)
     header = next(lines, (0, []))[1]

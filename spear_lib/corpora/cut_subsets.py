@@ -24,7 +24,10 @@ def select_hours(manifest: Manifest, hours: float, seed: int = 0) -> list[Cut]:
     """
     available = float(manifest.durations.sum()) / 3600
     if not 0 < hours <= available:
-        raise ValueError(f"{hours:g} hours are wanted, and the set has {available:.3f}: ask for 0 to that")
+        raise ValueError(
+            f"{hours:g} hours are wanted, and the set has {available:.3f}: ask for 0 to that "
+            "(in a recipe: labelled_subsets in local/corpus.sh)"
+        )
     cuts = [manifest[position] for position in range(len(manifest))]
     waiting: dict[str, list[int]] = defaultdict(list)
     for position, cut in enumerate(cuts):

@@ -19,7 +19,6 @@ from lhotse.cut import Cut
 from spear_lib.corpora.clip_tables import Clip
 from spear_lib.data.audio import (
     CANCELLED,
-    CORRUPT,
     EMPTY,
     SILENT,
     SILENT_CHANNEL,
@@ -28,6 +27,7 @@ from spear_lib.data.audio import (
     check_whole,
     cut_of,
     load_audio,
+    unreadable,
 )
 from spear_lib.data.domains import AUDIO
 from spear_lib.data.problems import Problems
@@ -254,9 +254,9 @@ def _read(clip: Clip, path: Path, checks: ClipChecks) -> tuple[Cut, list[str]] |
         return EMPTY
     try:
         recording = Recording.from_file(path, recording_id=clip.id)
-    except Exception:
+    except Exception as error:
         # Which exception it is depends on the library that reads the format; the count names the file.
-        return CORRUPT
+        return unreadable(path, error).kind
     if recording.num_samples == 0:
         return EMPTY
     if recording.duration < checks.min_seconds:

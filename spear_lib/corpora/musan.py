@@ -11,7 +11,7 @@ from lhotse import CutSet, Recording
 from lhotse.cut import Cut
 
 from spear_lib.corpora.validation import validate_cuts
-from spear_lib.data.audio import CORRUPT, EMPTY
+from spear_lib.data.audio import EMPTY, unreadable
 from spear_lib.data.audio_files import AUDIO_ENDINGS
 from spear_lib.data.manifests import save_cuts
 from spear_lib.data.problems import Problems
@@ -76,7 +76,7 @@ def _recording(path: Path, problems: Problems) -> Recording | None:
         recording = Recording.from_file(path)
     except Exception as error:  # the audio libraries have no common base class
         logger.debug("%s: %s", path, error)
-        problems.bad(CORRUPT, str(path))
+        problems.bad(unreadable(path, error).kind, str(path))
         return None
     if recording.num_samples == 0:
         problems.bad(EMPTY, str(path))

@@ -21,7 +21,7 @@ from lhotse.recipes.gigaspeech import parse_utterance
 from lhotse.recipes.voxpopuli import RecordingIdFn
 from lhotse.serialization import deserialize_item
 
-from spear_lib.data.audio import cut_of
+from spear_lib.data.audio import CORRUPT, cut_of, unreadable
 from spear_lib.data.problems import Problems
 from spear_lib.data.references import OUTSIDE_TOLERANCE
 from spear_lib.runtime.text_files import text_lines
@@ -345,7 +345,8 @@ def _recording(path: Path, identity: str, problems: Problems) -> Recording | Non
     try:
         return Recording.from_file(path, recording_id=identity)
     except Exception as error:  # the audio libraries have no common base class
-        problems.bad(UNREADABLE, f"{path} ({_reason(error)})")
+        found = unreadable(path, error)
+        problems.bad(UNREADABLE if found.kind == CORRUPT else found.kind, str(found))
         return None
 
 

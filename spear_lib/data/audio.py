@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import shutil
 import warnings
 from io import BytesIO
 from pathlib import Path
@@ -28,7 +29,9 @@ CHANNELS = ("mean", "first")
 _CANCELLED_POWER = 0.01  # -20 dB: independent channels leave 1 / (their number) of their power in the mean
 MISSING, CORRUPT, EMPTY = "missing audio", "corrupt audio", "zero-length audio"
 TRUNCATED = "audio cut short"
-OUT_OF_RANGE = "samples out of range"
+OUT_OF_RANGE, NO_FFMPEG = "samples out of range", "needs ffmpeg"
+FFMPEG_ENDINGS = (".m4a", ".aac", ".webm", ".mp4", ".mka", ".mkv", ".wma", ".ac3", ".amr", ".mov")
+"""Of formats that libsndfile does not read."""
 MAX_LEVEL = 10.0
 """Largest sample that is taken for audio; full scale is 1, and what lies above 10 (20 dB) is damage, or a
 float file in the units of int16."""
@@ -39,7 +42,8 @@ class AudioProblems(Problems):
 
 
 class AudioError(RuntimeError):
-    """A recording cannot be read; ``kind`` is MISSING, CORRUPT, EMPTY, TRUNCATED or OUT_OF_RANGE."""
+    """A recording cannot be read; ``kind`` is one of MISSING, CORRUPT, EMPTY, TRUNCATED, OUT_OF_RANGE,
+    NO_FFMPEG."""
 
     def __init__(self, kind: str, message: str):
         super().__init__(message)
@@ -241,7 +245,27 @@ def _audio_error(cut: Cut, path: str, error: Exception) -> AudioError:
         )
     if is_file and Path(path).stat().st_size == 0:
         return AudioError(EMPTY, f"{path} (cut {cut.id}) is an empty file: copy or make it again")
-    reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    return AudioError(
-        CORRUPT, f"{path} (cut {cut.id}) cannot be read ({reason.strip()[:200]}): copy or make it again"
-    )
+    return unreadable(path, error, cut.id)
+
+
+def unreadable(path: str | Path, error: Exception, cut: str = "") -> AudioError:
+    """What to say of a file that ``error`` kept from being read: by its ending it may need ffmpeg, which is
+    not the file's fault.
+
+    Args:
+      cut: its id, where a manifest says that the file is audio.
+    """
+    name = f"{path} (cut {cut})" if cut else str(path)
+    if Path(path).suffix.lower() in FFMPEG_ENDINGS and shutil.which("ffmpeg") is None:
+        return AudioError(
+            NO_FFMPEG,
+            f"{name} is in a format that needs ffmpeg, which is not installed: install it, or convert the "
+            "file to WAV or FLAC",
+        )
+    # lhotse lists what each of its backends said; the first is libsndfile.
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    reason = next((line.split(">: ")[-1] for line in lines if line.startswith("Exception #")), None)
+    reason = (reason or next(iter(lines), type(error).__name__))[:200]
+    if cut:
+        return AudioError(CORRUPT, f"{name} cannot be read ({reason}): copy or make it again")
+    return AudioError(CORRUPT, f"{name} is no audio that can be read ({reason}): convert it to WAV or FLAC")

@@ -8,7 +8,7 @@ from pathlib import Path
 from lhotse import Recording
 from lhotse.cut import Cut
 
-from spear_lib.data.audio import CORRUPT, EMPTY, MISSING, AudioError, cut_of
+from spear_lib.data.audio import CORRUPT, EMPTY, MISSING, AudioError, cut_of, unreadable
 from spear_lib.data.containers import cut_short
 from spear_lib.runtime.walking import files_below
 
@@ -47,7 +47,8 @@ def find_audio(paths: Iterable[str | os.PathLike]) -> list[Path]:
 
 
 def open_audio(path: str | os.PathLike) -> Cut:
-    """The whole file as one cut of any rate and any number of channels; nothing but its header is read.
+    """The whole file as one cut of any rate and any number of channels; nothing but its header is read, but
+    for a pipe, which is taken into memory.
 
     Raises:
       AudioError: the file is missing, empty, or no audio.
@@ -55,17 +56,22 @@ def open_audio(path: str | os.PathLike) -> Cut:
     path = Path(path)
     if not path.exists():
         raise AudioError(MISSING, f"{path} does not exist")
-    if path.stat().st_size == 0:
-        raise AudioError(EMPTY, f"{path} is an empty file")
+    if path.is_dir():
+        raise AudioError(CORRUPT, f"{path} is a folder, expected an audio file")
     try:
-        recording = Recording.from_file(path, recording_id=str(path))
+        # Pipes have no size and cannot be read twice (/dev/stdin, or <(command) of a shell).
+        content = None if path.is_file() else path.read_bytes()
+        if not (path.stat().st_size if content is None else content):
+            raise AudioError(EMPTY, f"{path} is an empty file")
+        recording = (
+            Recording.from_file(path, recording_id=str(path))
+            if content is None
+            else Recording.from_bytes(content, recording_id=str(path))
+        )
+    except AudioError:
+        raise
     except Exception as error:  # whatever the backends of lhotse raise for a file that they do not know
-        reason = next((line for line in str(error).splitlines()[1:] if line.strip()), type(error).__name__)
-        reason = reason.split(">: ")[-1].strip()[:200]
-        raise AudioError(
-            CORRUPT,
-            f"{path} is no audio that can be read ({reason}): convert it to WAV or FLAC",
-        ) from error
+        raise unreadable(path, error) from error
     if recording.num_samples == 0:
         raise AudioError(EMPTY, f"{path} holds no samples")
     if reason := cut_short(path):

@@ -143,10 +143,12 @@ class CutData:
         """The cut numbers that can be used as far as manifests tell: all labels are looked at now, and of a
         validation set also whether its files exist, since the next look at them may be hours away."""
         self._num_checked = len(kept)
-        bad = examples.unusable(manifest, kept)
-        if not self.training:
-            bad = _missing_files(manifest, kept) | bad
-        self._add_problems({manifest.ids[number]: why for number, why in sorted(bad.items())}, ValueError)
+        labels = examples.unusable(manifest, kept)
+        files = {} if self.training else _missing_files(manifest, kept)
+        for found, spare in ((labels, 0), (files, 1)):
+            named = {manifest.ids[number]: why for number, why in sorted(found.items())}
+            self._add_problems(named, ValueError, spare)
+        bad = labels.keys() | files.keys()
         left = np.array([number for number in kept.tolist() if number not in bad], dtype=kept.dtype)
         if not len(left):
             shown = _examples_of(self.problems)
@@ -246,8 +248,9 @@ class CutData:
                 f"{_examples_of(self.problems)}. Repair or remove these cuts"
             )
 
-    def _add_problems(self, problems: dict[str, str], kind: type[Exception]) -> None:
-        """Counts unusable cuts, each once; an error of this kind when they are too many."""
+    def _add_problems(self, problems: dict[str, str], kind: type[Exception], spare: int = 1) -> None:
+        """Counts unusable cuts, each once; an error of this kind when they are too many. The limit is a share
+        meant for training sets: in the few cuts of a validation set, ``spare`` ones are always allowed."""
         new = {cut: why for cut, why in problems.items() if cut not in self.problems}
         self.problems.update(new)
         for cut, why in list(new.items())[:_LOGGED]:
@@ -257,7 +260,7 @@ class CutData:
         fraction = self.loading.max_bad_fraction
         allowed = int(fraction * self._num_checked)
         if not self.training and fraction > 0:
-            allowed = max(1, allowed)  # the share is meant for training sets; these have few cuts
+            allowed = max(spare, allowed)
         if len(self.problems) > allowed:
             raise kind(
                 f"{len(self.problems)} of {self._num_checked} cuts cannot be used, more than the {allowed} "

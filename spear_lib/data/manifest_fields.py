@@ -69,7 +69,7 @@ _SUPERVISION = {
 }
 _RECORDING = {
     "id": _need(_TEXT),
-    "sources": _need(_Rule(lambda value: isinstance(value, list) and bool(value), "a list with a source")),
+    "sources": _need(_LIST),
     "sampling_rate": _need(_Rule(lambda value: _is_whole(value) and value > 0, "a whole number of Hz")),
     "num_samples": _need(_COUNT),
     "duration": _need(_LENGTH),

@@ -10,6 +10,7 @@ large one holds its lines too. A lhotse Shar folder counts as one manifest (``sh
 Legend: n cuts.
 """
 
+import atexit
 import hashlib
 import json
 import logging
@@ -26,7 +27,7 @@ import numpy as np
 from spear_lib.data.domains import is_audio
 from spear_lib.data.manifest_fields import parse_cut
 from spear_lib.data.shar_index import is_shar, shar_identity, shar_lines, shar_size
-from spear_lib.runtime.locks import exclusive
+from spear_lib.runtime.locks import NoLocksError, exclusive
 from spear_lib.runtime.text_files import raw_lines
 
 logger = logging.getLogger(__name__)
@@ -187,18 +188,35 @@ def open_index(path: str | Path) -> ManifestIndex:
         content = {name: sink.getvalue() for name, sink in sinks.items()}
         arrays = {name: np.frombuffer(content[name], dtype) for name, dtype in _ARRAYS.items()}
         return ManifestIndex(path, arrays, _Bytes(content["ids"]), _Bytes(content["lines"]))
-    folder = _folder(path)
-    identity = _identity(path)
-    if not _is_current(folder, identity):
-        with exclusive(folder.with_name(folder.name + ".lock"), f"the index of {path}", wait=True):
-            if not _is_current(folder, identity):
-                _build_folder(path, folder, identity)
+    folder = _made_folder(path)
     arrays = {}
     for name, dtype in _ARRAYS.items():
         file = folder / name
         arrays[name] = np.memmap(file, dtype, mode="r") if file.stat().st_size else np.empty(0, dtype)
     lines = folder / "lines" if _keeps_lines(path) else path
     return ManifestIndex(path, arrays, _FileBytes(folder / "ids"), _FileBytes(lines))
+
+
+def _made_folder(path: Path) -> Path:
+    """The folder of the index, made by one process of all; where the file system of the manifest has no
+    locks, in the temporary folder, and where that has none either, for this process alone."""
+    identity = _identity(path)
+    places = dict.fromkeys((_folder(path), _temporary_folder(path)))
+    for folder in places:
+        if _is_current(folder, identity):
+            return folder
+    for folder in places:
+        try:
+            with exclusive(folder.with_name(folder.name + ".lock"), f"the index of {path}", wait=True):
+                if not _is_current(folder, identity):
+                    _build_folder(path, folder, identity)
+            return folder
+        except NoLocksError as error:
+            logger.debug("%s", error)
+    folder = _temporary_folder(path).with_name(f"{path.name}-{os.getpid()}")
+    _build_folder(path, folder, identity)
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def _keeps_lines(path: Path) -> bool:
@@ -211,6 +229,11 @@ def _folder(path: Path) -> Path:
     path = path.resolve()
     if os.access(path.parent, os.W_OK):
         return path.parent / ".index" / path.name
+    return _temporary_folder(path)
+
+
+def _temporary_folder(path: Path) -> Path:
+    path = path.resolve()
     return Path(tempfile.gettempdir()) / f"spear_lib-{os.getuid()}" / f"{hash64(str(path)):016x}" / path.name
 
 

@@ -225,7 +225,7 @@ def named_sets(cuts: list[str]) -> dict[str, Path]:
     sets: dict[str, Path] = {}
     for item in cuts:
         name, separator, path = item.partition("=")
-        if not separator:
+        if not separator or Path(item).exists():
             path, name = item, set_name(item)
         if name in sets:
             raise ValueError(f"two sets are called {name!r}: {sets[name]} and {path}; write name=manifest")

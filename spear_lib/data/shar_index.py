@@ -24,7 +24,7 @@ from numpy.lib import format as npy
 
 from spear_lib.data.manifest_fields import parse_cut
 from spear_lib.data.packed_arrays import STORAGE_TYPE, make_key
-from spear_lib.runtime.text_files import raw_lines
+from spear_lib.runtime.text_files import is_companion, raw_lines
 
 AUDIO_FIELD = "recording"
 RANGE_TYPE = "shar"
@@ -77,7 +77,7 @@ def shar_lines(folder: Path) -> Iterator[bytes]:
             f"folder {folder} holds no cuts.*.jsonl.gz, so it is no Shar folder: give one that export_shar "
             "or lhotse wrote, or the manifest file itself"
         )
-    names = sorted({file.name.split(".")[0] for file in folder.glob("*.tar*")})
+    names = sorted({file.name.split(".")[0] for file in folder.glob("*.tar*") if not is_companion(file)})
     for shard in shards:
         number = shard.name.split(".")[1]
         archives = {}

@@ -222,8 +222,8 @@ class ValidationProbe:
             widths = self.world.union({f"{self.world.rank}": width})
             width = max(widths.values())
         features = np.zeros((len(cuts), width)) if features is None else features
-        if self.world.any(unreadable):
-            features[:] = np.nan
+        if unreadable:
+            features[:] = np.nan  # and so is the sum over the processes
         return self.world.sum(torch.from_numpy(features)).numpy()
 
     def describe(self, values: dict[str, float]) -> str:

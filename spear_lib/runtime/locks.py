@@ -20,6 +20,11 @@ from filelock import FileLock, Timeout
 
 logger = logging.getLogger(__name__)
 
+
+class NoLocksError(RuntimeError):
+    """The file system has no locks."""
+
+
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
@@ -32,7 +37,7 @@ def exclusive(path: str | Path, what: str, wait: bool = False) -> Iterator[None]
       wait: wait for the holder instead of raising.
 
     Raises:
-      RuntimeError: another process holds the lock (says which), or the file system has no locks.
+      RuntimeError: another process holds the lock (says which), or (NoLocksError) the file system has none.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -65,7 +70,7 @@ def try_lock(file: IO, path: str | Path) -> bool:
     """Locks an open file as long as it is open; False where another process holds it.
 
     Raises:
-      RuntimeError: the file system (of ``path``, for the message) has no locks.
+      NoLocksError: the file system (of ``path``, for the message) has no locks.
     """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -78,8 +83,8 @@ def try_lock(file: IO, path: str | Path) -> bool:
     return True
 
 
-def _no_locks(path: str | Path, error: OSError) -> RuntimeError:
-    return RuntimeError(
+def _no_locks(path: str | Path, error: OSError) -> NoLocksError:
+    return NoLocksError(
         f"cannot lock {path} ({error.strerror}): this file system has no locks, so two jobs could write the "
         "same files; use a folder on another one"
     )

@@ -16,6 +16,11 @@ _LONGEST_LINE = 1 << 26
 """Bytes; a longer line is no text of ours, and one file of zeros must not fill the memory."""
 
 
+def is_companion(path: str | os.PathLike) -> bool:
+    """Whether this is the ``._NAME`` that macOS leaves beside NAME on other file systems: never content."""
+    return os.path.basename(path).startswith("._")
+
+
 def raw_lines(path: str | os.PathLike) -> Iterator[tuple[int, bytes]]:
     """(number from 1, bytes with their line ending) of every line of a file; ``.gz`` is unpacked.
 

@@ -5,6 +5,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from spear_lib.runtime.text_files import is_companion
+
 logger = logging.getLogger(__name__)
 
 
@@ -50,7 +52,7 @@ def _walk(start: str, walked: set[str], linked: list[str]) -> Iterator[tuple[str
                     places.append(entry.path)
                 elif entry.is_symlink() and entry.is_dir():
                     linked.append(entry.path)
-                elif not entry.name.startswith("._"):
+                elif not is_companion(entry.name):
                     names.append(entry.name)
                     if entry.is_symlink() and not os.path.exists(entry.path):
                         logger.warning("%s is a link to nothing: what it stood for is left out", entry.path)

@@ -208,8 +208,8 @@ def _tokens_of(
     """Fill ``codes`` for these recordings; each teacher runs once, for all of its quantisers.
 
     Returns:
-      position of each recording whose embeddings are not finite -> numbers of the fields that it has no tokens
-      of.
+      position of each recording whose embeddings are not finite -> numbers of the fields that have no tokens
+      of it.
     """
     damaged: dict[int, set[int]] = {}
     by_teacher: dict[int, list[int]] = {}

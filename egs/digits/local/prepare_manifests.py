@@ -2,7 +2,6 @@
 """Stage 1: lhotse cuts of every set of strings.csv, validated; labelled is the marked part of train."""
 
 import argparse
-import csv
 import json
 import logging
 from pathlib import Path
@@ -11,6 +10,7 @@ from lhotse import Recording, SupervisionSegment
 from lhotse.cut import Cut
 
 from spear_lib.bin.common import run
+from spear_lib.corpora.clip_tables import read_table
 from spear_lib.corpora.validation import validate_cuts
 from spear_lib.data.audio import cut_of
 from spear_lib.data.manifests import atomic_file, save_cuts
@@ -18,6 +18,7 @@ from spear_lib.data.manifests import atomic_file, save_cuts
 logger = logging.getLogger("prepare_manifests")
 
 CORPUS = "digits"
+COLUMNS = ("set", "file", "speaker", "labelled", "text")  # of strings.csv, read here
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -49,8 +50,7 @@ def main(argv: list[str] | None = None) -> None:
     folder = arguments.corpus_dir / "digits"
     if not (folder / "strings.csv").is_file():
         raise ValueError(f"{folder / 'strings.csv'} does not exist: run stage 0 first")
-    with (folder / "strings.csv").open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = [row for _, row in read_table(folder / "strings.csv", COLUMNS)]
     sets = {name: [row for row in rows if row["set"] == name] for name in {row["set"]: None for row in rows}}
     sets["labelled"] = [row for row in sets["train"] if row["labelled"] == "true"]
     statistics = {}
