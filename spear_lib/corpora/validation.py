@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice, repeat
 
+import numpy as np
 from lhotse.cut import Cut
 
 from spear_lib.data.audio import (
@@ -21,7 +22,7 @@ from spear_lib.features.fbank import SAMPLE_RATE
 from spear_lib.runtime.progress import progress
 
 NO_TRANSCRIPT, DUPLICATE, LENGTH = "without transcript", "duplicate id", "of unfit length"
-TEXT_OUTSIDE = "text outside the audio"
+TEXT_OUTSIDE, HALF_ZERO = "text outside the audio", "nothing but zeros in its second half"
 _BLOCK = 1024  # cuts that are read ahead
 
 
@@ -42,8 +43,8 @@ def validate_cuts(
     A cut is left out if its id came before, if it has no transcript (``need_text``), if it is shorter than
     ``min_seconds`` or longer than ``max_seconds``, or if its audio is missing, empty, cut short or cannot be
     decoded (``check_audio`` reads every sample). With ``need_text`` also if a supervision lies outside the
-    cut's audio, or if all samples are zero: nobody says there what the transcript says; without, silence is
-    noted. Audio of another sample rate or of several channels is kept and noted.
+    cut's audio, or if all samples or those of the second half are zero: nobody says there what the transcript
+    says; without, silence is noted. Audio of another sample rate or of several channels is kept and noted.
 
     Args:
       problems: a count that was begun before (e.g. while the corpus was scanned); continued here.
@@ -98,8 +99,8 @@ def usable_cuts(
         checked = _with_audio_problems(cuts, pool if check_audio else None)
         for cut, (audio_error, notes) in progress(checked, total, description, "cuts"):
             kind = _problem(cut, seen, need_text, min_seconds, max_seconds) or audio_error
-            if kind is None and need_text and SILENT in notes:
-                kind = SILENT
+            if kind is None and need_text:
+                kind = next((note for note in (SILENT, HALF_ZERO) if note in notes), None)
             seen.add(cut.id)
             if kind is not None:
                 problems.bad(kind, cut.id)
@@ -140,8 +141,12 @@ def _problem(cut: Cut, seen: set[str], need_text: bool, min_seconds: float, max_
 def _audio_problem(cut: Cut) -> tuple[str | None, list[str]]:
     notes = AudioProblems()
     try:
-        load_audio(cut, problems=notes)
+        samples = load_audio(cut, problems=notes)
         check_whole(cut)
     except AudioError as error:
         return error.kind, []
-    return None, [note for note in (SILENT, SILENT_CHANNEL, CANCELLED) if note in notes.notes]
+    # What a download leaves that was given its room on disk and then stopped.
+    zeros = int(np.argmax(samples[::-1] != 0.0)) if samples.any() else 0
+    if zeros > max(len(samples) / 2, SAMPLE_RATE):
+        notes.note(HALF_ZERO)
+    return None, [note for note in (SILENT, SILENT_CHANNEL, CANCELLED, HALF_ZERO) if note in notes.notes]

@@ -1,5 +1,9 @@
 #!/usr/bin/env python3
-"""Stage 1: lhotse cuts of every set of strings.csv, validated; labelled is the marked part of train."""
+"""Stage 1: lhotse cuts of every set of strings.csv, validated; labelled is the marked part of train.
+
+Of several channels the mean is read, everywhere (docs/troubleshooting.md); utterances without any sound are
+left out and counted.
+"""
 
 import argparse
 import json

@@ -6,6 +6,9 @@ train-clean-100, or all of it), dev (dev-clean and dev-other), and every test-* 
 
 --other NAME=FOLDER adds another corpus to train (manifest_options in local/corpus.sh): libriheavy,
 gigaspeech, voxpopuli, voxpopuli_asr or yodas_granary, in cuts of at most --max-seconds.
+
+Of several channels the mean is read, everywhere (docs/troubleshooting.md); utterances without any sound are
+left out and counted.
 """
 
 import argparse
