@@ -26,6 +26,9 @@ class Encoder(torch.nn.Module):
     def begin_step(self, *_) -> None:
         pass
 
+    def output_length(self, num_samples: int) -> int:
+        return num_samples // 8
+
     def limit_gradients(self) -> None:
         self.limited += 1
 
