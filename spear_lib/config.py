@@ -8,9 +8,11 @@ One field may be ``positional()``: what is typed without a name, ``command a.fla
 
 import dataclasses
 import difflib
+import json
 import os
 import re
 import sys
+import typing
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -86,8 +88,6 @@ def _keys(cls: type, prefix: str = "") -> list[str]:
 
 
 def _nested_dataclass(cls: type, name: str) -> type | None:
-    import typing
-
     hint = typing.get_type_hints(cls)[name]
     candidates = [hint, *typing.get_args(hint)]
     return next((c for c in candidates if isinstance(c, type) and dataclasses.is_dataclass(c)), None)
@@ -138,6 +138,57 @@ def _normalise(argv: list[str]) -> list[str]:
     ]
 
 
+def _types(cls: type, name: str) -> tuple[Any, ...]:
+    """What the option takes: its type, and the parts of a union."""
+    *groups, leaf = name.split(".")
+    for group in groups:
+        cls = _nested_dataclass(cls, group)
+    hint = typing.get_type_hints(cls)[leaf]
+    return (hint, *(() if typing.get_origin(hint) is list else typing.get_args(hint)))
+
+
+def _quoted_lists(argv: list[str], cls: type) -> list[str]:
+    """Lists of paths with their items in quotes, so that a path may hold what means something in YAML (a
+    comma, colon, bracket, ``#``): ``--cuts '[a: b.jsonl]'``; one path without brackets is a list of one.
+
+    Raises:
+      ValueError: brackets around what is neither a list of texts nor the names of files.
+    """
+    quoted = list(argv)
+    for place, argument in enumerate(argv):
+        match = re.match(r"--([^=]+)(=?)(.*)", argument, re.DOTALL)
+        types = _types(cls, match[1]) if match is not None and match[1] in _keys(cls) else ()
+        if list[str] not in types:
+            continue
+        if match[2]:
+            quoted[place] = f"--{match[1]}={_quoted_list(match[1], match[3], str in types)}"
+        elif place + 1 < len(argv) and not argv[place + 1].startswith("--"):
+            quoted[place + 1] = _quoted_list(match[1], argv[place + 1], str in types)
+    return quoted
+
+
+def _quoted_list(name: str, text: str, or_text: bool) -> str:
+    if not (text.startswith("[") and text.endswith("]")) or os.path.exists(text):
+        alone = or_text or not text or text == "null"
+        return text if alone else json.dumps([text])
+    inner = text[1:-1]
+    if os.path.exists(inner):
+        return json.dumps([inner])
+    try:
+        items = yaml.safe_load(text)
+    except yaml.YAMLError:
+        items = None
+    if isinstance(items, list) and not any(isinstance(item, dict | list | None) for item in items):
+        return text
+    items = [item.strip() for item in inner.split(",")]
+    if all(map(os.path.exists, items)):
+        return json.dumps(items)
+    raise ValueError(
+        f"--{name} {text} is no list of texts: put quotes around what holds a comma, colon, bracket or #, as "
+        f'in --{name} \'["one, two.jsonl", "three.jsonl"]\''
+    )
+
+
 def parse(
     cls: type[Options], argv: list[str] | None = None, prog: str | None = None, description: str | None = None
 ) -> Options:
@@ -157,7 +208,7 @@ def parse(
         parser = _parser(cls, prog, description)
         given = [re.match(r"--([^=]+)", a).group(1) for a in argv if re.match(r"--[^=]", a)]
         _check_keys(cls, given, "the command line")
-        namespace = parser.parse_args(_resolved(argv, cls))
+        namespace = parser.parse_args(_quoted_lists(_resolved(argv, cls), cls))
         return _instantiate(parser, namespace, cls)
     except ValueError as error:
         message = " ".join(str(error).split())

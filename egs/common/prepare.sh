@@ -70,6 +70,7 @@ noise_cuts=$(noise_manifest)
 stage_0() {
   "$python" local/prepare_corpus.py --mini "$mini" --corpus-dir "$corpus_dir" --noise-dir "$noise_dir" \
     --output "$data_dir/corpus" --seed "$seed" --num-jobs "$num_jobs" "${corpus_options[@]}"
+  if declare -F check_corpus >/dev/null; then check_corpus; fi
 }
 
 stage_1() {
@@ -120,11 +121,11 @@ stage_6() {
 }
 
 stage_7() {
-  "$python" -m spear_lib.bin.train_units --cuts "[$(set_manifest "$labelled_set")]" --output_dir "$data_dir/units" \
+  "$python" -m spear_lib.bin.train_units --cuts "$(list_of "$(set_manifest "$labelled_set")")" --output_dir "$data_dir/units" \
     --vocab_size "$num_units"
-  local source=(--cuts "[$(set_manifest "$labelled_set")]")
+  local source=(--cuts "$(list_of "$(set_manifest "$labelled_set")")")
   if [[ -n $lm_path ]]; then source=(--arpa "$lm_path"); fi
-  "$python" -m spear_lib.bin.train_lm "${source[@]}" --test_cuts "[$(set_manifest dev)]" --output_dir "$data_dir/lm"
+  "$python" -m spear_lib.bin.train_lm "${source[@]}" --test_cuts "$(list_of "$(set_manifest dev)")" --output_dir "$data_dir/lm"
 }
 
 # shellcheck source=/dev/null

@@ -75,7 +75,7 @@ if [[ $mini == true ]]; then report_title="$report_title, synthesised mini corpu
 noise_cuts=$(noise_manifest)
 # Noise is optional: stage 2 leaves no cuts where it was given none.
 noise=()
-if [[ -f $noise_cuts ]]; then noise=(--data.noise_cuts "[$noise_cuts]"); fi
+if [[ -f $noise_cuts ]]; then noise=(--data.noise_cuts "$(list_of "$noise_cuts")"); fi
 # Beside the encoder that is probed.
 probe_dir=$exp_dir/pretrain/probe
 if [[ -n $encoder ]]; then probe_dir=$exp_dir/finetune_pretrained/probe; fi
@@ -108,8 +108,8 @@ stage_10() {
   field=$(json_value "$(token_store train)/store.json" field)
   quantizer_id=$(json_value "$(token_store train)/store.json" quantizer_id)
   launch spear_lib.bin.pretrain --config "$pretrain_config" --experiment_dir "$exp_dir/pretrain" \
-    --data.train_cuts "[$(token_cuts train)]" --valid_cuts "[$(token_cuts dev)]" "${noise[@]}" \
-    --data.token_fields "[$field]" --data.quantizer_ids "[$quantizer_id]" --training.seed "$seed"
+    --data.train_cuts "$(list_of "$(token_cuts train)")" --valid_cuts "$(list_of "$(token_cuts dev)")" "${noise[@]}" \
+    --data.token_fields "$(list_of "$field")" --data.quantizer_ids "$(list_of "$quantizer_id")" --training.seed "$seed"
 }
 
 stage_11() {
@@ -129,34 +129,36 @@ stage_12() {
       start+=(--scratch true)
     fi
     launch "spear_lib.bin.$finetune_command" "${start[@]}" --experiment_dir "$exp_dir/finetune_$arm" \
-      --data.train_cuts "[$(set_manifest "$labelled_set")]" "${noise[@]}" --dev_cuts "[$(set_manifest dev)]" \
+      --data.train_cuts "$(list_of "$(set_manifest "$labelled_set")")" "${noise[@]}" --dev_cuts "$(list_of "$(set_manifest dev)")" \
       --training.seed "$seed"
   done
 }
 
 stage_13() {
-  local arm name cuts=""
-  for name in dev $test_sets; do cuts+=${cuts:+,}$(set_manifest "$name"); done
+  local arm name
+  local -a cuts=()
+  for name in dev $test_sets; do cuts+=("$(set_manifest "$name")"); done
   for arm in $arms; do
     "$python" -m "spear_lib.bin.$evaluation_command" --config "$evaluation_config" \
-      --experiment_dir "$exp_dir/finetune_$arm" "${evaluation_labels[@]}" --cuts "[$cuts]"
+      --experiment_dir "$exp_dir/finetune_$arm" "${evaluation_labels[@]}" --cuts "$(list_of "${cuts[@]}")"
     if [[ $decode_lm == true ]]; then
       "$python" -m spear_lib.bin.decode --config "$lm_config" --search.lm "$data_dir/lm/lm.npz" \
-        --experiment_dir "$exp_dir/finetune_$arm" "${evaluation_labels[@]}" --cuts "[$cuts]" \
+        --experiment_dir "$exp_dir/finetune_$arm" "${evaluation_labels[@]}" --cuts "$(list_of "${cuts[@]}")" \
         --output_dir "$exp_dir/finetune_$arm/decode_lm"
     fi
   done
   if [[ $probe != true ]]; then return 0; fi
   "$python" -m spear_lib.bin.probe --config "$probe_config" --encoder "$encoder_of_stage_12" \
-    --train_cuts "[$(set_manifest train)]" --dev_cuts "[$(set_manifest dev)]" --test_cuts "[${cuts#*,}]" \
+    --train_cuts "$(list_of "$(set_manifest train)")" --dev_cuts "$(list_of "$(set_manifest dev)")" --test_cuts "$(list_of "${cuts[@]:1}")" \
     --output_dir "$probe_dir" --seed "$seed"
 }
 
 stage_14() {
-  local arm folders=""
-  if [[ -z $encoder ]]; then folders=$exp_dir/pretrain; fi
-  for arm in $arms; do folders+=${folders:+,}$exp_dir/finetune_$arm; done
-  "$python" -m spear_lib.bin.report --data_dir "$data_dir" --experiment_dirs "[$folders]" \
+  local arm
+  local -a folders=()
+  if [[ -z $encoder ]]; then folders=("$exp_dir/pretrain"); fi
+  for arm in $arms; do folders+=("$exp_dir/finetune_$arm"); done
+  "$python" -m spear_lib.bin.report --data_dir "$data_dir" --experiment_dirs "$(list_of "${folders[@]}")" \
     --output_dir "$exp_dir/report" --exp_dir "$exp_dir" --title "$report_title"
 }
 

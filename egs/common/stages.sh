@@ -76,6 +76,17 @@ noise_manifest() {
   printf '%s/manifests/noise_cuts.jsonl.gz' "$data_dir"
 }
 
+# list_of WORDS...: the words as one list for an option of a command, quoted, so that a path may hold spaces, commas,
+# brackets, colons or a #.
+list_of() {
+  local word quoted="" backslash=\\
+  for word in "$@"; do
+    word=${word//"$backslash"/"$backslash$backslash"}
+    quoted+=${quoted:+, }\"${word//\"/"$backslash"\"}\"
+  done
+  printf '[%s]' "$quoted"
+}
+
 # json_value FILE KEY: prints a value of a JSON object.
 json_value() {
   "$python" "$common_dir/json_value.py" "$1" "$2"
@@ -210,7 +221,12 @@ run_stage() {
   # Two runs of one stage would write the same files. The lock dies with its holders, also with kill -9.
   if command -v flock >/dev/null; then
     exec 9>"$_done_dir/stage-$_number.lock${_part:+.${_part//\//-of-}}"
-    flock -w 20 9 || die "stage $_number is already running on $_done_dir: wait for it, or end that process"
+    _status=0
+    flock -E 75 -w 20 9 || _status=$?
+    if ((_status == 75)); then die "stage $_number is already running on $_done_dir: wait for it, or end that process"; fi
+    if ((_status)); then
+      die "cannot lock $_done_dir: its file system has no locks, so two runs could write the same files; use a folder on another one"
+    fi
   fi
   log "stage $_number: $_description${_part:+ (part $_part)}${_configs:+, $_configs}"
   local _started

@@ -218,14 +218,15 @@ own_store() {
 }
 # dump_tokens TEACHERS...: one pass over the audio of this set for all of them.
 dump_tokens() {
-  local teacher quantizers="" stores="" paths=""
+  local teacher
+  local -a quantizers=() stores=() paths=()
   for teacher in "$@"; do
-    quantizers+=${quantizers:+,}$(quantizer_of "$teacher")
-    stores+=${stores:+,}$(store_of "$teacher" "$part" "$set")
-    paths+=${paths:+,}\"$(option_of "$teacher" teacher_path)\"
+    quantizers+=("$(quantizer_of "$teacher")")
+    stores+=("$(store_of "$teacher" "$part" "$set")")
+    paths+=("$(option_of "$teacher" teacher_path)")
   done
-  "$python" -m spear_lib.bin.dump_tokens --cuts "$(set_manifest "$part-$set")" --quantizer "[$quantizers]" \
-    --output_dir "[$stores]" --teacher_path "[$paths]" --num_splits "$num_splits" --split "$split"
+  "$python" -m spear_lib.bin.dump_tokens --cuts "$(set_manifest "$part-$set")" --quantizer "$(list_of "${quantizers[@]}")" \
+    --output_dir "$(list_of "${stores[@]}")" --teacher_path "$(list_of "${paths[@]}")" --num_splits "$num_splits" --split "$split"
 }
 
 stage_6() {
@@ -233,13 +234,14 @@ stage_6() {
   for_sets attach_tokens
 }
 attach_tokens() {
-  local teacher stores="" quantizers=""
+  local teacher
+  local -a stores=() quantizers=()
   for teacher in ${wanted_teachers[$domain]}; do
-    stores+=${stores:+,}$(store_of "$teacher" "$part" "$set")
-    quantizers+=${quantizers:+,}$(quantizer_of "$teacher")
+    stores+=("$(store_of "$teacher" "$part" "$set")")
+    quantizers+=("$(quantizer_of "$teacher")")
   done
-  "$python" -m spear_lib.bin.check_tokens --cuts "$(set_manifest "$part-$set")" --store "[$stores]" \
-    --quantizer "[$quantizers]" --output_cuts "$(token_cuts "$part-$set")"
+  "$python" -m spear_lib.bin.check_tokens --cuts "$(set_manifest "$part-$set")" --store "$(list_of "${stores[@]}")" \
+    --quantizer "$(list_of "${quantizers[@]}")" --output_cuts "$(token_cuts "$part-$set")"
 }
 
 stage_7() { for_parts make_units; }

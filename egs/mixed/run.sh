@@ -52,25 +52,27 @@ if [[ $mini == true ]]; then report_title="$report_title, synthesised mini corpo
 
 # Noise is optional: stage 2 leaves no cuts where the parts have none.
 noise=()
-if [[ -f $(noise_manifest) ]]; then noise=(--data.noise_cuts "[$(noise_manifest)]"); fi
+if [[ -f $(noise_manifest) ]]; then noise=(--data.noise_cuts "$(list_of "$(noise_manifest)")"); fi
 
 stage_10() {
-  local teacher store fields="" quantizers="" train="" valid="" repeats=""
+  local teacher store
+  local -a fields=() quantizers=() train=() valid=() repeats=()
   for teacher in $domains; do
     store=$(store_of "$teacher" "$(first_part_of "$teacher")" train)/store.json
-    fields+=${fields:+,}$(json_value "$store" field)
-    quantizers+=${quantizers:+,}$(json_value "$store" quantizer_id)
+    fields+=("$(json_value "$store" field)")
+    quantizers+=("$(json_value "$store" quantizer_id)")
   done
   for_parts add_cuts
   launch spear_lib.bin.pretrain --config "$pretrain_config" --experiment_dir "$exp_dir/pretrain" \
-    --data.train_cuts "[$train]" --valid_cuts "[$valid]" "${noise[@]}" --data.token_fields "[$fields]" \
-    --data.train_repeats "[$repeats]" --data.quantizer_ids "[$quantizers]" --objective.strategy "$strategy" --training.seed "$seed"
+    --data.train_cuts "$(list_of "${train[@]}")" --valid_cuts "$(list_of "${valid[@]}")" "${noise[@]}" \
+    --data.token_fields "$(list_of "${fields[@]}")" --data.quantizer_ids "$(list_of "${quantizers[@]}")" \
+    --data.train_repeats "$(list_of "${repeats[@]}")" --objective.strategy "$strategy" --training.seed "$seed"
 }
 # One manifest of each part.
 add_cuts() {
-  train+=${train:+,}$(token_cuts "$part-train")
-  valid+=${valid:+,}$(token_cuts "$part-dev")
-  repeats+=${repeats:+,}$(repeats_of "$part" "$conf")
+  train+=("$(token_cuts "$part-train")")
+  valid+=("$(token_cuts "$part-dev")")
+  repeats+=("$(repeats_of "$part" "$conf")")
 }
 # first_part_of DOMAIN: a part whose cuts have the tokens of the domain's teacher.
 first_part_of() { for_parts print_part_of "$1" | head -n 1; }
@@ -97,11 +99,12 @@ own_stage() {
 }
 
 stage_14() {
-  local folder folders=$exp_dir/pretrain
+  local folder
+  local -a folders=("$exp_dir/pretrain")
   for folder in "$exp_dir"/*/finetune_*; do
-    if [[ -d $folder ]]; then folders+=,$folder; fi
+    if [[ -d $folder ]]; then folders+=("$folder"); fi
   done
-  "$python" -m spear_lib.bin.report --data_dir "$data_dir" --experiment_dirs "[$folders]" \
+  "$python" -m spear_lib.bin.report --data_dir "$data_dir" --experiment_dirs "$(list_of "${folders[@]}")" \
     --output_dir "$exp_dir/report" --exp_dir "$exp_dir" --title "$report_title"
 }
 

@@ -1,11 +1,9 @@
 """Reading n-gram language models: ARPA files (plain or gzip; their log10 become natural logarithms) or our
 compiled form."""
 
-import gzip
 import math
 import os
 import re
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import numpy as np
 import torch
 
 from spear_lib.asr.ngram import SPECIAL_WORDS, UNKNOWN, NgramModel, build_ngram_model
+from spear_lib.runtime.text_files import text_lines
 
 LN_10 = math.log(10.0)
 # Of words that the model does not know, where it says nothing about them (KenLM's convention), log10.
@@ -74,15 +73,9 @@ class _Lines:
         self._ahead: list[str] = []
 
     def _read(self) -> Iterator[str]:
-        opener = gzip.open if self.path.name.endswith(".gz") else open
-        try:
-            with opener(self.path, "rt", encoding="utf-8") as file:
-                for line in file:
-                    self.number += 1
-                    if line.strip():
-                        yield line
-        except (OSError, EOFError, zlib.error, UnicodeDecodeError) as problem:
-            raise self.error(f"it cannot be read further ({problem})") from problem
+        for number, line in text_lines(self.path):
+            self.number = number
+            yield line
 
     def next(self) -> str:
         """The next line; the end of the file is an error, since \\end\\ must come before it."""

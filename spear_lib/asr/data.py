@@ -1,11 +1,13 @@
 """Data of ASR fine-tuning: waveforms with transcripts, perturbed in speed and mixed."""
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from spear_lib.data.batch import Batch
 from spear_lib.data.datasets import CutData, LoadingConfig, open_sources
 from spear_lib.data.examples import Example, Examples, Making
 from spear_lib.data.mixing import FINETUNING_MIXING, MixingConfig, mix_utterance
+from spear_lib.data.references import transcript, transcript_in
 from spear_lib.features.spec_augment import SpecAugmentConfig, perturb_speed
 
 
@@ -42,7 +44,14 @@ class AsrExamples(Examples):
     """Waveforms with transcripts; speed perturbation, then noise or utterance mixing."""
 
     def __init__(
-        self, manifest, noise, seed: int, training: bool, mixing: MixingConfig, speed: SpeedConfig
+        self,
+        manifest,
+        noise,
+        seed: int,
+        training: bool,
+        mixing: MixingConfig,
+        speed: SpeedConfig,
+        units: Any = None,
     ) -> None:
         super().__init__(manifest, noise, seed, training, mixing)
         if mixing.enabled and mixing.token_probability > 0.0:
@@ -50,18 +59,26 @@ class AsrExamples(Examples):
                 f"mixing.token_probability is {mixing.token_probability}, but fine-tuning has no tokens to "
                 f"mix: set it to 0"
             )
-        self.speed = speed
+        self.speed, self.units = speed, units
+
+    def unusable(self, manifest, cut_numbers) -> dict[int, str]:
+        """Cuts without a transcript, and those whose transcript the units cannot write."""
+        wanted, bad = set(cut_numbers.tolist()), {}
+        for number, fields in enumerate(manifest.fields()):
+            if number not in wanted:
+                continue
+            try:
+                check_text(transcript_in(fields), fields["id"], self.units)
+            except ValueError as error:
+                bad[number] = str(error)
+        return bad
 
     def check_cut(self, cut) -> None:
-        if not _text(cut):
-            raise ValueError(
-                f"cut {cut.id} has no transcript: fine-tuning needs cuts with text; give the labelled "
-                f"manifest"
-            )
+        """Transcripts are read of all cuts before (``unusable``)."""
 
     def load(self, number: int) -> Example:
         cut = self.manifest[number]
-        text = _text(cut)
+        text = transcript(cut)
         if not text:
             raise ValueError("no transcript")
         return Example(str(cut.id), self.load_waveform(cut), {}, text=text)
@@ -98,14 +115,21 @@ class AsrExamples(Examples):
         return batch
 
 
-def _text(cut) -> str:
-    return " ".join(supervision.text for supervision in cut.supervisions if supervision.text).strip()
+def check_text(text: str, cut: str, units: Any) -> None:
+    """ValueError if a transcript cannot be learnt: it is empty, or the units (None: any) cannot write it."""
+    if not text:
+        raise ValueError(
+            f"cut {cut} has no transcript: fine-tuning needs cuts with text; give the labelled manifest"
+        )
+    if units is not None:
+        units.check(text)
 
 
 class AsrData(CutData):
     """Batches with transcripts for fine-tuning; SpecAugment is left to the task (``config.spec_augment``).
 
-    Arguments and errors as ``PretrainingData``; with ``training`` False nothing is perturbed or mixed.
+    Arguments and errors as ``PretrainingData``; with ``training`` False nothing is perturbed or mixed. With
+    ``units``, cuts whose transcripts they cannot write are counted like unreadable ones, before any step.
     Batches are planned by the cuts' own durations, so a speed factor of 0.9 makes a batch up to 11 % longer
     than batch_seconds.
     """
@@ -118,10 +142,17 @@ class AsrData(CutData):
         world_size: int = 1,
         training: bool = True,
         cuts: list[str] | None = None,
+        units: Any = None,
     ) -> None:
         manifest, noise, mixing = open_sources(config, training, cuts)
         examples = AsrExamples(
-            manifest=manifest, noise=noise, seed=seed, training=training, mixing=mixing, speed=config.speed
+            manifest=manifest,
+            noise=noise,
+            seed=seed,
+            training=training,
+            mixing=mixing,
+            speed=config.speed,
+            units=units,
         )
         super().__init__(manifest, examples, config, seed, rank, world_size, training)
         self.config = config

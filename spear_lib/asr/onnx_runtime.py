@@ -14,6 +14,7 @@ from torch import Tensor
 from spear_lib.asr.words import WORD_START
 from spear_lib.encoders.base import EncoderOutput
 from spear_lib.features.fbank import FbankExtractor
+from spear_lib.runtime.text_files import text_lines
 
 ENCODER, DECODER, JOINER, TOKENS = "encoder.onnx", "decoder.onnx", "joiner.onnx", "tokens.txt"
 _PROVENANCE = ("weights", "weights_hash", "step")  # metadata that say where the weights come from
@@ -138,10 +139,9 @@ class TokenTable:
     blank_id = 0
 
     def __init__(self, path: str | os.PathLike):
-        lines = Path(path).read_text(encoding="utf-8").split("\n") if Path(path).is_file() else None
-        if lines is None:
+        if not Path(path).is_file():
             raise ValueError(f"{path} does not exist: export the model first (spear_lib.bin.export_onnx)")
-        pairs = [line.rsplit(" ", 1) for line in lines if line]
+        pairs = [line.rsplit(" ", 1) for _, line in text_lines(path)]
         if [pair[-1] for pair in pairs] != [str(number) for number in range(len(pairs))]:
             raise ValueError(f"{path} must hold lines '<unit> <id>' with the ids 0, 1, 2, ... in order")
         self._units = [pair[0] for pair in pairs]

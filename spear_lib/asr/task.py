@@ -69,6 +69,8 @@ class AsrTask(Task[Batch]):
         output = self.augmented(model.encoder, batch, model.training)
         targets = [self._encode(text) for text in batch.texts]
         lengths = usable_lengths(output.lengths, targets)
+        counts = batch.samples_of_each or batch.num_samples.tolist()
+        targets = learnable_targets([model.encoder.output_length(count) for count in counts], targets)
         step = self.step if model.training else model.config.warm_step
         losses = model.losses(output.encoder_out, lengths, targets, step, batch.keys)
         num_frames = losses["num_frames"]
@@ -143,6 +145,13 @@ def check_vocabulary(vocab_size: int, units: Any) -> None:
             f"the model has {vocab_size} output units, but the text units {units.id} are {units.vocab_size}; "
             "give the units that the model was trained with"
         )
+
+
+def learnable_targets(num_frames: list[int], targets: list[list[int]]) -> list[list[int]]:
+    """The targets, of which those that ``usable_lengths`` drops keep one unit: at its whole length an
+    utterance that is not learnt would still set the width of the batch's lattice (72 words on 2 s: ten times
+    the memory of eight clips)."""
+    return [target if frames >= len(target) else target[:1] for frames, target in zip(num_frames, targets)]
 
 
 def usable_lengths(lengths: Tensor, targets: list[list[int]]) -> Tensor:

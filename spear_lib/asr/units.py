@@ -9,14 +9,19 @@ import io
 import logging
 import os
 import re
+import unicodedata
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from spear_lib.runtime.files import atomic_file
+from spear_lib.runtime.overlays import read_yaml
 
 logger = logging.getLogger(__name__)
 
+UNITS_FOLDER = "units"
+"""Of an experiment: the units that it was trained with."""
 BLANK, UNKNOWN = "<blk>", "<unk>"
 # Order as in icefall's BPE models: blank 0, <sos/eos> 1, <unk> 2.
 _SPECIAL = [BLANK, "<sos/eos>"]
@@ -28,12 +33,49 @@ def _name(characters: Iterable[str]) -> str:
     return ", ".join(f"{c!r} (U+{ord(c):04X})" for c in sorted(set(characters)))
 
 
+# What typesetting and phones put where transcripts have a plain character.
+_TYPOGRAPHIC = str.maketrans("’‘‛ʼ`´“”„–—−‐‑", "'" * 6 + '"' * 3 + "-" * 5)
+
+
+def _cure(unknown: set[str], known: set[str]) -> str:
+    """What to do about characters that units with the characters ``known`` cannot write."""
+    cures = dict.fromkeys(_cure_of(character, known) for character in sorted(unknown))
+    return "; ".join(cures)
+
+
+def _cure_of(character: str, known: set[str]) -> str:
+    if character.upper() in known or character.lower() in known:
+        return "the units know the other case: change the case of the text"
+    if character.translate(_TYPOGRAPHIC) in known:
+        return "the units know the plain form (' for ’): replace the typographic one"
+    if unicodedata.normalize("NFD", character)[0] in known or unicodedata.combining(character):
+        return "accents: write them as the units' text does (NFC or NFD), or leave them out"
+    if unicodedata.category(character)[0] in "PS":
+        return "take the punctuation out of the text, or train units on text that holds it"
+    return "normalise the text, or train units on text that holds them"
+
+
 def _unwritable(text: str, unknown: set[str], known: set[str], where: str) -> ValueError:
-    hint = "normalise the text, or train units on text that holds them"
-    swapped = {c for c in unknown if c.upper() in known or c.lower() in known}
-    if swapped == unknown:
-        hint = "the units know the other case: change the case of the text"
-    return ValueError(f"{where} cannot write {_name(unknown)} in the text {text[:200]!r}: {hint}.")
+    return ValueError(
+        f"{where} cannot write {_name(unknown)} in the text {text[:200]!r}: {_cure(unknown, known)}."
+    )
+
+
+def unwritable_references(units: "TextUnits | CharacterUnits", texts: Iterable[str]) -> tuple[int, str]:
+    """How many of the texts hold characters that the units cannot write, so that even a perfect recogniser
+    would have errors there, and in one line which characters and what to do (empty where there are none)."""
+    unknown: Counter[str] = Counter()
+    number = 0
+    for text in texts:
+        found = units.unknown_characters(text)
+        number += bool(found)
+        unknown.update(found)
+    if not number:
+        return 0, ""
+    shown = [character for character, _ in unknown.most_common(10)]
+    more = f" and {len(unknown) - 10} more" if len(unknown) > 10 else ""
+    known = units.known_characters
+    return number, f"{_name(shown)}{more}: {_cure(set(unknown), known)}"
 
 
 def _normalised(text: str) -> str:
@@ -89,10 +131,12 @@ def train_bpe(texts: Iterable[str], vocab_size: int, output_dir: str | os.PathLi
     lines = [line for line in (_normalised(text) for text in texts) if line]
     if not lines:
         raise ValueError("train_bpe got no text: the cuts have no transcripts, or all of them are empty.")
-    for special in (*_SPECIAL, UNKNOWN):
-        if any(special in line for line in lines):
+    for special in (*_SPECIAL, UNKNOWN, _WORD_START):
+        held = next((line for line in lines if special in line), None)
+        if held is not None:
             raise ValueError(
-                f"a transcript contains {special!r}, which is reserved: remove it from the text."
+                f"a transcript contains {special!r}, which is reserved: remove it from the text "
+                f"{held[:200]!r}."
             )
     characters = set("".join(lines)) - {" "}
     smallest = len(_SPECIAL) + 1 + len(characters | {_WORD_START})
@@ -140,7 +184,7 @@ class TextUnits:
         self.path = path / "bpe.model" if path.is_dir() else path
         if not self.path.is_file():
             raise ValueError(f"{self.path} does not exist: train the text units first (prepare.sh stage 7).")
-        content = self.path.read_bytes()
+        content = self._content = self.path.read_bytes()
         try:
             self._model = sentencepiece.SentencePieceProcessor(model_proto=content)
         except RuntimeError as problem:
@@ -153,19 +197,37 @@ class TextUnits:
         self.vocab_size: int = self._model.get_piece_size()
         self.unk_id: int = self._model.unk_id()
         self.id = "bpe-" + hashlib.sha256(content).hexdigest()[:16]
-        self._known = {p for p in map(self._model.id_to_piece, range(self.vocab_size)) if len(p) == 1}
+        pieces = map(self._model.id_to_piece, range(self.vocab_size))
+        # sentencepiece makes a word's start of "▁", so no text can hold it.
+        self.known_characters: set[str] = {p for p in pieces if len(p) == 1 and p != _WORD_START}
 
     def __len__(self) -> int:
         return self.vocab_size
+
+    def save(self, folder: str | os.PathLike) -> None:
+        """Writes bpe.model into ``folder``."""
+        path = Path(folder) / self.path.name
+        if not (path.is_file() and path.read_bytes() == self._content):
+            with atomic_file(path) as file:
+                file.write(self._content)
+
+    def check(self, text: str) -> None:
+        """The error that ``encode`` would raise, several times quicker where there is none."""
+        if "<" in text or not self.known_characters.issuperset(text.replace(" ", "")):
+            self.encode(text)
 
     def encode(self, text: str) -> list[int]:
         """Unit ids of ``text``, without blank. Raises ValueError on characters that no unit can write."""
         text = _normalised(text)
         ids = self._model.encode(text, out_type=int)
-        if self.unk_id in ids or any(unit < self.unk_id for unit in ids):
-            unknown = {c for c in text if c != " " and c not in self._known} or set("<>")
-            raise _unwritable(text, unknown, self._known, f"the BPE units {self.path}")
+        if any(unit <= self.unk_id for unit in ids) or _WORD_START in text:
+            unknown = self.unknown_characters(text) or set("<>")
+            raise _unwritable(text, unknown, self.known_characters, f"the BPE units {self.path}")
         return ids
+
+    def unknown_characters(self, text: str) -> set[str]:
+        """Characters of ``text`` that no unit can write."""
+        return set("".join(text.split())) - self.known_characters
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of unit ids (blank and the other special units write nothing)."""
@@ -199,13 +261,29 @@ class CharacterUnits:
     def __len__(self) -> int:
         return self.vocab_size
 
+    def save(self, folder: str | os.PathLike) -> None:
+        """Nothing: they are known by their name."""
+
+    def check(self, text: str) -> None:
+        """The error that ``encode`` would raise."""
+        self.encode(text)
+
     def encode(self, text: str) -> list[int]:
         """Unit ids of ``text``, without blank. Raises ValueError on unknown characters."""
         text = _normalised(text)
-        unknown = set(text) - set(self._ids)
+        unknown = self.unknown_characters(text)
         if unknown:
-            raise _unwritable(text, unknown, set(self._ids), "the character units")
+            raise _unwritable(text, unknown, self.known_characters, "the character units")
         return [self._ids[character] for character in text]
+
+    @property
+    def known_characters(self) -> set[str]:
+        """What texts may hold."""
+        return set(self._ids)
+
+    def unknown_characters(self, text: str) -> set[str]:
+        """Characters of ``text`` that no unit can write."""
+        return set(_normalised(text)) - set(self._ids)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of unit ids; blank writes nothing, spaces are collapsed."""
@@ -233,22 +311,26 @@ def load_units(name: str | os.PathLike) -> TextUnits | CharacterUnits:
 
 
 def units_of(experiment_dir: str, name: str) -> Any:
-    """The text units called ``name``, or those that the experiment was trained with.
+    """The text units called ``name``, or those that the experiment was trained with: its folder holds them,
+    so that it can be copied elsewhere.
 
-    Paths in config.yaml count from the folder in which the training was started: that is looked for among
-    the current folder and those above the experiment.
+    For experiments from before that: paths in config.yaml count from the folder in which the training was
+    started, which is looked for among the current folder and those above the experiment.
 
     Raises:
       ValueError: not found.
     """
     if name:
         return load_units(name)
-    import yaml
-
+    inside = Path(experiment_dir) / UNITS_FOLDER
+    if inside.is_dir():
+        return load_units(inside)
     path = Path(experiment_dir) / "config.yaml"
     if not path.is_file():
         raise ValueError(f"{path} does not exist: give the folder of finetune_asr, or the units")
-    name = str(yaml.safe_load(path.read_text(encoding="utf-8"))["units"])
+    name = str(read_yaml(path).get("units", ""))
+    if not name:
+        raise ValueError(f"{path} names no units: give the folder of finetune_asr, or the units")
     folders = [Path(), *Path(experiment_dir).resolve().parents]
     place = next((folder / name for folder in folders if (folder / name).exists()), None)
     if name == "characters" or place is None:

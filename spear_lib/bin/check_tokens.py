@@ -2,6 +2,7 @@
 damaged), and write the cuts with their tokens. Several stores, one for each teacher, are attached at once."""
 
 import logging
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,7 +60,28 @@ def check_quantizer(quantizer: str, store: str, found: str) -> None:
         )
 
 
-def check_gaps(store: str, manifest: Manifest, reader: TokenStoreReader, limit: float) -> dict[str, str]:
+def list_gaps(gaps: dict[str, str], store: str, output_cuts: str) -> str:
+    """Writes the cuts without tokens into the store, or beside ``output_cuts`` where the store is read-only:
+    a linked store need not be writable. Returns where they are, for a message."""
+    listing = Path(store) / BAD_CUTS_FILE
+    places = [listing] + ([Path(f"{output_cuts}.{BAD_CUTS_FILE}")] if output_cuts else [])
+    if not gaps:
+        if os.access(store, os.W_OK):
+            listing.unlink(missing_ok=True)
+        return "none"
+    for place in places:
+        try:
+            write_text(place, "".join(f"{cut}\t{why}\n" for cut, why in gaps.items()))
+        except OSError as error:
+            logger.info("%s", error.strerror or error)
+        else:
+            return f"{place} lists them all"
+    return "there is no room for a list of all: give output_cuts"
+
+
+def check_gaps(
+    store: str, manifest: Manifest, reader: TokenStoreReader, limit: float, output_cuts: str = ""
+) -> dict[str, str]:
     """Cuts without tokens (id -> why), listed in a file; ValueError if there are too many, or foreign
     tokens."""
     gaps, foreign = find_gaps(manifest, reader)
@@ -68,23 +90,22 @@ def check_gaps(store: str, manifest: Manifest, reader: TokenStoreReader, limit: 
             f"{store} holds tokens of {len(foreign)} cuts that {manifest.describe()} does not have, for "
             f"example {foreign[0]}: it belongs to another corpus; delete it and run stage 5 again"
         )
-    listing = Path(store) / BAD_CUTS_FILE
-    listing.unlink(missing_ok=True)
-    if gaps:
-        write_text(listing, "".join(f"{cut}\t{why}\n" for cut, why in gaps.items()))
+    listing = list_gaps(gaps, store, output_cuts)
     if len(gaps) > limit * len(manifest):
         shown = "; ".join(f"{cut}: {why}" for cut, why in list(gaps.items())[:5])
         raise ValueError(
             f"{len(gaps)} of {len(manifest)} cuts have no tokens in {store}, at most {limit:.2%} may: "
-            f"{shown} ({listing} lists them all). Repair their audio and run stage 5 with --retry_skipped "
+            f"{shown} ({listing}). Repair their audio and run stage 5 with --retry_skipped "
             "true, or, where cuts were added, delete the store and run stage 5 again"
         )
     return gaps
 
 
-def check_store(store: str, manifest: Manifest, reader: TokenStoreReader, limit: float) -> dict[str, str]:
+def check_store(
+    store: str, manifest: Manifest, reader: TokenStoreReader, limit: float, output_cuts: str = ""
+) -> dict[str, str]:
     """Check one store as a whole and write what is in it to its store.json; returns ``check_gaps``'s gaps."""
-    gaps = check_gaps(store, manifest, reader, limit)
+    gaps = check_gaps(store, manifest, reader, limit, output_cuts)
     usage = usage_summary(reader.verify())
     counts = {
         "num_cuts": len(manifest) - len(gaps),
@@ -94,7 +115,10 @@ def check_store(store: str, manifest: Manifest, reader: TokenStoreReader, limit:
         "audio_hours": round(manifest.hours, 6),
         "num_shards": reader.num_shards,
     }
-    write_store_facts(store, reader.facts, {**counts, **usage})
+    try:
+        write_store_facts(store, reader.facts, {**counts, **usage})
+    except OSError as error:
+        logger.warning("the summary of %s is not written: %s", store, error.strerror or error)
     for line in summary_lines(reader.facts, counts, usage):
         logger.info("%s", line)
     logger.info("%.1f %% of the codes are used", 100 * float(np.mean(usage["used_share"])))
@@ -119,7 +143,7 @@ def main(argv: list[str] | None = None) -> None:
     for quantizer, (store, reader) in zip(quantizers, readers.items()):
         if quantizer:
             check_quantizer(quantizer, store, reader.facts.quantizer_id)
-        gaps |= check_store(store, manifest, reader, options.max_bad_fraction)
+        gaps |= check_store(store, manifest, reader, options.max_bad_fraction, options.output_cuts)
 
     def attached() -> Iterable[Cut]:
         cuts: Iterable[Cut] = (cut for cut in manifest if cut.id not in gaps)

@@ -11,12 +11,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 from spear_lib.runtime import threads
-from spear_lib.runtime.log import setup_logging
+from spear_lib.runtime.log import printable_output, setup_logging
 from spear_lib.training.health import STATUS_INTERRUPTED
+
+STATUS_KEYBOARD = 130
+"""Exit status after Ctrl-C, as of a shell."""
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a command: conditions a user can mend end it with one clear line and status 1.
+    """Run a command: whatever goes wrong ends it with one clear line and status 1, never with a traceback.
 
     SPEAR_DEBUG=1 shows the traceback as well. Wall time and peak memory are appended to the file named by
     SPEAR_STAGE_METRICS, from which the stage runner of egs/common makes the table of the report. A command
@@ -24,17 +27,23 @@ def run(main: Callable[[], None]) -> None:
     with 1 whatever the status of its processes.
     """
     setup_logging()
+    printable_output()
     started = time.monotonic()
     try:
         threads.use_threads()
         main()
-    except (ValueError, RuntimeError, OSError) as error:
+        sys.stdout.flush()
+    except BrokenPipeError as error:
+        # The reader had enough (| head). Python would complain again when it closes the stream.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from error
+    except KeyboardInterrupt as stop:
+        print("error: stopped by the keyboard (Ctrl-C)", file=sys.stderr)
+        raise SystemExit(STATUS_KEYBOARD) from stop
+    except Exception as error:
         if os.environ.get("SPEAR_DEBUG") == "1":
             traceback.print_exc()
-        # "[Errno 28]" says nothing where the text says what, which file and what to do.
-        worded = isinstance(error, OSError) and error.strerror and error.filename is None
-        message = str(error.strerror if worded else error)
-        print(f"error: {' '.join(message.split())}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         raise SystemExit(1) from error
     except SystemExit as stop:
         note = os.environ.get("SPEAR_INTERRUPTED_NOTE")
@@ -43,6 +52,28 @@ def run(main: Callable[[], None]) -> None:
         raise
     finally:
         _append_metrics(time.monotonic() - started)
+
+
+def one_line(error: Exception) -> str:
+    """What a user reads of an error.
+
+    ValueError, RuntimeError and OSError are written for users here and say what to do. Anything else was not
+    foreseen: the line then says what it is and where it arose, which is what a report of it needs.
+    """
+    if isinstance(error, MemoryError):
+        return "out of memory: give the command more, or lower its batch_seconds or num_workers"
+    if isinstance(error, ValueError | RuntimeError | OSError) and not isinstance(error, RecursionError):
+        # "[Errno 28]" says nothing where the text says what, which file and what to do.
+        worded = isinstance(error, OSError) and error.strerror and error.filename is None
+        text = str(error.strerror if worded else error)
+    else:
+        frame = (traceback.extract_tb(error.__traceback__) or [None])[-1]
+        place = f" in {Path(frame.filename).name}, line {frame.lineno}" if frame else ""
+        text = (
+            f"unexpected {type(error).__name__}{place}: {error}. Look at the input named last above; "
+            "SPEAR_DEBUG=1 shows the whole trace for a report"
+        )
+    return " ".join(text.split()) or type(error).__name__
 
 
 def as_list(value: str | list[str]) -> list[str]:

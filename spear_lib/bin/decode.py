@@ -10,6 +10,7 @@ import numpy as np
 from spear_lib.asr.decoding import build_model, load_weights, model_units, recognise, write_recognised
 from spear_lib.asr.searcher import SearchConfig, Searcher
 from spear_lib.asr.tuning import TuneConfig, choose_search
+from spear_lib.asr.units import unwritable_references
 from spear_lib.asr.wer import score, write_errors
 from spear_lib.bin.common import command_line, run
 from spear_lib.config import parse, to_dict
@@ -66,6 +67,17 @@ def main(argv: list[str] | None = None) -> None:
     dev = options.tune.dev_set
     if dev and dev not in sets:
         raise ValueError(f"tune.dev_set is {dev!r}, which is none of the sets {', '.join(sets)}")
+    unwritable = {name: unwritable_references(units, found.values()) for name, found in texts.items()}
+    for name, (count, reason) in unwritable.items():
+        if count:
+            logger.warning(
+                "%s: %d of %d references hold what the units cannot write, which counts as errors of the "
+                "model: %s",
+                name,
+                count,
+                len(texts[name]),
+                reason,
+            )
     searcher = Searcher(model, units, options.search)
     output_dir = Path(options.output_dir or Path(options.experiment_dir) / "decode")
     output_dir.mkdir(parents=True, exist_ok=True)
@@ -84,7 +96,7 @@ def main(argv: list[str] | None = None) -> None:
         write_json(output_dir / "tuning.json", {"dev_set": dev, "search": to_dict(chosen), "tried": tried})
         searcher = Searcher(model, units, chosen, searcher.scorer.model if searcher.scorer else None)
     for name, manifest in sets.items():
-        started = time.monotonic()
+        started, (count, _) = time.monotonic(), unwritable[name]
         results = recognise(searcher, manifest, options.batch_seconds, options.num_best, name)
         seconds = time.monotonic() - started
         errors = score(texts[name], {id: result["text"] for id, result in results.items()}, name)
@@ -101,6 +113,7 @@ def main(argv: list[str] | None = None) -> None:
                 "head": searcher.head,
                 "search": to_dict(searcher.config),
                 **errors.summary(),
+                "unwritable_references": count,
                 "audio_seconds": round(audio_seconds, 1),
                 "seconds": round(seconds, 1),
                 **weights.provenance,
@@ -112,7 +125,7 @@ def main(argv: list[str] | None = None) -> None:
         )
         low, high = errors.interval()
         logger.info(
-            "%s: WER %.2f %% (%.2f to %.2f; %d sub, %d del, %d ins in %d words), %.0f x real time",
+            "%s: WER %.2f %% (%.2f to %.2f; %d sub, %d del, %d ins in %d words), %.0f x real time%s",
             name,
             errors.wer,
             low,
@@ -122,6 +135,7 @@ def main(argv: list[str] | None = None) -> None:
             errors.insertions,
             errors.num_words,
             audio_seconds / max(seconds, 1e-9),
+            f"; {count} references cannot be written, see above" if count else "",
         )
 
 

@@ -52,7 +52,8 @@ class Options:
     num_workers: int = 4
     """Threads that decode audio while the teacher computes."""
     channels: str = "mean"
-    """What to make of recordings with several channels: mean, or first."""
+    """What to make of cuts with several channels: mean (as every other command does), or first; pre-training
+    then reads the audio as its tokens were made."""
     refine_iters: int = 5
     """Refinements of the quantiser's search (paper A.1: 5)."""
     max_bad_fraction: float = 0.001

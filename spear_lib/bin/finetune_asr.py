@@ -5,7 +5,7 @@ from spear_lib.asr.description import DESCRIPTION
 from spear_lib.asr.model import AsrModel
 from spear_lib.asr.options import FinetuneOptions
 from spear_lib.asr.task import AsrTask
-from spear_lib.asr.units import load_units
+from spear_lib.asr.units import UNITS_FOLDER, load_units
 from spear_lib.bin.common import run
 from spear_lib.config import parse
 from spear_lib.training.finetuning import finetune
@@ -28,7 +28,8 @@ def main(argv: list[str] | None = None) -> None:
             options.data.spec_augment,
             options.valid_wer,
         ),
-        lambda **share: AsrData(options.data, **share),
+        lambda **share: AsrData(options.data, units=units, **share),
+        keep=lambda experiment_dir: units.save(experiment_dir / UNITS_FOLDER),
     )
 
 

@@ -80,7 +80,7 @@ def main(argv: list[str] | None = None) -> None:
         TagOptions,
         argv,
         prog="python -m spear_lib.bin.tag",
-        description="Say what is heard in audio files: any rate, any number of channels, any length.",
+        description="Say what is heard in audio files: any rate, length and channels (their mean).",
     )
     files = find_audio(options.audio)
     names = result_names(files, options.audio) if options.output_dir else []

@@ -1,6 +1,5 @@
 """Train a word n-gram for decoding on transcripts or text, or compile an ARPA file (stage 7)."""
 
-import gzip
 import logging
 import re
 from collections.abc import Iterator
@@ -8,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from spear_lib.asr.arpa import load_ngram_model
+from spear_lib.asr.ngram import SPECIAL_WORDS
 from spear_lib.asr.ngram_training import train_ngram
 from spear_lib.bin.common import run
 from spear_lib.config import parse
@@ -15,6 +15,7 @@ from spear_lib.data.manifests import Manifest
 from spear_lib.data.references import transcript
 from spear_lib.runtime.files import write_json
 from spear_lib.runtime.log import first_screen
+from spear_lib.runtime.text_files import text_lines
 
 logger = logging.getLogger(__name__)
 
@@ -55,10 +56,8 @@ def sentences_of(cuts: list[str], text: list[str]) -> Iterator[list[str]]:
     for path in map(Path, text):
         if not path.is_file():
             raise ValueError(f"{path} does not exist: give text files, one sentence per line")
-        opener = gzip.open if path.suffix == ".gz" else open
-        with opener(path, "rt", encoding="utf-8") as file:
-            for line in file:
-                yield line.split()
+        for _, line in text_lines(path):
+            yield line.split()
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -89,6 +88,15 @@ def main(argv: list[str] | None = None) -> None:
             "perplexity": round(model.perplexity(sentences), 2),
             "unknown_words": f"{unknown} of {len(words)}",
         }
+        if 2 * unknown > len(words):
+            logger.warning(
+                "%d of %d words of %s are unknown to the model, so its perplexity says nothing: is one of "
+                "them written in another case, or with punctuation? The model knows %s",
+                unknown,
+                len(words),
+                ", ".join(options.test_cuts),
+                ", ".join([repr(word) for word in model.words if word not in SPECIAL_WORDS][:3]),
+            )
     write_json(output_dir / "lm.json", facts)
     said = ", ".join(f"{re.sub('_', ' ', name)} {value}" for name, value in facts.items() if name != "from")
     logger.info("%s: %s", output_dir / "lm.npz", said)

@@ -73,7 +73,7 @@ def main(argv: list[str] | None = None) -> None:
         TranscribeOptions,
         argv,
         prog="python -m spear_lib.bin.transcribe",
-        description="Write down what is said in audio files: any rate, any number of channels, any length.",
+        description="Write down what is said in audio files: any rate, length and channels (their mean).",
     )
     files = find_audio(options.audio)
     names = result_names(files, options.audio) if options.output_dir else []

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from spear_lib.runtime.text_files import decoded, raw_lines
+
 
 @dataclass(frozen=True)
 class Clip:
@@ -24,6 +26,10 @@ class Clip:
     """Which part of the corpus: as the table says, for example "train", or "all" where there are no parts."""
     seconds: float | None = None
     """Length that the table promises, s; None where it says nothing."""
+    start: float | None = None
+    """Where in the original recording the table's stretch begins, s; None where it does not say."""
+    original_names: tuple[str, ...] = ()
+    """Those of ``names`` that say nothing of a start, so that a longer file is the original recording."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +73,7 @@ def read_class_list(path: str | Path) -> dict[str, str]:
     """
     path = Path(path)
     classes: dict[str, str] = {}
-    for number, row in _rows(path, ("index", "mid", "display_name")):
+    for number, row in read_table(path, ("index", "mid", "display_name")):
         if row["index"] != str(len(classes)) or not row["mid"] or row["mid"] in classes:
             raise ValueError(
                 f"{path}, line {number}: expected index {len(classes)} and a mid that did not come before, "
@@ -113,7 +119,10 @@ def read_audioset_segments(path: str | Path, part: str) -> Iterator[Clip]:
         short, long = (f"{name}_{form(start)}" for form in ("{:g}".format, "{:.3f}".format))
         both = f"{name}_{start:g}_{end:g}", f"{name}_{start:.3f}_{end:.3f}"
         names = (milliseconds, short, long, *both, name, f"Y{name}", f"Y{both[1]}")
-        yield Clip(milliseconds, tuple(dict.fromkeys(names)), labels, part, round(end - start, 3))
+        seconds = round(end - start, 3)
+        yield Clip(
+            milliseconds, tuple(dict.fromkeys(names)), labels, part, seconds, start, (name, f"Y{name}")
+        )
 
 
 def _read_audioset(folder: Path) -> Iterator[Clip]:
@@ -136,7 +145,8 @@ def _read_vggsound(folder: Path) -> Iterator[Clip]:
             )
         name, start, label, part = row
         clip = f"{name}_{int(start):06d}"
-        yield Clip(clip, (clip, f"{name}_{start}", name), (label.strip(),), part, 10.0)
+        names = clip, f"{name}_{start}", name
+        yield Clip(clip, names, (label.strip(),), part, 10.0, float(start), (name,))
 
 
 # ---- Freesound as FSD50K (zenodo.org/records/4060432): dev.csv and eval.csv, labels as AudioSet's mids.
@@ -144,9 +154,9 @@ def _read_vggsound(folder: Path) -> Iterator[Clip]:
 
 def _read_freesound(folder: Path) -> Iterator[Clip]:
     truth = folder / "FSD50K.ground_truth"
-    for _, row in _rows(truth / "dev.csv", ("fname", "labels", "mids", "split")):
+    for _, row in read_table(truth / "dev.csv", ("fname", "labels", "mids", "split")):
         yield Clip(row["fname"], (row["fname"],), _split(row["mids"], ","), row["split"])
-    for _, row in _rows(truth / "eval.csv", ("fname", "labels", "mids")):
+    for _, row in read_table(truth / "eval.csv", ("fname", "labels", "mids")):
         yield Clip(row["fname"], (row["fname"],), _split(row["mids"], ","), "eval")
 
 
@@ -154,7 +164,7 @@ def _read_freesound(folder: Path) -> Iterator[Clip]:
 
 
 def _read_music4all(folder: Path) -> Iterator[Clip]:
-    for _, row in _rows(folder / "id_genres.csv", ("id", "genres"), delimiter="\t"):
+    for _, row in read_table(folder / "id_genres.csv", ("id", "genres"), delimiter="\t"):
         yield Clip(row["id"], (row["id"],), _split(row["genres"], ","), "all", 30.0)
 
 
@@ -216,7 +226,9 @@ LAYOUTS: dict[str, Layout] = {
 }
 
 
-def _rows(path: Path, columns: tuple[str, ...], delimiter: str = ",") -> Iterator[tuple[int, dict[str, str]]]:
+def read_table(
+    path: Path, columns: tuple[str, ...], delimiter: str = ","
+) -> Iterator[tuple[int, dict[str, str]]]:
     """(line number, row) of a table whose first line names at least ``columns``."""
     lines = _read_csv(path, delimiter=delimiter)
     header = next(lines, (0, []))[1]
@@ -237,19 +249,18 @@ def _read_csv(path: Path, comments: bool = False, **options) -> Iterator[tuple[i
     """(line number, columns) of every line that is not empty (nor begins with #, if ``comments``)."""
     if not path.is_file():
         raise ValueError(f"{path} does not exist: is it the folder of the unpacked corpus?")
+    # With the ending back: a quoted text may go over several lines.
+    content = (decoded(line, path, number) + "\n" for number, line in raw_lines(path))
+    lines = csv.reader(content, strict=True, **options)
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            lines = csv.reader(file, strict=True, **options)
-            for row in lines:
-                # An id of AudioSet may begin with anything but #.
-                if row and not (comments and row[0].startswith("#")):
-                    yield lines.line_num, [column.strip() for column in row]
+        for row in lines:
+            # An id of AudioSet may begin with anything but #.
+            if row and not (comments and row[0].startswith("#")):
+                yield lines.line_num, [column.strip() for column in row]
     except csv.Error as error:
         raise ValueError(
             f"{path}, line {lines.line_num}, is no csv ({error}): is a quote missing?"
         ) from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 ({error}): download it again") from error
 
 
 def _split(text: str, separator: str) -> tuple[str, ...]:

@@ -8,6 +8,8 @@ from lhotse.cut import Cut
 from spear_lib.data.manifests import Manifest
 from spear_lib.data.references import speaker
 from spear_lib.runtime import keyed_random
+from spear_lib.runtime.text_files import text_lines
+from spear_lib.runtime.walking import files_below
 
 
 def select_hours(manifest: Manifest, hours: float, seed: int = 0) -> list[Cut]:
@@ -22,7 +24,10 @@ def select_hours(manifest: Manifest, hours: float, seed: int = 0) -> list[Cut]:
     """
     available = float(manifest.durations.sum()) / 3600
     if not 0 < hours <= available:
-        raise ValueError(f"{hours:g} hours are wanted, and the set has {available:.3f}: ask for 0 to that")
+        raise ValueError(
+            f"{hours:g} hours are wanted, and the set has {available:.3f}: ask for 0 to that "
+            "(in a recipe: labelled_subsets in local/corpus.sh)"
+        )
     cuts = [manifest[position] for position in range(len(manifest))]
     waiting: dict[str, list[int]] = defaultdict(list)
     for position, cut in enumerate(cuts):
@@ -56,9 +61,9 @@ def select_ids(manifest: Manifest, source: str) -> list[Cut]:
     """
     path = Path(source)
     if path.is_dir():
-        wanted = {file.stem for file in path.rglob("*") if file.suffix in (".flac", ".wav")}
+        wanted = {Path(file).stem for file in files_below(path, ".flac", ".wav")}
     elif path.is_file():
-        wanted = {line.split()[0] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()}
+        wanted = {line.split()[0] for _, line in text_lines(path)}
     else:
         raise ValueError(f"{path} does not exist: give a text file of utterance ids, or a folder of audio")
     places = {id: position for position, id in enumerate(manifest.ids)}

@@ -14,13 +14,25 @@ from pathlib import Path
 from typing import Any
 
 from lhotse import Recording, SupervisionSegment
-from lhotse.cut import Cut, MonoCut
+from lhotse.cut import Cut
 
 from spear_lib.corpora.clip_tables import Clip
-from spear_lib.data.audio import CORRUPT, EMPTY, AudioError, load_audio
+from spear_lib.data.audio import (
+    CANCELLED,
+    EMPTY,
+    SILENT,
+    SILENT_CHANNEL,
+    AudioError,
+    AudioProblems,
+    check_whole,
+    cut_of,
+    load_audio,
+    unreadable,
+)
 from spear_lib.data.domains import AUDIO
 from spear_lib.data.problems import Problems
 from spear_lib.features.fbank import SAMPLE_RATE
+from spear_lib.runtime.walking import files_below
 
 AUDIO_ENDINGS = (".flac", ".wav", ".mp3", ".ogg", ".opus", ".m4a")
 LABEL_FIELD, SEPARATOR = "audio_event", ";"
@@ -31,6 +43,9 @@ _BLOCK = 1024  # clips that are read ahead
 SHORT_TOLERANCE = 0.1
 """Seconds by which a clip may be shorter than its table says without being called short: downloads are cut at
 key frames."""
+LONG_TOLERANCE = 1.0
+"""Seconds by which it may be longer and still be taken whole (ours)."""
+TOO_LONG = "longer than the table says"
 
 
 def labels_of(cut: Cut) -> list[str]:
@@ -52,27 +67,18 @@ def _labels(custom: dict[str, Any] | None) -> list[str]:
 class ClipFiles:
     """The audio files below a folder, by name without ending.
 
-    Links to folders are followed. Of two files with one name, the one that comes first in the order of
-    AUDIO_ENDINGS and then of the alphabet is taken.
+    Links to folders are followed (``runtime.walking``). Of two files with one name, the one that comes first
+    in the order of AUDIO_ENDINGS and then of the alphabet is taken.
     """
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         self._paths: dict[str, str] = {}
-        walked: set[str] = set()
-        for place, folders, names in os.walk(folder, followlinks=True):
-            if (real := os.path.realpath(place)) in walked:
-                folders.clear()  # a link back to a folder above would never end
-                continue
-            walked.add(real)
-            folders.sort()
-            for name in sorted(names):
-                stem, ending = os.path.splitext(name)
-                if ending.lower() not in AUDIO_ENDINGS:
-                    continue
-                known = self._paths.get(stem)
-                if known is None or _rank(ending) < _rank(os.path.splitext(known)[1]):
-                    self._paths[stem] = os.path.join(place, name)
+        for path in files_below(folder, *AUDIO_ENDINGS):
+            stem, ending = os.path.splitext(os.path.basename(path))
+            known = self._paths.get(stem)
+            if known is None or _rank(ending) < _rank(os.path.splitext(known)[1]):
+                self._paths[stem] = path
         if not self._paths:
             raise ValueError(
                 f"{folder} holds no audio ({', '.join(AUDIO_ENDINGS)}): download the clips, or give the "
@@ -155,9 +161,10 @@ def clip_cuts(
 ) -> Iterator[Cut]:
     """Cuts of the clips that can be used, in their order; nothing but one block of clips is held in memory.
 
-    A clip is left out and counted if its id came before, if its file is missing, empty, corrupt or too short,
-    or if all its labels are unknown. Single unknown labels are dropped and noted. The limits of ``problems``
-    are enforced along the way and at the end.
+    A clip is left out and counted if its id came before, if its file is missing, empty, corrupt, cut short or
+    too short, if it is longer than the table says and the labelled stretch cannot be told
+    (``labelled_stretch``), or if all its labels are unknown. Single unknown labels are dropped and noted. The
+    limits of ``problems`` are enforced along the way and at the end.
 
     Args:
       known_labels: the class list; None takes every label.
@@ -177,14 +184,16 @@ def clip_cuts(
                 if (path := _usable_file(clip, files, problems, seen)) is not None
                 and (labels := _usable_labels(clip, known_labels, problems.other)) is not None
             ]
-            recordings = pool.map(lambda item: _read(item[0], item[1], checks), found)
-            for (clip, _, labels), recording in zip(found, recordings):
-                if isinstance(recording, str):
-                    problems.other.bad(recording, clip.id)
+            read = pool.map(lambda item: _read(item[0], item[1], checks), found)
+            for (clip, _, labels), result in zip(found, read):
+                if isinstance(result, str):
+                    problems.other.bad(result, clip.id)
                     continue
                 problems.other.good()
-                _note(clip, recording, problems.other)
-                yield from _cuts_of(clip, recording, labels, checks.window_seconds)
+                whole, notes = result
+                for note in _notes(clip, whole) + notes:
+                    problems.other.note(note)
+                yield from _windows(whole, labels, checks.window_seconds)
     problems.check()
 
 
@@ -194,11 +203,12 @@ def _usable_file(clip: Clip, files: ClipFiles, problems: ClipProblems, seen: set
         return None
     seen.add(clip.id)
     path = files.find(clip)
-    if path is None:
+    if path is None or not path.is_file():
         problems.missing.bad(MISSING, clip.id)
     else:
         problems.missing.good()
-    return path
+        return path
+    return None
 
 
 def _usable_labels(clip: Clip, known: Collection[str] | None, problems: Problems) -> list[str] | None:
@@ -217,64 +227,87 @@ def _usable_labels(clip: Clip, known: Collection[str] | None, problems: Problems
     return labels
 
 
-def _read(clip: Clip, path: Path, checks: ClipChecks) -> Recording | str:
-    """The recording, or the kind of problem; runs in a thread."""
+def labelled_stretch(clip: Clip, path: Path, seconds: float) -> tuple[float, float] | None:
+    """(start, length) in s of the stretch of a file that the table's labels are of; None: it cannot be told.
+
+    A file of the promised length, or shorter, is the clip. A longer one whose name says nothing of a start
+    (``YTID.wav``) is the original recording, from which the promised stretch is cut if it reaches so far;
+    one whose name holds the start begins there, and its first seconds are taken (ours).
+
+    Args:
+      seconds: length of the file.
+    """
+    if clip.seconds is None or seconds <= clip.seconds + LONG_TOLERANCE:
+        return 0.0, seconds
+    if clip.start is None:
+        return None
+    if path.stem not in clip.original_names:
+        return 0.0, clip.seconds
+    length = min(clip.seconds, seconds - clip.start)
+    return (clip.start, length) if length >= clip.seconds - SHORT_TOLERANCE else None
+
+
+def _read(clip: Clip, path: Path, checks: ClipChecks) -> tuple[Cut, list[str]] | str:
+    """The labelled audio as one cut and what is worth telling of it, or the kind of problem; runs in a
+    thread."""
     if path.stat().st_size == 0:
         return EMPTY
     try:
         recording = Recording.from_file(path, recording_id=clip.id)
-    except Exception:
+    except Exception as error:
         # Which exception it is depends on the library that reads the format; the count names the file.
-        return CORRUPT
+        return unreadable(path, error).kind
     if recording.num_samples == 0:
         return EMPTY
     if recording.duration < checks.min_seconds:
         return TOO_SHORT
+    stretch = labelled_stretch(clip, path, recording.duration)
+    if stretch is None:
+        return TOO_LONG
+    whole, notes = _cut(clip.id, recording, *stretch, []), AudioProblems()
     if checks.decode:
         try:
-            load_audio(_cut(clip.id, recording, 0.0, recording.duration, []))
+            load_audio(whole, problems=notes)
+            check_whole(whole)
         except AudioError as error:
             return error.kind
-    return recording
+    return whole, [note for note in (SILENT, SILENT_CHANNEL, CANCELLED) if note in notes.notes]
 
 
-def _note(clip: Clip, recording: Recording, problems: Problems) -> None:
-    if clip.seconds is not None and recording.duration < clip.seconds - SHORT_TOLERANCE:
-        problems.note("shorter than the table says")
+def _notes(clip: Clip, whole: Cut) -> list[str]:
+    notes, recording = [], whole.recording
+    if clip.seconds is not None and whole.duration < clip.seconds - SHORT_TOLERANCE:
+        notes.append("shorter than the table says")
+    if whole.duration < recording.duration:
+        notes.append(f"{TOO_LONG}: the labelled stretch was cut out")
     if recording.sampling_rate != SAMPLE_RATE:
-        problems.note(f"resampled from {recording.sampling_rate} Hz")
+        notes.append(f"resampled from {recording.sampling_rate} Hz")
     if recording.num_channels > 1:
-        problems.note(f"first of {recording.num_channels} channels")
+        notes.append(f"mean of {recording.num_channels} channels")
+    return notes
 
 
-def _cuts_of(clip: Clip, recording: Recording, labels: list[str], window_seconds: float) -> Iterator[Cut]:
-    if recording.duration <= window_seconds:
-        yield _cut(clip.id, recording, 0.0, recording.duration, labels)
+def _windows(whole: Cut, labels: list[str], window_seconds: float) -> Iterator[Cut]:
+    recording, name, begin = whole.recording, whole.id, whole.start
+    if whole.duration <= window_seconds:
+        yield _cut(name, recording, begin, whole.duration, labels)
         return
     # A short rest would teach little and is left out with less than a second.
-    count, rest = divmod(recording.num_samples, round(window_seconds * recording.sampling_rate))
+    count, rest = divmod(whole.num_samples, round(window_seconds * recording.sampling_rate))
     for index in range(count):
-        yield _cut(f"{clip.id}-{index:03d}", recording, index * window_seconds, window_seconds, labels)
+        start = begin + index * window_seconds
+        yield _cut(f"{name}-{index:03d}", recording, start, window_seconds, labels)
     if rest >= recording.sampling_rate:
-        start = count * window_seconds
-        yield _cut(f"{clip.id}-{count:03d}", recording, start, rest / recording.sampling_rate, labels)
+        start = begin + count * window_seconds
+        yield _cut(f"{name}-{count:03d}", recording, start, rest / recording.sampling_rate, labels)
 
 
-def _cut(name: str, recording: Recording, start: float, seconds: float, labels: list[str]) -> MonoCut:
+def _cut(name: str, recording: Recording, start: float, seconds: float, labels: list[str]) -> Cut:
     segment = SupervisionSegment(
         id=name,
         recording_id=recording.id,
         start=0.0,
         duration=seconds,
-        channel=recording.channel_ids[0],
         custom={LABEL_FIELD: SEPARATOR.join(labels)},
     )
-    return MonoCut(
-        id=name,
-        start=start,
-        duration=seconds,
-        channel=recording.channel_ids[0],
-        recording=recording,
-        supervisions=[segment],
-        custom={"domain": AUDIO},
-    )
+    return cut_of(recording, name, start, seconds, segment, {"domain": AUDIO})

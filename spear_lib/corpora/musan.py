@@ -1,14 +1,21 @@
-"""MUSAN as noise to mix into training audio: stage 2 of the recipes (ours, on lhotse)."""
+"""MUSAN, or any noises in its folders, to mix into training audio: stage 2 of the recipes (ours).
+
+lhotse's recipe ends at the first file that it cannot read, and needs ANNOTATIONS, which nothing here uses.
+"""
 
 import argparse
 import logging
 from pathlib import Path
 
-from lhotse import CutSet
-from lhotse.recipes.musan import prepare_musan
+from lhotse import CutSet, Recording
+from lhotse.cut import Cut
 
 from spear_lib.corpora.validation import validate_cuts
+from spear_lib.data.audio import EMPTY, unreadable
+from spear_lib.data.audio_files import AUDIO_ENDINGS
 from spear_lib.data.manifests import save_cuts
+from spear_lib.data.problems import Problems
+from spear_lib.runtime.walking import files_below
 
 logger = logging.getLogger(__name__)
 
@@ -28,24 +35,53 @@ def find_musan(noise_dir: str | Path) -> Path:
             f"--noise-dir {folder} has no {', '.join(missing)}: expected the unpacked archive of "
             "https://www.openslr.org/17, with the folders music, noise and speech"
         )
+    for part in PARTS:
+        if not files_below(folder / part, *AUDIO_ENDINGS):
+            raise ValueError(
+                f"--noise-dir: {folder / part} holds no audio ({', '.join(AUDIO_ENDINGS)}): was the archive "
+                "unpacked whole?"
+            )
     return folder
 
 
-def noise_cuts(musan: Path) -> CutSet:
-    """All recordings in windows; the kind of noise ("music", "noise", "speech") is in ``custom["kind"]``."""
+def noise_cuts(musan: Path, problems: Problems) -> list[Cut]:
+    """All recordings in windows; the kind of noise ("music", "noise", "speech") is in ``custom["kind"]``.
+
+    Without supervisions: nothing that is said in the noise is to be transcribed.
+
+    Args:
+      problems: counts the files that cannot be read.
+    """
     cuts = []
-    manifests = prepare_musan(musan, parts=PARTS)
     for part in PARTS:
-        whole = CutSet.from_manifests(recordings=manifests[part]["recordings"])
-        # Without supervisions: nothing that is said in the noise is to be transcribed.
-        for recording in sorted(whole, key=lambda cut: cut.recording_id):
-            recording = recording.with_id(recording.recording_id)
-            for index, window in enumerate(CutSet.from_cuts([recording]).cut_into_windows(WINDOW_SECONDS)):
+        paths = map(Path, files_below(musan / part, *AUDIO_ENDINGS))
+        for path in sorted(paths, key=lambda path: path.stem):
+            recording = _recording(path, problems)
+            if recording is None:
+                continue
+            whole = recording.to_cut().with_id(recording.id)
+            for index, window in enumerate(CutSet.from_cuts([whole]).cut_into_windows(WINDOW_SECONDS)):
                 if window.duration >= MIN_SECONDS:
                     window = window.with_id(f"{recording.id}-{index:03d}")
                     window.custom = {"kind": part}
                     cuts.append(window)
-    return CutSet.from_cuts(cuts)
+    return cuts
+
+
+def _recording(path: Path, problems: Problems) -> Recording | None:
+    if path.stat().st_size == 0:
+        problems.bad(EMPTY, str(path))
+        return None
+    try:
+        recording = Recording.from_file(path)
+    except Exception as error:  # the audio libraries have no common base class
+        logger.debug("%s: %s", path, error)
+        problems.bad(unreadable(path, error).kind, str(path))
+        return None
+    if recording.num_samples == 0:
+        problems.bad(EMPTY, str(path))
+        return None
+    return recording
 
 
 def prepare_noise(musan: Path, output: Path, max_bad_fraction: float = 0.01) -> None:
@@ -54,8 +90,9 @@ def prepare_noise(musan: Path, output: Path, max_bad_fraction: float = 0.01) -> 
         output.unlink(missing_ok=True)
         logger.info("%s does not exist: no noise will be mixed in (stage 0 takes --noise-dir)", musan)
         return
+    problems = Problems(max_bad_fraction, "noises")
     kept, problems = validate_cuts(
-        noise_cuts(musan), max_bad_fraction, need_text=False, description="checking noises"
+        noise_cuts(musan, problems), problems=problems, need_text=False, description="checking noises"
     )
     problems.log()
     save_cuts(kept, output)

@@ -1,26 +1,34 @@
 """Cuts of Libriheavy, GigaSpeech, VoxPopuli and Yodas-granary, for pre-training (ours, on lhotse).
 
-What lhotse 1.33 has is used: its readers of GigaSpeech's entries and of VoxPopuli. Libriheavy has no recipe
-there because it is published as lhotse cuts; Yodas-granary has none and is read from NeMo's manifests. Cuts
-come one by one, as the largest of these corpora has twelve million.
+lhotse 1.33's reader of GigaSpeech's entries is used; its recipe of VoxPopuli ends at the first file that it
+cannot read, so the table is read here, into the same segments. Libriheavy has no recipe there because it is
+published as lhotse cuts; Yodas-granary has none and is read from NeMo's manifests. Cuts come one by one, as
+the largest of these corpora has twelve million. One bad recording or entry is counted, never the end; a table
+that cannot be read is an error that names file and line.
 """
 
-import gzip
+import csv
 import json
 import math
-import tempfile
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from lhotse import CutSet, Recording, SupervisionSegment
-from lhotse.cut import Cut, MonoCut
+from lhotse import Recording, SupervisionSegment
+from lhotse.cut import Cut
 from lhotse.recipes.gigaspeech import parse_utterance
-from lhotse.recipes.voxpopuli import RecordingIdFn, prepare_voxpopuli
+from lhotse.recipes.voxpopuli import RecordingIdFn
+from lhotse.serialization import deserialize_item
 
+from spear_lib.data.audio import CORRUPT, cut_of, unreadable
 from spear_lib.data.problems import Problems
+from spear_lib.data.references import OUTSIDE_TOLERANCE
+from spear_lib.runtime.text_files import text_lines
+from spear_lib.runtime.walking import files_below
 
 MISSING, UNREADABLE, NO_SPEECH = "missing audio", "unreadable audio", "without speech"
+MALFORMED, OUTSIDE = "malformed entry", "outside its recording"
 _READ_SIZE = 1 << 20  # characters
 _GARBAGE = {"<SIL>", "<MUSIC>", "<NOISE>", "<OTHER>"}  # GigaSpeech's transcripts of what is no speech
 
@@ -88,15 +96,19 @@ def _part(cut: Cut, begin: float, end: float) -> Cut:
     return part.with_id(f"{cut.id}-{round(1000 * begin)}")
 
 
-def _whole(recording: Recording) -> MonoCut:
-    return MonoCut(recording.id, 0.0, recording.duration, recording.channel_ids[0], recording=recording)
+def _outside(recording: Recording, start: float, seconds: float) -> bool:
+    """Whether a table's stretch is not in the file: the text would be that of audio which is not there."""
+    inside = start >= 0.0 and seconds > 0.0 and start < recording.duration
+    return not inside or start + seconds > recording.duration + OUTSIDE_TOLERANCE
 
 
 def _read_libriheavy(folder: Path, problems: Problems) -> Iterator[Cut]:
     """FOLDER/**/libriheavy_cuts_{small,medium,large}.jsonl.gz, audio in FOLDER/[download/]librilight."""
     audio = next((base for base in (folder / "download", folder) if (base / "librilight").is_dir()), None)
+    manifests = sorted(map(Path, files_below(folder, ".jsonl.gz")))
     found = [
-        sorted(folder.rglob(f"libriheavy_cuts_{part}.jsonl.gz")) for part in ("small", "medium", "large")
+        [path for path in manifests if path.name == f"libriheavy_cuts_{part}.jsonl.gz"]
+        for part in ("small", "medium", "large")
     ]
     if audio is None or not any(found):
         raise ValueError(
@@ -106,9 +118,14 @@ def _read_libriheavy(folder: Path, problems: Problems) -> Iterator[Cut]:
         )
     for paths in found:
         # The corpus may lie there in several forms of its transcripts: any of them will do.
-        for cut in CutSet.from_jsonl_lazy(paths[0]) if paths else ():
-            source = Path(cut.recording.sources[0].source)
-            inside = Path(*source.parts[source.parts.index("librilight") :])
+        for number, fields in _json_lines(paths[0]) if paths else ():
+            try:
+                cut = deserialize_item(fields)
+                source = Path(cut.recording.sources[0].source)
+                inside = Path(*source.parts[source.parts.index("librilight") :])
+            except Exception as error:  # whatever lhotse makes of fields that are not a cut's
+                problems.bad(MALFORMED, f"{paths[0]}, line {number} ({_reason(error)})")
+                continue
             cut.recording.sources[0].source = str(audio / inside)
             if not (audio / inside).is_file():
                 problems.bad(MISSING, cut.id)
@@ -126,9 +143,14 @@ def _read_gigaspeech(folder: Path, problems: Problems) -> Iterator[Cut]:
     if not path.is_file():
         raise ValueError(f"{folder} is not laid out as GigaSpeech: expected GigaSpeech.json and audio/ in it")
     for entry in _entries(path, "audios"):
-        if "{XL}" not in entry["subsets"]:
+        try:
+            if "{XL}" not in entry["subsets"]:
+                continue
+            recording, segments = parse_utterance(entry, folder)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            name = entry.get("aid", "?") if isinstance(entry, dict) else entry
+            problems.bad(MALFORMED, f"{name} ({_reason(error)})")
             continue
-        recording, segments = parse_utterance(entry, folder)
         if not Path(recording.sources[0].source).is_file():
             problems.bad(MISSING, recording.id)
             continue
@@ -136,16 +158,26 @@ def _read_gigaspeech(folder: Path, problems: Problems) -> Iterator[Cut]:
             if not set((segment.text or "").split()) - _GARBAGE:
                 problems.note(NO_SPEECH)
                 continue
+            if _outside(recording, segment.start, segment.duration):
+                problems.bad(OUTSIDE, segment.id)
+                continue
             inside = segment.with_offset(-segment.start)
-            yield MonoCut(segment.id, segment.start, segment.duration, 0, [inside], recording=recording)
+            yield cut_of(recording, segment.id, segment.start, segment.duration, inside)
 
 
 def _entries(path: Path, key: str) -> Iterator[dict[str, Any]]:
     """The objects of the list ``key`` in a JSON file that is too large to be read at once."""
     decoder, text = json.JSONDecoder(), ""
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding="utf-8-sig") as file:
+
+        def read() -> str:
+            try:
+                return file.read(_READ_SIZE)
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{path} is not UTF-8 ({error}): fetch it again") from error
+
         while f'"{key}"' not in text or "[" not in text[text.index(f'"{key}"') :]:
-            more = file.read(_READ_SIZE)
+            more = read()
             if not more:
                 raise ValueError(f"{path} has no list {key!r}: is it complete?")
             text += more
@@ -157,7 +189,7 @@ def _entries(path: Path, key: str) -> Iterator[dict[str, Any]]:
             try:
                 entry, end = decoder.raw_decode(text)
             except json.JSONDecodeError:
-                more = file.read(_READ_SIZE)
+                more = read()
                 if not more:
                     raise ValueError(f"{path} ends within its list {key!r}: fetch it again") from None
                 text += more
@@ -172,11 +204,12 @@ def _read_voxpopuli(folder: Path, problems: Problems) -> Iterator[Cut]:
     for path in paths:
         recording = _recording(path, RecordingIdFn("en")(path), problems)
         if recording is not None:
-            yield _whole(recording)
+            yield cut_of(recording)
 
 
 def _voxpopuli_files(folder: Path) -> list[Path]:
-    paths = sorted((folder / "raw_audios" / "en").rglob("*.ogg"))
+    audio = folder / "raw_audios" / "en"
+    paths = sorted(map(Path, files_below(audio, ".ogg"))) if audio.is_dir() else []
     if not paths:
         raise ValueError(
             f"{folder} is not laid out as VoxPopuli: expected raw_audios/en/YEAR/*.ogg in it (what "
@@ -186,16 +219,68 @@ def _voxpopuli_files(folder: Path) -> list[Path]:
 
 
 def _read_voxpopuli_asr(folder: Path, problems: Problems) -> Iterator[Cut]:
-    """The transcribed part by lhotse's recipe: FOLDER/asr_en.tsv.gz beside raw_audios; segments of train."""
-    _voxpopuli_files(folder)
+    """The transcribed part as lhotse's recipe has it: FOLDER/asr_en.tsv.gz beside raw_audios; segments of
+    train."""
+    paths = _voxpopuli_files(folder)
     table = folder / "asr_en.tsv.gz"
     if not table.is_file():
         raise ValueError(f"{table} is missing: put VoxPopuli's annotations/asr/asr_en.tsv.gz there")
-    with tempfile.TemporaryDirectory() as aside:
-        (Path(aside) / table.name).symlink_to(table.resolve())
-        train = prepare_voxpopuli(folder, aside, task="asr", lang="en")["train"]
-    for cut in CutSet.from_manifests(**train).trim_to_supervisions(keep_overlapping=False):
-        yield cut.with_id(cut.supervisions[0].id)
+    segments = _voxpopuli_segments(table)
+    for path in paths:
+        identity = RecordingIdFn("en")(path)
+        here = segments.pop(identity, [])
+        recording = _recording(path, identity, problems) if here else None
+        for segment in here if recording is not None else ():
+            if _outside(recording, segment.start, segment.duration):
+                problems.bad(OUTSIDE, segment.id)
+                continue
+            duration = min(segment.duration, recording.duration - segment.start)
+            inside = segment.trim(segment.start + duration).with_offset(-segment.start)
+            yield cut_of(recording, segment.id, segment.start, duration, inside)
+    for identity, left in segments.items():
+        for _ in left:
+            problems.bad(MISSING, identity)
+
+
+def _voxpopuli_segments(table: Path) -> dict[str, list[SupervisionSegment]]:
+    """Session -> its segments of train, numbered over all parts as in lhotse's recipe."""
+    found: dict[str, list[SupervisionSegment]] = defaultdict(list)
+    numbers: Counter[str] = Counter()
+    lines = text_lines(table)
+    header = next(lines, (0, ""))[1].split("|")
+    columns = ("session_id", "start_time", "end_time", "speaker_id", "gender", "normed_text", "split")
+    missing = [name for name in columns if name not in header]
+    if missing:
+        raise ValueError(
+            f"{table} has no column {missing[0]} in its first line: expected {'|'.join(columns)}"
+        )
+    for number, line in lines:
+        row = dict(zip(header, next(csv.reader([line], delimiter="|"))))
+        try:
+            session, start = row["session_id"], round(float(row["start_time"]), 8)
+            duration = round(float(row["end_time"]) - float(row["start_time"]), 8)
+            speaker, gender, text, part = (row[name] for name in columns[3:])
+        except (KeyError, ValueError) as error:
+            raise ValueError(f"{table}, line {number} is no row of the table ({_reason(error)})") from error
+        if part not in ("train", "dev", "test"):
+            continue
+        numbers[session] += 1
+        if part != "train":
+            continue
+        found[session].append(
+            SupervisionSegment(
+                id=f"{session}-{numbers[session]}",
+                recording_id=session,
+                start=start,
+                duration=duration,
+                language="en",
+                speaker=speaker,
+                gender=gender,
+                text=text,
+                custom={"orig_text": row.get("original_text")},
+            )
+        )
+    return found
 
 
 def _read_nemo(folder: Path, problems: Problems) -> Iterator[Cut]:
@@ -203,23 +288,23 @@ def _read_nemo(folder: Path, problems: Problems) -> Iterator[Cut]:
 
     A path is relative to the manifest's folder, or to FOLDER.
     """
-    manifests = sorted(
-        path for ending in ("jsonl", "json", "jsonl.gz", "json.gz") for path in folder.rglob(f"*.{ending}")
-    )
+    manifests = sorted(map(Path, files_below(folder, ".jsonl", ".json", ".jsonl.gz", ".json.gz")))
     if not manifests:
         raise ValueError(
             f"{folder} holds no NeMo manifest: expected *.jsonl whose lines have audio_filepath and duration"
         )
     recording: Recording | None = None
     for manifest in manifests:
-        for number, line in _lines(manifest):
+        for number, entry in _json_lines(manifest):
             try:
-                entry = json.loads(line)
                 name, duration = entry["audio_filepath"], float(entry["duration"])
-            except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+                offset, text = float(entry.get("offset") or 0.0), entry.get("text")
+                if not isinstance(name, str) or not isinstance(text, str | None):
+                    raise TypeError("audio_filepath and text must be texts")
+            except (KeyError, TypeError, ValueError) as error:
                 raise ValueError(
-                    f"{manifest}, line {number} is no line of a NeMo manifest ({error}): expected JSON with "
-                    "audio_filepath and duration"
+                    f"{manifest}, line {number} is no line of a NeMo manifest ({_reason(error)}): expected "
+                    "JSON with audio_filepath and duration"
                 ) from error
             path = next((base / name for base in (manifest.parent, folder) if (base / name).is_file()), None)
             if path is None:
@@ -229,25 +314,39 @@ def _read_nemo(folder: Path, problems: Problems) -> Iterator[Cut]:
                 recording = _recording(path, name, problems)
             if recording is None:
                 continue
-            offset = float(entry.get("offset") or 0.0)
+            if _outside(recording, offset, duration):
+                problems.bad(OUTSIDE, f"{manifest}, line {number}")
+                continue
             duration = min(duration, recording.duration - offset)
             identity = f"{Path(name).with_suffix('')}-{round(1000 * offset)}"
-            segment = SupervisionSegment(identity, recording.id, 0.0, duration, text=entry.get("text"))
-            yield MonoCut(
-                identity, offset, duration, recording.channel_ids[0], [segment], recording=recording
-            )
+            segment = SupervisionSegment(identity, recording.id, 0.0, duration, text=text)
+            yield cut_of(recording, identity, offset, duration, segment)
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open() as file:
-        yield from ((number, line) for number, line in enumerate(file, 1) if line.strip())
+def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line number, object) of every line of a .jsonl or .jsonl.gz file."""
+    for number, line in text_lines(path):
+        try:
+            fields = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}, line {number}, is not JSON ({error.msg}): fetch it again") from error
+        if not isinstance(fields, dict):
+            raise ValueError(f"{path}, line {number}, holds no JSON object: expected one entry on each line")
+        yield number, fields
+
+
+def _reason(error: Exception) -> str:
+    """One line; a KeyError says nothing but the name."""
+    text = f"no field {error}" if isinstance(error, KeyError) else str(error)
+    return (text.splitlines() or [type(error).__name__])[0][:200]
 
 
 def _recording(path: Path, identity: str, problems: Problems) -> Recording | None:
     try:
         return Recording.from_file(path, recording_id=identity)
     except Exception as error:  # the audio libraries have no common base class
-        problems.bad(UNREADABLE, f"{path} ({error})")
+        found = unreadable(path, error)
+        problems.bad(UNREADABLE if found.kind == CORRUPT else found.kind, str(found))
         return None
 
 

@@ -2,16 +2,19 @@
 
 import functools
 import logging
+import shutil
 import warnings
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import soundfile
+from lhotse import Recording, SupervisionSegment
 from lhotse.audio import AudioSource, set_audio_duration_mismatch_tolerance
-from lhotse.cut import Cut, MonoCut
+from lhotse.cut import Cut, MonoCut, MultiCut
 from lhotse.utils import compute_num_samples, fastcopy
 
+from spear_lib.data.containers import cut_short
 from spear_lib.data.problems import Problems
 from spear_lib.data.shar_index import RANGE_TYPE, byte_range
 from spear_lib.features.fbank import SAMPLE_RATE
@@ -20,9 +23,18 @@ DURATION_TOLERANCE = 0.025
 """Seconds by which a file may be shorter or longer than its manifest says (codecs and resampling round)."""
 
 RESAMPLED, MIXED_DOWN, SILENT = "resampled", "made mono", "silent"
+SILENT_CHANNEL, CANCELLED = "with a silent channel", "channels that cancel: the loudest taken"
 CHANNELS = ("mean", "first")
 """What to make of recordings with several channels."""
+_CANCELLED_POWER = 0.01  # -20 dB: independent channels leave 1 / (their number) of their power in the mean
 MISSING, CORRUPT, EMPTY = "missing audio", "corrupt audio", "zero-length audio"
+TRUNCATED = "audio cut short"
+OUT_OF_RANGE, NO_FFMPEG = "samples out of range", "needs ffmpeg"
+FFMPEG_ENDINGS = (".m4a", ".aac", ".webm", ".mp4", ".mka", ".mkv", ".wma", ".ac3", ".amr", ".mov")
+"""Of formats that libsndfile does not read."""
+MAX_LEVEL = 10.0
+"""Largest sample that is taken for audio; full scale is 1, and what lies above 10 (20 dB) is damage, or a
+float file in the units of int16."""
 
 
 class AudioProblems(Problems):
@@ -30,7 +42,8 @@ class AudioProblems(Problems):
 
 
 class AudioError(RuntimeError):
-    """A recording cannot be read; ``kind`` is one of MISSING, CORRUPT, EMPTY."""
+    """A recording cannot be read; ``kind`` is one of MISSING, CORRUPT, EMPTY, TRUNCATED, OUT_OF_RANGE,
+    NO_FFMPEG."""
 
     def __init__(self, kind: str, message: str):
         super().__init__(message)
@@ -46,6 +59,36 @@ def source_of(cut: Cut) -> str:
     return str(source.source) if source.type == "file" else f"{source.type} of cut {cut.id}"
 
 
+def cut_of(
+    recording: Recording,
+    name: str = "",
+    start: float = 0.0,
+    seconds: float | None = None,
+    supervision: SupervisionSegment | None = None,
+    custom: dict | None = None,
+) -> MonoCut | MultiCut:
+    """A stretch of a recording with all of its channels, which ``load_audio`` makes mono; a supervision is
+    put on all of them.
+
+    Args:
+      name: id of the cut; the recording's own by default.
+      seconds: length; up to the end of the recording by default.
+    """
+    several = recording.num_channels > 1
+    channel = list(recording.channel_ids) if several else recording.channel_ids[0]
+    if supervision is not None:
+        supervision.channel = channel
+    return (MultiCut if several else MonoCut)(
+        id=name or recording.id,
+        start=start,
+        duration=recording.duration - start if seconds is None else seconds,
+        channel=channel,
+        recording=recording,
+        supervisions=[] if supervision is None else [supervision],
+        custom=custom,
+    )
+
+
 def load_audio(
     cut: Cut,
     sample_rate: int = SAMPLE_RATE,
@@ -56,11 +99,11 @@ def load_audio(
 
     Args:
       sample_rate: samples per second of the result; other recordings are resampled.
-      problems: where "resampled", "made mono" and "silent" are noted.
-      channels: of a recording with several channels take their mean, or the first.
+      problems: where "resampled", "made mono", "silent" and what ``to_mono`` says are noted.
+      channels: of a cut with several channels take their mean (``to_mono``), or the first.
 
     Raises:
-      AudioError: the recording is missing, corrupt or empty; names the file and what to do.
+      AudioError: the recording is missing, corrupt, empty or out of range; names the file and what to do.
       ValueError: another word for ``channels``.
     """
     if channels not in CHANNELS:
@@ -84,17 +127,59 @@ def load_audio(
         raise _audio_error(cut, path, error) from error
     if samples is None or samples.shape[-1] == 0:
         raise AudioError(EMPTY, f"{path} (cut {cut.id}) holds no samples: remove it or make it again")
-    mono = samples[0] if samples.shape[0] == 1 or channels == "first" else samples.mean(axis=0)
-    if not np.isfinite(mono).all():
-        raise AudioError(CORRUPT, f"{path} (cut {cut.id}) holds samples that are not finite: make it again")
-    if samples.shape[0] > 1:
-        notes.append(MIXED_DOWN)
+    _check_level(samples, f"{path} (cut {cut.id})")
+    mono, said = to_mono(samples, channels)
+    notes += said
     if problems is not None:
         if not mono.any():
             notes.append(SILENT)
         for note in notes:
             problems.note(note)
     return np.ascontiguousarray(mono, dtype=np.float32)
+
+
+def check_whole(cut: Cut) -> None:
+    """AudioError where a file of the cut holds less, or more, than its own header says (``containers``)."""
+    for source in cut.recording.sources if cut.has_recording else ():
+        reason = cut_short(source.source) if source.type == "file" else ""
+        if reason:
+            raise AudioError(
+                TRUNCATED, f"{source.source} (cut {cut.id}): {reason}: copy, download or make it again"
+            )
+
+
+def to_mono(samples: np.ndarray, channels: str = "mean") -> tuple[np.ndarray, list[str]]:
+    """One signal (N,) of the channels (C, N), and what is worth telling about it (ours).
+
+    The mean of all channels, whoever reads: a silent one counts like the others and halves the level of a
+    pair, because a level must not jump where a channel begins. Where the channels cancel (one of a pair with
+    its polarity turned), so that the mean has less than a hundredth of their power, the loudest one is taken.
+    """
+    if samples.shape[0] == 1:
+        return samples[0], []
+    if channels == "first":
+        return samples[0], [MIXED_DOWN]
+    mean = samples.mean(axis=0)
+    powers = np.square(samples, dtype=np.float64).mean(axis=1)
+    notes = [MIXED_DOWN]
+    if 0.0 in powers and powers.any():
+        notes.append(SILENT_CHANNEL)
+    if np.square(mean, dtype=np.float64).mean() < _CANCELLED_POWER * powers.mean():
+        return samples[int(powers.argmax())], [*notes, CANCELLED]
+    return mean, notes
+
+
+def _check_level(samples: np.ndarray, name: str) -> None:
+    """Of all channels, before any mean in which two of them could cancel."""
+    peak = float(max(samples.max(), -samples.min()))
+    if not np.isfinite(peak):
+        raise AudioError(CORRUPT, f"{name} holds samples that are not finite: make it again")
+    if peak > MAX_LEVEL:
+        advice = "divide it by 32768" if peak <= 32768 else "it is damaged, make it again"
+        raise AudioError(
+            OUT_OF_RANGE,
+            f"{name} holds a sample of {peak:.4g}, at most {MAX_LEVEL:g} may be (full scale is 1): {advice}",
+        )
 
 
 @functools.cache
@@ -160,7 +245,27 @@ def _audio_error(cut: Cut, path: str, error: Exception) -> AudioError:
         )
     if is_file and Path(path).stat().st_size == 0:
         return AudioError(EMPTY, f"{path} (cut {cut.id}) is an empty file: copy or make it again")
-    reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    return AudioError(
-        CORRUPT, f"{path} (cut {cut.id}) cannot be read ({reason.strip()[:200]}): copy or make it again"
-    )
+    return unreadable(path, error, cut.id)
+
+
+def unreadable(path: str | Path, error: Exception, cut: str = "") -> AudioError:
+    """What to say of a file that ``error`` kept from being read: by its ending it may need ffmpeg, which is
+    not the file's fault.
+
+    Args:
+      cut: its id, where a manifest says that the file is audio.
+    """
+    name = f"{path} (cut {cut})" if cut else str(path)
+    if Path(path).suffix.lower() in FFMPEG_ENDINGS and shutil.which("ffmpeg") is None:
+        return AudioError(
+            NO_FFMPEG,
+            f"{name} is in a format that needs ffmpeg, which is not installed: install it, or convert the "
+            "file to WAV or FLAC",
+        )
+    # lhotse lists what each of its backends said; the first is libsndfile.
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    reason = next((line.split(">: ")[-1] for line in lines if line.startswith("Exception #")), None)
+    reason = (reason or next(iter(lines), type(error).__name__))[:200]
+    if cut:
+        return AudioError(CORRUPT, f"{name} cannot be read ({reason}): copy or make it again")
+    return AudioError(CORRUPT, f"{name} is no audio that can be read ({reason}): convert it to WAV or FLAC")

@@ -3,16 +3,19 @@
 Legend: B utterances, N samples (16 kHz).
 """
 
+import logging
 from collections.abc import Iterator
 
 import numpy as np
 from torch import Tensor
 
-from spear_lib.data.audio import load_audio
+from spear_lib.data.audio import AudioError, check_whole, load_audio
 from spear_lib.data.batch import pad_waveforms
 from spear_lib.data.manifests import Manifest
 from spear_lib.data.sampling import BatchSampler
 from spear_lib.features.fbank import SAMPLE_RATE
+
+logger = logging.getLogger(__name__)
 
 MIN_SAMPLES = 1600
 """Shorter utterances are filled up with silence to 0.1 s, so that the encoder has frames to look at."""
@@ -39,7 +42,14 @@ def position_batches(
 
 def load_waveforms(manifest: Manifest, positions: list[int]) -> tuple[Tensor, Tensor]:
     """Waveforms (B, N), lengths (B,) int64 in samples, each at least MIN_SAMPLES."""
-    audio = [load_audio(manifest[position], SAMPLE_RATE) for position in positions]
+    audio = []
+    for position in positions:
+        cut = manifest[position]
+        try:
+            check_whole(cut)
+        except AudioError as error:
+            logger.warning("%s. What can be read is used", error)
+        audio.append(load_audio(cut, SAMPLE_RATE))
     return pad_waveforms([np.pad(samples, (0, max(0, MIN_SAMPLES - len(samples)))) for samples in audio])
 
 

@@ -28,6 +28,8 @@ class Batch:
     """(B, N) float32 in [-1, 1] (mixtures may exceed it), zero behind the end."""
     num_samples: Tensor
     """(B,) int64, valid samples."""
+    samples_of_each: list[int] = field(default_factory=list)
+    """``num_samples`` as numbers, which stay on the host: nobody waits for a device to know them."""
     epoch: int = 0
     index: int = 0
     """Number of the global batch in its epoch."""
@@ -56,6 +58,9 @@ class Batch:
     """Audio of this rank's share with its padding, s."""
     problems: dict[str, str] = field(default_factory=dict)
     """Cut id -> why it is missing from this batch."""
+    counts: bool = True
+    """False: none of this rank's cuts is usable, and one of another rank's stands in, so that the ranks stay
+    in step; its loss counts nothing."""
 
     def __len__(self) -> int:
         return len(self.ids)

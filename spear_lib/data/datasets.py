@@ -12,6 +12,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from os.path import exists
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,6 +27,8 @@ from spear_lib.data.sampling import BatchSampler, Pick
 from spear_lib.data.selection import BY_HOURS, RepeatedCorpora, Selection, repeat_factors
 
 logger = logging.getLogger(__name__)
+
+_LOGGED = 20  # skipped cuts that are named at once
 
 
 @dataclass(frozen=True)
@@ -116,6 +119,8 @@ class CutData:
                 loading.min_duration,
                 loading.max_duration,
             )
+        self.problems: dict[str, str] = {}
+        kept = self._without_unusable(manifest, examples, kept)
         self.cut_numbers = kept
         self.num_cuts = len(kept)
         self.total_seconds = float(durations[kept].sum())
@@ -132,8 +137,23 @@ class CutData:
             selection=self.make_selection(seed) if training else None,
             groups=np.asarray(manifest.sounds)[kept] if training and loading.mix_domains else None,
         )
-        self.problems: dict[str, str] = {}
         examples.check(manifest, kept)
+
+    def _without_unusable(self, manifest, examples, kept: np.ndarray) -> np.ndarray:
+        """The cut numbers that can be used as far as manifests tell: all labels are looked at now, and of a
+        validation set also whether its files exist, since the next look at them may be hours away."""
+        self._num_checked = len(kept)
+        labels = examples.unusable(manifest, kept)
+        files = {} if self.training else _missing_files(manifest, kept)
+        for found, spare in ((labels, 0), (files, 1)):
+            named = {manifest.ids[number]: why for number, why in sorted(found.items())}
+            self._add_problems(named, ValueError, spare)
+        bad = labels.keys() | files.keys()
+        left = np.array([number for number in kept.tolist() if number not in bad], dtype=kept.dtype)
+        if not len(left):
+            shown = _examples_of(self.problems)
+            raise ValueError(f"none of the {len(kept)} cuts of {manifest.describe()} can be used: {shown}")
+        return left
 
     def make_selection(self, seed: int) -> Selection | None:
         """Which of ``cut_numbers`` an epoch of training takes; None: all of them once. Here by the corpora's
@@ -189,16 +209,22 @@ class CutData:
     @cached_property
     def fingerprint(self) -> str:
         """Equal where the same options give the same batches: ids, durations and order of all cuts and of
-        the noise. Audio and tokens are not read."""
+        the noise. What is learnt of them is in ``targets_fingerprint``; audio is not read."""
         parts = [self.manifest, *([self.examples.noise] if self.examples.noise is not None else [])]
         return "-".join(part.fingerprint for part in parts)
 
+    @cached_property
+    def targets_fingerprint(self) -> str:
+        """Equal where the same cuts have the same targets; here what their supervisions say."""
+        return self.manifest.labels_fingerprint
+
     def epoch_batches(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
-        """This rank's share of the global batches ``start_batch``, ``start_batch`` + 1, ... of an epoch.
+        """This rank's share of the global batches ``start_batch``, ``start_batch`` + 1, ... of an epoch; one
+        of which no cut is usable is empty.
 
         Raises:
           ValueError: start_batch lies behind the epoch's end.
-          RuntimeError: too many cuts are unusable, or a worker died.
+          RuntimeError: too many cuts are unusable, or all of an epoch, or a worker died.
         """
         total = self.num_batches(epoch)
         if not 0 <= start_batch <= total:
@@ -211,27 +237,35 @@ class CutData:
         batches = load_ahead(
             self.examples.make, works, loading.num_workers, loading.prefetch_batches, loading.worker_timeout
         )
+        num_usable = 0
         for batch in batches:
-            self._count(batch)
+            self._add_problems(batch.problems, RuntimeError)
+            num_usable += len(batch)
             yield batch
-
-    def _count(self, batch: Batch) -> None:
-        new = {cut: why for cut, why in batch.problems.items() if cut not in self.problems}
-        self.problems.update(new)
-        for cut, why in new.items():
-            logger.warning("cut %s is skipped: %s", cut, why)
-        allowed = int(self.loading.max_bad_fraction * self.num_cuts)
-        if len(self.problems) > allowed:
-            shown = "; ".join(f"{cut}: {why}" for cut, why in list(self.problems.items())[:5])
+        if self.training and total > start_batch and not num_usable:
             raise RuntimeError(
-                f"{len(self.problems)} of {self.num_cuts} cuts cannot be used, more than the {allowed} that "
-                f"max_bad_fraction = {self.loading.max_bad_fraction} allows. {shown}. Repair or remove these "
-                "cuts (validate the manifests again), or raise max_bad_fraction"
+                f"every cut of batch {start_batch} to {total - 1} of epoch {epoch} is unusable: "
+                f"{_examples_of(self.problems)}. Repair or remove these cuts"
             )
-        if not len(batch):
-            raise RuntimeError(
-                f"every cut of batch {batch.index} of epoch {batch.epoch} on rank {self.rank} is unusable: "
-                f"{batch.problems}. Repair or remove these cuts"
+
+    def _add_problems(self, problems: dict[str, str], kind: type[Exception], spare: int = 1) -> None:
+        """Counts unusable cuts, each once; an error of this kind when they are too many. The limit is a share
+        meant for training sets: in the few cuts of a validation set, ``spare`` ones are always allowed."""
+        new = {cut: why for cut, why in problems.items() if cut not in self.problems}
+        self.problems.update(new)
+        for cut, why in list(new.items())[:_LOGGED]:
+            logger.warning("cut %s is skipped: %s", cut, why)
+        if len(new) > _LOGGED:
+            logger.warning("and %d more cuts are skipped", len(new) - _LOGGED)
+        fraction = self.loading.max_bad_fraction
+        allowed = int(fraction * self._num_checked)
+        if not self.training and fraction > 0:
+            allowed = max(spare, allowed)
+        if len(self.problems) > allowed:
+            raise kind(
+                f"{len(self.problems)} of {self._num_checked} cuts cannot be used, more than the {allowed} "
+                f"that max_bad_fraction = {fraction} allows. {_examples_of(self.problems)}. Repair or remove "
+                "these cuts (validate the manifests again), or raise max_bad_fraction"
             )
 
 
@@ -252,6 +286,21 @@ class _EpochWorks(Sequence):
         numbers = self.cut_numbers
         picks = [Pick(int(numbers[cut]), time) for cut, time in self.sampler.picks(self.epoch, index)]
         return self.epoch, index, self.sampler.share(picks), picks
+
+
+def _missing_files(manifest: Manifest, numbers: np.ndarray) -> dict[int, str]:
+    """Cuts whose audio files are not there, number -> why."""
+    wanted, missing = set(numbers.tolist()), {}
+    for number, fields in enumerate(manifest.fields()):
+        sources = (fields.get("recording") or {}).get("sources") or () if number in wanted else ()
+        gone = [each["source"] for each in sources if each["type"] == "file" and not exists(each["source"])]
+        if gone:
+            missing[number] = f"{gone[0]} does not exist"
+    return missing
+
+
+def _examples_of(problems: dict[str, str]) -> str:
+    return "; ".join(f"{cut}: {why}" for cut, why in list(problems.items())[:5])
 
 
 def _open(paths: list[str], option: str):

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from lhotse.cut import Cut
 
-from spear_lib.data.audio import AudioError, AudioProblems, load_audio, source_of
+from spear_lib.data.audio import AudioError, AudioProblems, check_whole, load_audio, source_of
 from spear_lib.data.manifests import Manifest
 from spear_lib.features.fbank import SAMPLE_RATE
 
@@ -41,7 +41,9 @@ def decode(manifest: Manifest, group: Sequence[int], channels: str = "mean") -> 
     for position in group:
         cut = decoded.cuts[position] = manifest[position]
         try:
-            decoded.audio[position] = load_audio(cut, SAMPLE_RATE, noted, channels)
+            samples = load_audio(cut, SAMPLE_RATE, noted, channels)
+            check_whole(cut)
+            decoded.audio[position] = samples
         except AudioError as error:
             decoded.errors[position] = (error.kind, f"{cut.id} ({source_of(cut)}): {error}")
     return decoded

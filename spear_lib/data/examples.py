@@ -9,13 +9,15 @@ import torch
 from spear_lib.data.batch import Batch, pad_waveforms
 from spear_lib.data.loading import Work
 from spear_lib.data.mixing import MixingConfig, Mixture, mix_noise
+from spear_lib.data.sampling import Pick
 from spear_lib.features.fbank import SAMPLE_RATE, fbank_length
 from spear_lib.runtime.keyed_random import generator, key
 
 logger = logging.getLogger(__name__)
 
 _CHECKED_CUTS = 1000  # cuts looked at before training starts, spread over the manifest
-_LOAD_ERRORS = (OSError, ValueError, RuntimeError, EOFError)
+LOAD_ERRORS = (OSError, ValueError, RuntimeError, EOFError)
+"""What may be wrong with one cut: it is skipped and counted."""
 
 
 @dataclass
@@ -39,15 +41,26 @@ class Examples:
     def __init__(self, manifest, noise, seed: int, training: bool, mixing: MixingConfig) -> None:
         self.manifest, self.noise = manifest, noise
         self.seed, self.training, self.mixing = seed, training, mixing
+        self.channels = "mean"
         if noise is None and mixing.enabled and mixing.noise_probability > 0.0:
             logger.info("no noise_cuts given: noise mixing is off")
 
     def check(self, manifest, cut_numbers: np.ndarray) -> None:
         """Looks at cuts spread over the manifest before training starts. Raises ValueError naming a bad
         cut."""
+        for number in self.spread(cut_numbers):
+            self.check_cut(manifest[number])
+
+    @staticmethod
+    def spread(cut_numbers: np.ndarray) -> list[int]:
+        """Up to 1000 of the cuts, spread over the manifest, the first and the last among them."""
         picked = np.unique(np.linspace(0, len(cut_numbers) - 1, _CHECKED_CUTS).astype(np.int64))
-        for number in cut_numbers[picked]:
-            self.check_cut(manifest[int(number)])
+        return cut_numbers[picked].tolist()
+
+    def unusable(self, manifest, cut_numbers: np.ndarray) -> dict[int, str]:
+        """Cuts whose labels cannot be used, number -> why: looked up in all of them before training starts,
+        for they would end it in the step that draws them."""
+        return {}
 
     def check_cut(self, cut) -> None:
         raise TypeError("subclasses define what a usable cut is")
@@ -64,23 +77,35 @@ class Examples:
             clean = making.load(pick.cut)
             if clean is not None:
                 examples.append(self.augment(replace(clean, occurrence=pick.occurrence), pick.cut, making))
+        counts = bool(examples)
+        if not examples and self.training:
+            examples = self._substitute(making, global_batch)
         if not examples:
             return Batch([], torch.zeros(0, dtype=torch.int64), torch.zeros(0, 0), torch.zeros(0), epoch,
             index,
                          problems=making.problems)  # fmt: skip
         batch = self.collate(examples, making.epoch)
         batch.epoch, batch.index = epoch, index
-        batch.statistics, batch.problems = making.statistics, making.problems
+        batch.statistics, batch.problems, batch.counts = making.statistics, making.problems, counts
         return batch
+
+    def _substitute(self, making: "Making", global_batch: list[Pick]) -> list[Example]:
+        """A cut of another rank where all of this rank's are unusable: with it this one takes part in the
+        step, to which it adds nothing (``Batch.counts``). None where the whole global batch is unusable,
+        which all ranks then find alike."""
+        loaded = (making.load(pick.cut) for pick in global_batch)
+        found = next((each for each in loaded if each is not None), None)
+        return [] if found is None else [found]
 
     def random(self, purpose: str, epoch: int, example: Example) -> np.random.Generator:
         """The draws of an example for one purpose: a function of (seed, epoch, cut id, occurrence) alone."""
         return generator(purpose, self.seed, epoch, *_draw_id(example))
 
     def load_waveform(self, cut) -> np.ndarray:
-        from spear_lib.data.audio import load_audio
+        from spear_lib.data.audio import check_whole, load_audio
 
-        waveform = load_audio(cut, sample_rate=SAMPLE_RATE)
+        check_whole(cut)
+        waveform = load_audio(cut, sample_rate=SAMPLE_RATE, channels=self.channels)
         if fbank_length(len(waveform)) == 0:
             raise ValueError(f"the audio has {len(waveform)} samples, too few for one frame")
         return waveform
@@ -102,7 +127,7 @@ class Examples:
         number = int(random.integers(len(self.noise)))
         try:
             noise = self.load_waveform(self.noise[number])
-        except _LOAD_ERRORS as error:
+        except LOAD_ERRORS as error:
             logger.warning("noise cut %s is not mixed: %s", self.noise.ids[number], error)
             return None
         return mix_noise(example.waveform, noise, self.mixing, random)
@@ -118,6 +143,7 @@ class Examples:
             ),
             waveforms=waveforms,
             num_samples=num_samples,
+            samples_of_each=num_samples.tolist(),
             mixed=[example.mixed for example in examples],
             audio_seconds=float(num_samples.sum()) / SAMPLE_RATE,
             padded_seconds=waveforms.numel() / SAMPLE_RATE,
@@ -150,8 +176,8 @@ class Making:
         if number not in self._loaded:
             try:
                 self._loaded[number] = self._examples.load(number)
-            except _LOAD_ERRORS as error:
-                self.problems[str(self._examples.manifest[number].id)] = str(error)
+            except LOAD_ERRORS as error:
+                self.problems[self._examples.manifest.ids[number]] = str(error)
         return self._loaded.get(number)
 
     def partner(self, number: int, random: np.random.Generator) -> Example | None:

@@ -10,14 +10,13 @@ large one holds its lines too. A lhotse Shar folder counts as one manifest (``sh
 Legend: n cuts.
 """
 
-import gzip
+import atexit
 import hashlib
 import json
 import logging
 import os
 import shutil
 import tempfile
-import zlib
 from collections.abc import Callable, Iterator
 from io import BytesIO
 from pathlib import Path
@@ -26,12 +25,14 @@ from typing import IO, Any
 import numpy as np
 
 from spear_lib.data.domains import is_audio
+from spear_lib.data.manifest_fields import parse_cut
 from spear_lib.data.shar_index import is_shar, shar_identity, shar_lines, shar_size
-from spear_lib.runtime.locks import exclusive
+from spear_lib.runtime.locks import NoLocksError, exclusive
+from spear_lib.runtime.text_files import raw_lines
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 2
+FORMAT = 3
 MEMORY_LIMIT = 2**20
 """Bytes of the manifest's file up to which its index is made in memory at every start."""
 
@@ -43,6 +44,7 @@ _ARRAYS = {
     "id_ends": np.int64,
     "audio_keys": np.uint64,
     "recording_keys": np.uint64,
+    "label_keys": np.uint64,
     "id_hashes": np.uint64,
     "id_order": np.int64,
 }
@@ -60,6 +62,15 @@ def audio_key(recording: str, channel: object, start: float, duration: float) ->
     return hash64(f"{recording}\x1f{channel}\x1f{start:.3f}\x1f{duration:.3f}")
 
 
+def label_key(fields: dict[str, Any]) -> int:
+    """64 bits that stand for what is said of a cut's audio: times, text and labels of its supervisions."""
+    said = [[s.get(name) for name in _SAID] for s in fields.get("supervisions") or ()]
+    return hash64(json.dumps(said, sort_keys=True))
+
+
+_SAID = ("start", "duration", "text", "speaker", "custom")
+
+
 def recording_of(fields: dict[str, Any]) -> str:
     """Id of the recording of a cut's JSON fields; its own id for a cut without a recording."""
     recording = fields.get("recording") or {}
@@ -75,6 +86,7 @@ class ManifestIndex:
       sounds: (n,) uint8, 1 where the cut's domain is audio rather than speech.
       audio_keys: (n,) uint64, ``audio_key`` of each cut.
       recording_keys: (n,) uint64, hash of the recording's id.
+      label_keys: (n,) uint64, ``label_key`` of each cut.
       id_hashes, id_order: (n,) hashes of the ids, sorted, and the positions they belong to.
     """
 
@@ -83,6 +95,7 @@ class ManifestIndex:
         self.begins, self.ends, self.durations = arrays["begins"], arrays["ends"], arrays["durations"]
         self.sounds = arrays["sounds"]
         self.audio_keys, self.recording_keys = arrays["audio_keys"], arrays["recording_keys"]
+        self.label_keys = arrays["label_keys"]
         self.id_hashes, self.id_order, self._id_ends = (
             arrays["id_hashes"],
             arrays["id_order"],
@@ -175,18 +188,35 @@ def open_index(path: str | Path) -> ManifestIndex:
         content = {name: sink.getvalue() for name, sink in sinks.items()}
         arrays = {name: np.frombuffer(content[name], dtype) for name, dtype in _ARRAYS.items()}
         return ManifestIndex(path, arrays, _Bytes(content["ids"]), _Bytes(content["lines"]))
-    folder = _folder(path)
-    identity = _identity(path)
-    if not _is_current(folder, identity):
-        with exclusive(folder.with_name(folder.name + ".lock"), f"the index of {path}", wait=True):
-            if not _is_current(folder, identity):
-                _build_folder(path, folder, identity)
+    folder = _made_folder(path)
     arrays = {}
     for name, dtype in _ARRAYS.items():
         file = folder / name
         arrays[name] = np.memmap(file, dtype, mode="r") if file.stat().st_size else np.empty(0, dtype)
     lines = folder / "lines" if _keeps_lines(path) else path
     return ManifestIndex(path, arrays, _FileBytes(folder / "ids"), _FileBytes(lines))
+
+
+def _made_folder(path: Path) -> Path:
+    """The folder of the index, made by one process of all; where the file system of the manifest has no
+    locks, in the temporary folder, and where that has none either, for this process alone."""
+    identity = _identity(path)
+    places = dict.fromkeys((_folder(path), _temporary_folder(path)))
+    for folder in places:
+        if _is_current(folder, identity):
+            return folder
+    for folder in places:
+        try:
+            with exclusive(folder.with_name(folder.name + ".lock"), f"the index of {path}", wait=True):
+                if not _is_current(folder, identity):
+                    _build_folder(path, folder, identity)
+            return folder
+        except NoLocksError as error:
+            logger.debug("%s", error)
+    folder = _temporary_folder(path).with_name(f"{path.name}-{os.getpid()}")
+    _build_folder(path, folder, identity)
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def _keeps_lines(path: Path) -> bool:
@@ -199,6 +229,11 @@ def _folder(path: Path) -> Path:
     path = path.resolve()
     if os.access(path.parent, os.W_OK):
         return path.parent / ".index" / path.name
+    return _temporary_folder(path)
+
+
+def _temporary_folder(path: Path) -> Path:
+    path = path.resolve()
     return Path(tempfile.gettempdir()) / f"spear_lib-{os.getuid()}" / f"{hash64(str(path)):016x}" / path.name
 
 
@@ -256,8 +291,8 @@ def _build(path: Path, sink: Callable[[str], IO[bytes]], copy_lines: bool) -> No
         hashes.append(np.array(some_hashes, dtype=np.uint64))
         some_hashes.clear()
 
-    for number, (line, offset) in enumerate(_read_lines(path), start=1):
-        fields = _parse(path, number, line)
+    for number, line, offset in _read_lines(path):
+        fields = parse_cut(path, number, line)
         name = str(fields["id"]).encode()
         recording, duration = recording_of(fields), float(fields["duration"])
         start, channel = float(fields.get("start", 0.0)), fields.get("channel", 0)
@@ -272,6 +307,7 @@ def _build(path: Path, sink: Callable[[str], IO[bytes]], copy_lines: bool) -> No
             ("id_ends", id_end),
             ("audio_keys", audio_key(recording, channel, start, duration)),
             ("recording_keys", hash64(recording)),
+            ("label_keys", label_key(fields)),
         ):
             rows[key].append(value)
         some_hashes.append(hash64(fields["id"]))
@@ -287,33 +323,13 @@ def _build(path: Path, sink: Callable[[str], IO[bytes]], copy_lines: bool) -> No
     sink("id_order").write(order.astype(np.int64).tobytes())
 
 
-def _read_lines(path: Path) -> Iterator[tuple[bytes, int]]:
-    """Lines that are not blank, and where they begin in the (decompressed) file."""
+def _read_lines(path: Path) -> Iterator[tuple[int, bytes, int]]:
+    """Number, bytes and offset in the (decompressed) file of each line that is not blank."""
     if is_shar(path):
-        yield from ((line, 0) for line in shar_lines(path))
+        yield from ((number, line, 0) for number, line in enumerate(shar_lines(path), 1))
         return
     offset = 0
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
-            for line in file:
-                if line.strip():
-                    yield line, offset
-                offset += len(line)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise ValueError(f"manifest {path} is truncated or not gzip ({error}): make it again") from error
-
-
-def _parse(path: Path, number: int, line: bytes) -> dict:
-    try:
-        fields = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{path}, line {number}, is not JSON ({error.msg}): make the manifest again"
-        ) from error
-    if not isinstance(fields, dict) or not {"id", "duration", "type"} <= fields.keys():
-        kind = f"it has the fields {', '.join(fields)}" if isinstance(fields, dict) else "it is not an object"
-        raise ValueError(
-            f"{path}, line {number}, is not a cut ({kind}): expected a manifest of cuts, e.g. "
-            "data/manifests/<corpus>_cuts_<set>.jsonl.gz, not of recordings or supervisions"
-        )
-    return fields
+    for number, line in raw_lines(path):
+        if line.strip():
+            yield number, line, offset
+        offset += len(line)

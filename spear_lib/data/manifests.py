@@ -30,7 +30,9 @@ def save_cuts(cuts: Iterable[Cut], path: str | Path) -> int:
         )
         with opened as out:
             for cut in cuts:
-                out.write(json.dumps(cut.to_dict(), ensure_ascii=False).encode() + b"\n")
+                line = json.dumps(cut.to_dict(), ensure_ascii=False)
+                # A file's name that is no UTF-8 comes back the same from its escapes.
+                out.write(line.encode("utf-8", "backslashreplace") + b"\n")
                 count += 1
     return count
 
@@ -147,10 +149,18 @@ class Manifest:
     @property
     def fingerprint(self) -> str:
         """Of the ids, durations and order of all cuts; not of the paths."""
+        return self._digest("id_hashes", "id_order", "durations")
+
+    @property
+    def labels_fingerprint(self) -> str:
+        """Of what the supervisions of all cuts say: times, texts, labels."""
+        return self._digest("label_keys")
+
+    def _digest(self, *names: str) -> str:
         digest = hashlib.blake2b(digest_size=8)
         for index in self._indexes:
-            for array in (index.id_hashes, index.id_order, index.durations):
-                digest.update(np.ascontiguousarray(array).data)
+            for name in names:
+                digest.update(np.ascontiguousarray(getattr(index, name)).data)
         return digest.hexdigest()
 
     def describe(self) -> str:
@@ -166,7 +176,14 @@ class Manifest:
         position = int(position) % len(self)
         part = int(np.searchsorted(self._starts, position, side="right")) - 1
         line = self._indexes[part].line(position - int(self._starts[part]))
-        return deserialize_item(json.loads(line))
+        try:
+            return deserialize_item(json.loads(line))
+        except Exception as error:  # whatever lhotse makes of fields that are not a cut's
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ValueError(
+                f"{self.paths[part]}: cut {self.ids[position]} cannot be made of its fields ({reason}): mend "
+                "its line, or make the manifest again"
+            ) from error
 
     def fields(self) -> Iterator[dict[str, Any]]:
         """The JSON fields of every cut, in order: several times quicker than the cuts, for a look at all of
@@ -208,7 +225,7 @@ def named_sets(cuts: list[str]) -> dict[str, Path]:
     sets: dict[str, Path] = {}
     for item in cuts:
         name, separator, path = item.partition("=")
-        if not separator:
+        if not separator or Path(item).exists():
             path, name = item, set_name(item)
         if name in sets:
             raise ValueError(f"two sets are called {name!r}: {sets[name]} and {path}; write name=manifest")

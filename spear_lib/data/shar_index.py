@@ -10,12 +10,10 @@ Read are local, uncompressed archives: ``cuts.NNNNNN.jsonl.gz``, ``<field>.NNNNN
 ``recording.NNNNNN.tar``. Fields that are neither audio nor .npy arrays of frames stay as they are.
 """
 
-import gzip
 import hashlib
 import json
 import os
 import tarfile
-import zlib
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
@@ -24,7 +22,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.lib import format as npy
 
+from spear_lib.data.manifest_fields import parse_cut
 from spear_lib.data.packed_arrays import STORAGE_TYPE, make_key
+from spear_lib.runtime.text_files import is_companion, raw_lines
 
 AUDIO_FIELD = "recording"
 RANGE_TYPE = "shar"
@@ -77,7 +77,7 @@ def shar_lines(folder: Path) -> Iterator[bytes]:
             f"folder {folder} holds no cuts.*.jsonl.gz, so it is no Shar folder: give one that export_shar "
             "or lhotse wrote, or the manifest file itself"
         )
-    names = sorted({file.name.split(".")[0] for file in folder.glob("*.tar*")})
+    names = sorted({file.name.split(".")[0] for file in folder.glob("*.tar*") if not is_companion(file)})
     for shard in shards:
         number = shard.name.split(".")[1]
         archives = {}
@@ -89,8 +89,8 @@ def shar_lines(folder: Path) -> Iterator[bytes]:
                     "is incomplete; copy or export it again"
                 )
             archives[name] = (archive, _members(archive))
-        for line in _cut_lines(shard):
-            fields = json.loads(line)
+        for row, line in enumerate(_cut_lines(shard), 1):
+            fields = parse_cut(shard, row, line)
             for name, (archive, members) in archives.items():
                 member = next(members, None)
                 if member is None or member.key != str(fields["id"]):
@@ -111,13 +111,7 @@ def shar_lines(folder: Path) -> Iterator[bytes]:
 
 
 def _cut_lines(path: Path) -> Iterator[bytes]:
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
-            yield from (line for line in file if line.strip())
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise ValueError(
-            f"{path} is truncated or not gzip ({error}): copy or export the Shar folder again"
-        ) from error
+    yield from (line for _, line in raw_lines(path) if line.strip())
 
 
 def _members(path: Path) -> Iterator[_Member]:

@@ -16,6 +16,7 @@ from lhotse.cut import Cut
 from spear_lib.corpora.labelled_clips import labels_of
 from spear_lib.data.domains import DOMAINS, domain_of
 from spear_lib.data.manifests import Manifest
+from spear_lib.data.references import text_outside, transcript
 from spear_lib.runtime import keyed_random
 
 logger = logging.getLogger(__name__)
@@ -42,11 +43,11 @@ class Labels:
 
     @classmethod
     def of(cls, cut: Cut) -> "Labels":
-        texts = [supervision.text for supervision in cut.supervisions if supervision.text]
+        spoken = any(supervision.text for supervision in cut.supervisions) and not text_outside(cut)
         speakers = {s.speaker for s in cut.supervisions if s.speaker is not None}
         sessions = {(s.custom or {}).get("session") for s in cut.supervisions}
         return cls(
-            words=tuple(sorted({word for text in texts for word in text.split()})),
+            words=tuple(sorted(set(transcript(cut).split()))) if spoken else (),
             speaker=speakers.pop() if len(speakers) == 1 else None,
             session=sessions.pop() if len(sessions) == 1 else None,
             events=tuple(sorted(set(labels_of(cut)))),

@@ -53,6 +53,13 @@ def probe_batches(
             yield [row_of[position] for position in batch], *load_waveforms(manifest, batch)
 
 
+def num_rounds(sources: Sources, batch_seconds: float, num_shares: int) -> int:
+    """How many batches of ``probe_batches`` the first share has; the others have as many or one fewer."""
+    chosen = [(manifest, positions) for manifest, positions in sources if positions]
+    total = sum(len(position_batches(manifest, batch_seconds, positions)) for manifest, positions in chosen)
+    return -(-total // num_shares)
+
+
 def batch_features(
     encoder: Encoder, waveforms: Tensor, lengths: Tensor, device: torch.device | str
 ) -> list[np.ndarray]:

@@ -12,15 +12,16 @@ any state of the run.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from spear_lib.data.audio import AudioError
 from spear_lib.encoders.kinds import Encoder
 from spear_lib.evaluation.probe_cuts import LabelledCuts, read_cuts
-from spear_lib.evaluation.probe_features import batch_features, log_mel_features, probe_batches
+from spear_lib.evaluation.probe_features import batch_features, log_mel_features, num_rounds, probe_batches
 from spear_lib.evaluation.probes import frequent_labels, label_targets
 from spear_lib.evaluation.ridge import Ridge, mean_average_precision
 from spear_lib.runtime import keyed_random
@@ -169,19 +170,24 @@ class ValidationProbe:
             for name, probed in self.sets.items()
         }
 
-    def measure(self) -> dict[str, dict[str, float]]:
+    def measure(self, between_batches: Callable[[], None] = lambda: None) -> dict[str, dict[str, float]]:
         """Set -> percent of every question, of the encoder and (``log_mel/...``) of log-mel features.
 
-        Empty on all processes but the main one.
+        Empty on all processes but the main one; without a set of which a cut cannot be read.
+
+        Args:
+          between_batches: called before every batch; what it raises ends the measurement on all processes.
         """
         self.encoder.eval()
         results = {}
         for name, probed in self.sets.items():
-            features = self._features(probed.cuts)
+            features = self._features(probed.cuts, between_batches)
             if not self.world.is_main:
                 continue
             if not np.isfinite(features).all():
-                logger.warning("no probe on %s: features of the encoder are not finite", name)
+                logger.warning(
+                    "no probe on %s: a cut cannot be read, or features of the encoder are not finite", name
+                )
                 continue
             if probed.log_mel is None:
                 (log_mel,) = log_mel_features(probed.cuts.manifests, BATCH_SECONDS)
@@ -191,13 +197,22 @@ class ValidationProbe:
         return results
 
     @torch.no_grad()
-    def _features(self, cuts: LabelledCuts) -> np.ndarray:
+    def _features(self, cuts: LabelledCuts, between_batches: Callable[[], None] = lambda: None) -> np.ndarray:
         """Statistics of all layers side by side, (U, D), on every process, which share the batches."""
         device = next(self.encoder.parameters()).device
         features: np.ndarray | None = None
-        for rows, waveforms, lengths in probe_batches(
-            cuts.manifests, BATCH_SECONDS, self.world.rank, self.world.world_size
-        ):
+        world, unreadable = self.world, False
+        batches = probe_batches(cuts.manifests, BATCH_SECONDS, world.rank, world.world_size)
+        for _ in range(num_rounds(cuts.manifests, BATCH_SECONDS, world.world_size)):
+            between_batches()
+            try:
+                rows, waveforms, lengths = next(batches, (None, None, None))
+            except AudioError as error:
+                logger.warning("%s", error)
+                unreadable = True  # and the rest of this share is not read
+                continue
+            if rows is None:
+                continue
             found = np.concatenate(batch_features(self.encoder, waveforms, lengths, device), axis=1)
             if features is None:
                 features = np.zeros((len(cuts), found.shape[1]))
@@ -207,6 +222,8 @@ class ValidationProbe:
             widths = self.world.union({f"{self.world.rank}": width})
             width = max(widths.values())
         features = np.zeros((len(cuts), width)) if features is None else features
+        if unreadable:
+            features[:] = np.nan  # and so is the sum over the processes
         return self.world.sum(torch.from_numpy(features)).numpy()
 
     def describe(self, values: dict[str, float]) -> str:

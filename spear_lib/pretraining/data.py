@@ -1,7 +1,9 @@
 """Data of pre-training: waveforms with the teachers' tokens, mixed and masked."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -9,7 +11,7 @@ import torch
 from spear_lib.data.batch import PADDING, Batch
 from spear_lib.data.datasets import CutData, LoadingConfig, open_sources
 from spear_lib.data.domains import DOMAINS, SPEECH, domain_of
-from spear_lib.data.examples import Example, Examples, Making
+from spear_lib.data.examples import LOAD_ERRORS, Example, Examples, Making
 from spear_lib.data.mixing import MixingConfig, Mixture, draw_token_mixture, mix_utterance
 from spear_lib.features.fbank import SAMPLE_RATE, fbank_length
 from spear_lib.features.masking import MaskingConfig, channel_mask, time_mask
@@ -71,6 +73,17 @@ class PretrainingExamples(Examples):
             )
         self.token_facts: dict[str, dict] = {}
 
+    def check(self, manifest, cut_numbers: np.ndarray) -> None:
+        super().check(manifest, cut_numbers)
+        kinds = {facts.get("channels", "mean") for facts in self.token_facts.values()}
+        if len(kinds) > 1:
+            raise ValueError(
+                f"the tokens {', '.join(self.token_facts)} were made of different channels "
+                f"({', '.join(sorted(kinds))}): run dump_tokens with the same --channels for all of them"
+            )
+        if kinds:
+            self.channels = kinds.pop()
+
     def check_cut(self, cut) -> None:
         from spear_lib.tokens.fields import token_facts
 
@@ -100,19 +113,22 @@ class PretrainingExamples(Examples):
                 )
 
     def load(self, number: int) -> Example:
-        from spear_lib.tokens.fields import load_tokens
-
         cut = self.manifest[number]
         waveform = self.load_waveform(cut)
-        domain = domain_of(cut)
+        return Example(str(cut.id), waveform, self.load_tokens(cut), speech=domain_of(cut) == SPEECH)
+
+    def load_tokens(self, cut) -> dict[str, np.ndarray]:
+        """Field -> tokens (T, N) of a cut, of those fields that are read for it."""
+        from spear_lib.tokens.fields import load_tokens
+
+        needed = self.needed_fields[domain_of(cut)]
         # What token mixing mixes is also read where the cut itself is not trained on it: it may be a partner.
         names = [
             name
             for name in self.token_fields
-            if name in self.needed_fields[domain] or (name == self.mixed_field and cut.has_custom(name))
+            if name in needed or (name == self.mixed_field and cut.has_custom(name))
         ]
-        tokens = {name: np.asarray(load_tokens(cut, name)) for name in names}
-        return Example(str(cut.id), waveform, tokens, speech=domain == SPEECH)
+        return {name: np.asarray(load_tokens(cut, name)) for name in names}
 
     def augment(self, example: Example, number: int, making: Making) -> Example:
         if not self.mixing.enabled:
@@ -233,6 +249,20 @@ class PretrainingData(CutData):
         """Token field -> what its manifest and store say (quantizer_id, frame_rate, num_codebooks, ...); only
         fields that a cut of this data needs."""
         return self.examples.token_facts
+
+    @cached_property
+    def targets_fingerprint(self) -> str:
+        """Of the tokens of up to 1000 cuts, spread over the manifests: a store that was made again with
+        other results is noticed wherever its files lie, a change of single cuts of a large one may not be."""
+        digest = hashlib.blake2b(digest_size=8)
+        for number in self.examples.spread(self.cut_numbers):
+            try:
+                for name, tokens in self.examples.load_tokens(self.manifest[number]).items():
+                    digest.update(f"{name} {tokens.shape} {tokens.dtype}".encode())
+                    digest.update(np.ascontiguousarray(tokens).data)
+            except LOAD_ERRORS as error:  # counted when the cut is drawn
+                digest.update(type(error).__name__.encode())
+        return digest.hexdigest()
 
     @property
     def needed_fields(self) -> Mapping[str, Sequence[str]]:

@@ -16,6 +16,7 @@ import numpy as np
 
 from spear_lib.runtime.files import read_json
 from spear_lib.runtime.metrics_log import read_metrics
+from spear_lib.runtime.overlays import read_yaml
 from spear_lib.runtime.task_file import FILE_NAME, TaskDescription, read_task
 
 logger = logging.getLogger(__name__)
@@ -220,7 +221,6 @@ def _collect_tokens(data: ReportData, data_dir: Path) -> None:
 def _collect_experiment(
     data: ReportData, folder: Path, name: str, before_task_files: dict[str, TaskDescription]
 ) -> None:
-    import yaml
 
     metrics, probes = folder / "metrics.jsonl", sorted(folder.glob("**/probes.json"))
     records = read_metrics(metrics)
@@ -238,8 +238,8 @@ def _collect_experiment(
     data.tasks.setdefault(description.kind, description)
     if records:
         config_path = folder / "config.yaml"
-        config = yaml.safe_load(config_path.read_text(encoding="utf-8")) if config_path.exists() else {}
-        data.experiments.append(Experiment(name, description, records, config or {}))
+        config = read_yaml(config_path) if config_path.exists() else {}
+        data.experiments.append(Experiment(name, description, records, config))
     files = description.results.files if description.results else None
     for path in sorted(folder.glob(f"**/{files}-*.json")) if files else ():
         result = {"set": path.stem.removeprefix(f"{files}-"), **read_json(path)}

@@ -64,9 +64,9 @@ def _write_error(path: Path, error: Exception) -> OSError:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a UTF-8 file in one piece."""
+    """Write a UTF-8 file in one piece; bytes of file names that are no UTF-8 become escapes, as in JSON."""
     with atomic_file(path) as file:
-        file.write(text.encode("utf-8"))
+        file.write(text.encode("utf-8", "backslashreplace"))
 
 
 def write_json(path: str | Path, value: object, compact: bool = False) -> None:
@@ -86,8 +86,8 @@ def read_json(path: str | Path) -> dict[str, Any]:
     """
     advice = "delete it and run its stage again, or get it again from where it came"
     try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        value = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON ({error}): {advice}") from error
     if not isinstance(value, dict):
         raise ValueError(f"{path} holds a {type(value).__name__}, not the settings expected there: {advice}")

@@ -5,6 +5,7 @@ the content of the file, ours, only tells who holds it, or who held it and died.
 """
 
 import errno
+import fcntl
 import json
 import logging
 import os
@@ -13,10 +14,16 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from filelock import FileLock, Timeout
 
 logger = logging.getLogger(__name__)
+
+
+class NoLocksError(RuntimeError):
+    """The file system has no locks."""
+
 
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
@@ -30,7 +37,7 @@ def exclusive(path: str | Path, what: str, wait: bool = False) -> Iterator[None]
       wait: wait for the holder instead of raising.
 
     Raises:
-      RuntimeError: another process holds the lock (says which), or the file system has no locks.
+      RuntimeError: another process holds the lock (says which), or (NoLocksError) the file system has none.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -46,10 +53,7 @@ def exclusive(path: str | Path, what: str, wait: bool = False) -> Iterator[None]
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise
-        raise RuntimeError(
-            f"cannot lock {path} ({error.strerror}): this file system has no locks, so two jobs could write "
-            "the same files; use a folder on another one"
-        ) from error
+        raise _no_locks(path, error) from error
     try:
         left_by = _holder(path)
         if left_by:
@@ -60,6 +64,30 @@ def exclusive(path: str | Path, what: str, wait: bool = False) -> Iterator[None]
         # Removed while it is held: whoever waits for it finds another file at the path and tries again.
         path.unlink(missing_ok=True)
         lock.release()
+
+
+def try_lock(file: IO, path: str | Path) -> bool:
+    """Locks an open file as long as it is open; False where another process holds it.
+
+    Raises:
+      NoLocksError: the file system (of ``path``, for the message) has no locks.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        raise _no_locks(path, error) from error
+    return True
+
+
+def _no_locks(path: str | Path, error: OSError) -> NoLocksError:
+    return NoLocksError(
+        f"cannot lock {path} ({error.strerror}): this file system has no locks, so two jobs could write the "
+        "same files; use a folder on another one"
+    )
 
 
 def _holder(path: Path) -> str:

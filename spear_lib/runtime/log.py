@@ -30,6 +30,14 @@ def setup_logging() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
+def printable_output() -> None:
+    """From here on standard output and error write what the terminal's encoding lacks as escapes (\\u65e5),
+    so that a file's name cannot end a command."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def first_screen(title: str, facts: dict[str, object]) -> None:
     """Log what runs, where and with what, in lines that a newcomer can read.
 

@@ -44,14 +44,23 @@ class MetricsLog:
       experiment_dir: gets metrics.jsonl and tensorboard/.
       step: the step from which training goes on, 0 for a new run.
       active: False on ranks other than the main one.
+      validated: step of the last validation that came to its end (None: all did); what later ones left is
+        taken away too, as they are done again.
     """
 
-    def __init__(self, experiment_dir: Path, step: int, active: bool = True) -> None:
+    def __init__(
+        self, experiment_dir: Path, step: int, active: bool = True, validated: int | None = None
+    ) -> None:
         self._file = self._board = None
         if not active:
             return
         path = experiment_dir / "metrics.jsonl"
-        kept = [json.dumps(line) + "\n" for line in read_metrics(path) if line["step"] <= step]
+
+        def stays(line: dict[str, Any]) -> bool:
+            again = validated is not None and line["kind"] != "train" and line["step"] > validated
+            return line["step"] <= step and not again
+
+        kept = [json.dumps(line) + "\n" for line in read_metrics(path) if stays(line)]
         partial = path.with_suffix(".jsonl.tmp")
         partial.write_text("".join(kept), encoding="utf-8")
         os.replace(partial, path)

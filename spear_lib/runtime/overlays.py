@@ -18,16 +18,18 @@ from typing import Any
 
 import yaml
 
+from spear_lib.runtime.text_files import read_text
+
 EXTENDS = "extends"
 
 
 def read_yaml(path: str | os.PathLike) -> dict[str, Any]:
     """The values of one file alone. Raises ValueError when it is missing or no list of names and values."""
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ValueError(f"configuration file {path} does not exist.") from error
-    except yaml.YAMLError as error:
+        if not Path(path).exists():
+            raise ValueError(f"configuration file {path} does not exist.")
+        values = yaml.safe_load(read_text(path))
+    except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"configuration file {path} is not valid YAML: {error}") from error
     if values is None:
         return {}

@@ -20,6 +20,8 @@ from spear_lib.tagging.class_labels import LabelTable
 
 logger = logging.getLogger(__name__)
 
+_NO_LABEL = "no label of the class list"
+
 
 @dataclass(frozen=True)
 class MixupConfig:
@@ -105,12 +107,17 @@ class TaggingExamples(Examples):
                 )
         self.mixup, self.labels = mixup, labels
 
+    def unusable(self, manifest, cut_numbers) -> dict[int, str]:
+        """Clips without a label of the class list."""
+        without = (number for number in cut_numbers.tolist() if not len(self.labels.of(number)))
+        return dict.fromkeys(without, _NO_LABEL)
+
     def check_cut(self, cut) -> None:
         """Labels are read of all cuts before (``LabelTable``)."""
 
     def load(self, number: int) -> TaggingExample:
         if not len(self.labels.of(number)):
-            raise ValueError("no label of the class list")
+            raise ValueError(_NO_LABEL)
         cut = self.manifest[number]
         return TaggingExample(str(cut.id), self.load_waveform(cut), {}, labels=self.labels.row(number))
 

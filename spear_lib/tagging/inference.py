@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from spear_lib.config import load as load_options
-from spear_lib.data.audio import SILENT, AudioError, AudioProblems, load_audio
+from spear_lib.data.audio import SILENT, AudioError, AudioProblems, check_whole, load_audio
 from spear_lib.data.audio_batches import MIN_SAMPLES, position_batches
 from spear_lib.data.audio_files import open_audio
 from spear_lib.data.audio_windows import WindowConfig, plan_windows
@@ -119,7 +119,9 @@ def tag_cuts(
         read: list[tuple[int, np.ndarray]] = []
         for each in position:
             try:
-                read.append((each, load_audio(manifest[each])))
+                cut = manifest[each]
+                check_whole(cut)
+                read.append((each, load_audio(cut)))
                 problems.good()
             except AudioError as error:
                 problems.bad(error.kind, manifest.ids[each])

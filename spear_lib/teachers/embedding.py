@@ -82,6 +82,16 @@ def embed_batches(
         yield pieces
 
 
+NOT_FINITE = "embeddings that are not finite"
+
+
+def not_finite(pieces: Sequence[Piece], dtype: torch.dtype = torch.float32) -> set[int]:
+    """Positions of the recordings of which an embedding is NaN or infinite in ``dtype``: damaged audio that
+    passed as audio, or a number format that is too narrow for the teacher. Waits for the device once."""
+    good = torch.stack([torch.isfinite(piece.embeddings.to(dtype)).all() for piece in pieces]).tolist()
+    return {piece.position for piece, fine in zip(pieces, good) if not fine}
+
+
 def resolve_manifests(cuts: str | list[str]) -> list[Path]:
     """``--cuts`` as a list of paths."""
     return [Path(cuts)] if isinstance(cuts, str) else [Path(path) for path in cuts]

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from spear_lib.data.audio import source_of
 from spear_lib.data.decoding import decode_ahead
 from spear_lib.data.manifests import Manifest
 from spear_lib.data.problems import Problems
@@ -13,7 +14,7 @@ from spear_lib.runtime import keyed_random
 from spear_lib.runtime.files import atomic_file, write_json
 from spear_lib.runtime.progress import progress
 from spear_lib.teachers import Teacher
-from spear_lib.teachers.embedding import embed_batches, length_batches
+from spear_lib.teachers.embedding import NOT_FINITE, embed_batches, length_batches, not_finite
 
 
 @dataclass(frozen=True)
@@ -88,17 +89,23 @@ def write_frames(
     for decoded in progress(audio, len(groups), path.name, "batches"):
         for kind, message in decoded.errors.values():
             problems.bad(kind, message)
-        problems.good(len(decoded.audio))
+        damaged: set[int] = set()
         for position, samples in decoded.audio.items():
             count = teacher.num_frames(len(samples))
             chosen[position] = choose_frames(count, decoded.cuts[position].id, sampling, seed)
             parts[position] = np.empty((len(chosen[position]), teacher.embedding_dim), dtype=np.float16)
         for pieces in embed_batches(teacher, decoded.audio, sampling.batch_seconds):
+            damaged |= not_finite(pieces, torch.float16)
             for piece in pieces:
                 index = chosen[piece.position] - piece.first_frame
                 wanted = (index >= 0) & (index < len(piece.embeddings))
                 embeddings = piece.embeddings[torch.from_numpy(index[wanted]).to(piece.embeddings.device)]
                 parts[piece.position][wanted] = embeddings.to(torch.float16).cpu().numpy()
+        for position in damaged:
+            del parts[position]
+            cut = decoded.cuts[position]
+            problems.bad(NOT_FINITE, f"{cut.id} ({source_of(cut)})")
+        problems.good(len(decoded.audio) - len(damaged))
     kept = [position for position in positions if position in parts]
     nothing = np.empty((0, teacher.embedding_dim), dtype=np.float16)
     with atomic_file(path.with_suffix(".npy")) as file:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from spear_lib.data.audio import source_of
 from spear_lib.data.decoding import decode, decode_ahead
 from spear_lib.data.manifests import Manifest
 from spear_lib.data.problems import Problems
@@ -21,7 +22,7 @@ from spear_lib.features.fbank import SAMPLE_RATE
 from spear_lib.quantization import Tokeniser
 from spear_lib.runtime.progress import progress
 from spear_lib.teachers import Teacher
-from spear_lib.teachers.embedding import embed_batches, length_batches
+from spear_lib.teachers.embedding import NOT_FINITE, embed_batches, length_batches, not_finite
 from spear_lib.teachers.options import TeacherOptions
 from spear_lib.tokens.agreement import token_agreement
 from spear_lib.tokens.plan import TokenFacts
@@ -179,11 +180,19 @@ def _make(
                 codes[number][position] = np.empty((count, facts[number].num_codebooks), facts[number].dtype)
                 if count == 0:
                     skipped[number][cut_id] = too_short
-            if any(cut_id in each for each in skipped):
-                problems.bad(TOO_SHORT, too_short)
-            else:
+        damaged = _tokens_of(fields, decoded.audio, codes, batch_seconds)
+        for position, numbers in damaged.items():
+            cut = decoded.cuts[position]
+            for number in numbers:
+                codes[number][position] = np.empty((0, facts[number].num_codebooks), facts[number].dtype)
+                skipped[number][cut.id] = f"{NOT_FINITE}: {cut.id} ({source_of(cut)})"
+        for position in decoded.audio:
+            cut_id = decoded.cuts[position].id
+            why = next((each[cut_id] for each in skipped if cut_id in each), None)
+            if why is None:
                 problems.good()
-        _tokens_of(fields, decoded.audio, codes, batch_seconds)
+            else:
+                problems.bad(why.partition(":")[0], why.partition(": ")[2])
     for number, each in enumerate(fields):
         nothing = np.empty((0, facts[number].num_codebooks), facts[number].dtype)
         in_order = [codes[number].get(position, nothing) for position in positions]
@@ -195,13 +204,25 @@ def _tokens_of(
     audio: dict[int, np.ndarray],
     codes: list[dict[int, np.ndarray]],
     batch_seconds: float,
-) -> None:
-    """Fill ``codes`` for these recordings; each teacher runs once, for all of its quantisers."""
+) -> dict[int, set[int]]:
+    """Fill ``codes`` for these recordings; each teacher runs once, for all of its quantisers.
+
+    Returns:
+      position of each recording whose embeddings are not finite -> numbers of the fields that have no tokens
+      of it.
+    """
+    damaged: dict[int, set[int]] = {}
     by_teacher: dict[int, list[int]] = {}
     for number, each in enumerate(fields):
         by_teacher.setdefault(id(each.teacher), []).append(number)
     for numbers in by_teacher.values():
         for pieces in embed_batches(fields[numbers[0]].teacher, audio, batch_seconds):
+            wrong = not_finite(pieces)
+            for position in wrong:
+                damaged.setdefault(position, set()).update(numbers)
+            pieces = [piece for piece in pieces if piece.position not in wrong]
+            if not pieces:
+                continue
             embeddings = torch.cat([piece.embeddings for piece in pieces])
             for number in numbers:
                 refine_iters = fields[number].writer.facts.refine_iters
@@ -212,3 +233,4 @@ def _tokens_of(
                     end = piece.first_frame + count
                     codes[number][piece.position][piece.first_frame : end] = tokens[begin : begin + count]
                     begin += count
+    return damaged

@@ -16,15 +16,16 @@ from typing import Any
 
 import numpy as np
 from lhotse.array import Array, TemporalArray
-from lhotse.cut import Cut
+from lhotse.cut import Cut, MonoCut
 from lhotse.shar.utils import to_shar_placeholder
 from lhotse.shar.writers import AudioTarWriter, JsonlShardWriter, TarWriter
 from lhotse.utils import fastcopy
 
+from spear_lib.data.audio import to_mono
 from spear_lib.tokens.fields import facts_key, load_tokens, token_facts
 
 AUDIO_FORMATS = ("", "flac", "wav")
-TRAVELLING_FACTS = ("teacher_id", "first_frame_center_ms", "codebook_size")
+TRAVELLING_FACTS = ("teacher_id", "first_frame_center_ms", "codebook_size", "channels")
 """What a token field says of itself beside its quantiser, frame rate and shape."""
 
 
@@ -36,16 +37,15 @@ def export_shar(
     Args:
       cuts: whole cuts or windows of them.
       fields: token fields to write; other data of the cuts is left out.
-      audio: flac or wav: the samples of each cut travel too, and it starts at 0 of them; empty: the cuts go
-        on pointing to their recordings.
+      audio: flac or wav: the samples of each cut travel too, made mono as for its tokens, and it starts at 0
+        of them; empty: the cuts go on pointing to their recordings.
       shard_cuts: cuts per archive.
 
     Returns:
       how many cuts.
 
     Raises:
-      ValueError: a folder that holds archives already, an unknown audio format, a cut without usable tokens,
-        or without a single channel where audio is wanted.
+      ValueError: a folder that holds archives already, an unknown audio format, a cut without usable tokens.
     """
     folder = Path(folder)
     if audio not in AUDIO_FORMATS:
@@ -64,7 +64,9 @@ def export_shar(
             sound = stack.enter_context(AudioTarWriter(f"{folder}/recording.%06d.tar", shard_cuts, audio))
         for cut in cuts:
             tokens = {name: load_tokens(cut, name) for name in fields}
-            cut = _with_audio(cut, sound) if sound is not None else cut
+            if sound is not None:
+                channels = token_facts(cut, fields[0]).get("channels", "mean") if fields else "mean"
+                cut = _with_audio(cut, sound, channels)
             custom = {
                 name: value
                 for name, value in (cut.custom or {}).items()
@@ -80,18 +82,16 @@ def export_shar(
     return count
 
 
-def _with_audio(cut: Cut, sound: AudioTarWriter) -> Cut:
-    """Write the cut's own samples; the cut that starts at 0 of them."""
-    samples = cut.load_audio()
-    if isinstance(cut.channel, list):
-        raise ValueError(
-            f"cut {cut.id} has channels {cut.channel}: export cuts of one channel (to_mono), or without audio"
-        )
+def _with_audio(cut: Cut, sound: AudioTarWriter, channels: str) -> Cut:
+    """Write the cut's own samples, of one channel; the cut that starts at 0 of them."""
+    samples, _ = to_mono(cut.load_audio(), channels)
+    channel = cut.channel[0] if isinstance(cut.channel, list) else cut.channel
     recording = to_shar_placeholder(cut.recording, cut)
-    recording = fastcopy(recording, channel_ids=[cut.channel])
-    recording.sources[0].channels = [cut.channel]
-    sound.write(cut.id, samples, cut.sampling_rate, manifest=recording)
-    return fastcopy(cut, start=0.0, recording=recording)
+    recording = fastcopy(recording, channel_ids=[channel])
+    recording.sources = [fastcopy(recording.sources[0], channels=[channel])]
+    sound.write(cut.id, samples[None], cut.sampling_rate, manifest=recording)
+    said = [fastcopy(each, channel=channel) for each in cut.supervisions]
+    return MonoCut(cut.id, 0.0, cut.duration, channel, said, recording=recording, custom=cut.custom)
 
 
 def _write_tokens(tar: TarWriter, cut: Cut, tokens: np.ndarray, frame_shift: float) -> TemporalArray:

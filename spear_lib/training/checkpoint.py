@@ -11,13 +11,13 @@ A checkpoint is one file read with ``weights_only=True``. Its fields:
     data                    fingerprint and batching of the data (``resuming.data_state``)
     audio_clock             nominal audio seen, which the schedules go by (``resuming.AudioClock``)
     step, hours, seconds    optimiser steps, nominal hours of audio, seconds of training
+    validated               step of the last validation that came to its end
     totals                  sums of the metrics that were not logged yet
     encoder_config, quantizer_ids, ...   whatever task.identity() names
 
 There is no random state: every draw is keyed by (seed, epoch or step, utterance id).
 """
 
-import fcntl
 import logging
 import os
 import re
@@ -29,6 +29,7 @@ from typing import Any
 import torch
 
 from spear_lib.runtime.files import atomic_path
+from spear_lib.runtime.locks import try_lock
 
 logger = logging.getLogger(__name__)
 
@@ -130,18 +131,17 @@ def lock(experiment_dir: str | Path, active: bool = True) -> Iterator[None]:
     """Keeps a second run out of the folder while inside; a killed process lets go of it.
 
     Raises:
-      RuntimeError: when another process is training there.
+      RuntimeError: another process is training there, or the file system has no locks.
     """
     if not active:
         yield
         return
     Path(experiment_dir).mkdir(parents=True, exist_ok=True)
-    with (Path(experiment_dir) / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+    path = Path(experiment_dir) / "lock"
+    with path.open("w") as file:
+        if not try_lock(file, path):
             raise RuntimeError(
                 f"another process is training in {experiment_dir}: wait until it ends, or use another "
                 "experiment_dir"
-            ) from error
+            )
         yield

@@ -1,11 +1,14 @@
 """The task under DDP: one forward per backward, gradients averaged over ranks (ours)."""
 
+import logging
 from contextlib import nullcontext
 from typing import Any
 
 from torch import nn
 
 from spear_lib.runtime.world import World
+
+logger = logging.getLogger(__name__)
 
 
 class _Compute(nn.Module):
@@ -29,7 +32,22 @@ def wrap(task: Any, world: World) -> nn.Module:
     module = _Compute(task)
     if world.world_size == 1 or not any(p.requires_grad for p in module.parameters()):
         return module
+    _say_what_differs(task.model, world)
     return nn.parallel.DistributedDataParallel(module, gradient_as_bucket_view=True)
+
+
+def _say_what_differs(model: nn.Module, world: World) -> None:
+    """Logs what tells this run from the same one on another number of processes; nothing where nothing does.
+
+    Modules that measure the share of the batch which their process sees say so (``measures_share``).
+    """
+    kinds = {type(part).__name__ for part in model.modules() if getattr(part, "measures_share", False)}
+    if kinds and world.is_main:
+        logger.info(
+            "%s measure each process's share of a batch, as in the reference: the same number of processes "
+            "gives the same losses, another number slightly different ones",
+            " and ".join(sorted(kinds)),
+        )
 
 
 def no_gradient_sync(module: nn.Module, wanted: bool) -> Any:

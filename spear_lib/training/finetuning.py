@@ -4,6 +4,7 @@ import dataclasses
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -61,6 +62,7 @@ def finetune(
     make_task: Callable[[nn.Module], Task],
     make_data: Callable[..., CutData],
     facts: Callable[[Any], dict[str, object]] = lambda data: {},
+    keep: Callable[[Path], None] = lambda experiment_dir: None,
 ) -> dict[str, dict[str, float]]:
     """One fine-tuning run, from the options to the last checkpoint: what its command ends with.
 
@@ -71,6 +73,7 @@ def finetune(
       make_data: opens the training set with ``seed``, ``rank`` and ``world_size``, and the validation set
         with ``training`` False and ``cuts`` besides.
       facts: of the training data, for the first screen.
+      keep: writes into the experiment's folder what a copy of it needs elsewhere, in the main process.
 
     Returns:
       Set name -> values of the last validation.
@@ -85,6 +88,7 @@ def finetune(
         train_data = make_data(**share)
         valid_data = make_data(**share, training=False, cuts=options.dev_cuts)
         if world.is_main:
+            keep(Path(options.experiment_dir))
             first_screen(
                 description.title,
                 {

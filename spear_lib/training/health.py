@@ -5,7 +5,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -15,6 +15,9 @@ logger = logging.getLogger(__name__)
 STATUS_INTERRUPTED = 75
 """Exit status after SIGTERM or SIGUSR1: all is saved, and the same command goes on from it (EX_TEMPFAIL
 of sysexits.h). A batch system can requeue on it. torchrun reports it in its table and itself ends with 1."""
+
+
+_NAMED = 20  # cuts of a bad batch that its message names
 
 
 class LossGuard:
@@ -50,12 +53,16 @@ class LossGuard:
                 torch.save(_plain(batch), path)
                 raise RuntimeError(
                     f"the loss is {loss.item()} at step {step}, before the optimiser step; no weight was "
-                    "changed. "
-                    f"The batch is saved in {path} (torch.load reads it; 'ids' names its cuts). Look at "
-                    "those cuts "
-                    "for damaged audio; if they are sound, lower the learning rate or use a wider number "
-                    "format, and run again: training resumes from the last checkpoint"
+                    f"changed. Its cuts are {_some_ids(batch)}; the batch is saved in {path} (torch.load "
+                    "reads it). Look at those cuts for damaged audio; if they are sound, lower the learning "
+                    "rate or use a wider number format, and run again: it goes on from the last checkpoint"
                 )
+
+
+def _some_ids(batch: Any) -> str:
+    ids = batch.get("ids", []) if isinstance(batch, dict) else getattr(batch, "ids", [])
+    more = f" and {len(ids) - _NAMED} more" if len(ids) > _NAMED else ""
+    return ", ".join(map(str, ids[:_NAMED])) + more
 
 
 def _plain(batch: Any) -> dict[str, Any]:
@@ -99,6 +106,10 @@ class SkippedSteps:
             )
 
 
+class Stopped(Exception):
+    """A signal came while something was measured that can be begun again; nothing is to be saved."""
+
+
 class StopRequest:
     """Whether this process was asked to stop by a signal."""
 
@@ -107,6 +118,12 @@ class StopRequest:
 
     def __bool__(self) -> bool:
         return self.signal_name is not None
+
+    def exit(self, step: int) -> NoReturn:
+        """Ends the process, with everything saved at ``step``."""
+        name = self.signal_name or "a signal to another process"
+        logger.info("%s: saved step %d, exit status %d", name, step, STATUS_INTERRUPTED)
+        raise SystemExit(STATUS_INTERRUPTED)
 
 
 @contextmanager

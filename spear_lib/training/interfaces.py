@@ -17,8 +17,11 @@ class TrainingBatch(Protocol):
     """Name -> (sum, count) of what was done to the data (mixing and the like), reported as ``data/<name>``;
     may be empty."""
 
+    counts: bool
+    """False: it only keeps this rank in step with the others; its loss is not learnt from."""
+
     def __len__(self) -> int:
-        """Utterances."""
+        """Utterances; an empty batch is passed over, by all ranks alike."""
 
     def to(self, device: torch.device) -> "TrainingBatch":
         """The same batch with its tensors on ``device``."""
@@ -37,6 +40,8 @@ class TrainingData(ValidationData, Protocol):
 
     fingerprint: str | None
     """Equal where the same options give the same batches; None: not known, and not checked on resume."""
+    targets_fingerprint: str | None
+    """Equal where the same cuts have the same targets (transcripts, labels, tokens); None as above."""
 
     def num_batches(self, epoch: int) -> int:
         """Global batches of an epoch."""

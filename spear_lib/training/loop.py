@@ -36,8 +36,10 @@ from spear_lib.training.resuming import (
     AudioClock,
     Position,
     check_same_data,
+    check_same_identity,
     check_same_options,
     data_state,
+    log_resumed,
 )
 from spear_lib.training.task import StepClock, Task
 from spear_lib.training.validation import Probe, ProbeReports, validate
@@ -111,7 +113,6 @@ class Trainer:
         self.totals, self.valid_values = Totals(), {}
         self.last_log_step, self.last_log_seconds, self.stopped_by_time = 0, 0.0, False
         self.mark: float | None = None
-
         experiment_dir.mkdir(parents=True, exist_ok=True)
         self.checkpoints = CheckpointFolder(experiment_dir / "checkpoints", config.keep_checkpoints)
         self.precision = Precision(config.precision, self.world.device)
@@ -127,49 +128,69 @@ class Trainer:
             variant=config.optimizer_variant,
         )
         self.scheduler = self._new_scheduler()
-        keeps_average = config.average_period and self.world.is_main
-        self.average = ModelAverage(task.model, config.average_period) if keeps_average else None
+        averages = config.average_period and self.world.is_main
+        self.average = ModelAverage(task.model, config.average_period) if averages else None
         self._resume()
-        if self.world.is_main:
+        if world.is_main:
             write_task(experiment_dir, task.description)
         self._scan_memory()
         self.module = distributed.wrap(task, self.world)
-        self.metrics = MetricsLog(experiment_dir, self.position.step, self.world.is_main)
-        self.probes = ProbeReports(probe, self.metrics, self.world)
+        at = self.position
+        self.metrics = MetricsLog(experiment_dir, at.step, world.is_main, at.validated)
+        self.probes = ProbeReports(probe, self.metrics, world)
 
     # ------------------------------------------------------------------ the loop
 
     def run(self, stop: health.StopRequest) -> dict[str, dict[str, float]]:
         config, position = self.config, self.position
-        if self._finished():
+        self.stop = stop
+        if self._finished() and position.validated == position.step:
             logger.info("nothing left to do: step %d of %d is already saved", position.step, config.max_steps)
             return {}
+        try:
+            return self._run()
+        except health.Stopped:
+            stop.exit(position.step)  # validations come after saving
+
+    def _run(self) -> dict[str, dict[str, float]]:
+        config, position, stop = self.config, self.position, self.stop
         if position.step == 0 and self.probes.due(0):
-            self.probes.report(0, 0, 0.0)
+            self.probes.report(0, 0, 0.0, self._between_batches)
         batches = self._batches()
         self.mark = time.monotonic()
+        if self._validation_due() and position.validated < position.step:
+            self._validate()  # it was interrupted
         while not self._finished():
             if not self._step(batches):
                 break  # the last epoch ended
             step = position.step
             if step == 1 or step % config.log_interval == 0:
                 self._log()
-            if config.valid_interval and step % config.valid_interval == 0 and not self._finished():
+            keep = step % config.save_interval == 0 and not self._finished()
+            validates = self._validation_due()
+            if keep or validates:
+                self._save(keep_step=keep)  # before validating, which can fail and can take long
+            if validates:
                 self._validate()
-            if step % config.save_interval == 0 and not self._finished():
-                self._save(keep_step=True)
             if self.world.any(bool(stop)):
                 self._save(keep_step=False)
-                logger.info(
-                    "%s: saved step %d, exit status %d", stop.signal_name, step, health.STATUS_INTERRUPTED
-                )
-                raise SystemExit(health.STATUS_INTERRUPTED)
+                stop.exit(step)
         if position.step > self.last_log_step:
             self._log()
+        self._save(keep_step=False)
         self._validate(last=True)
         self._save(keep_step=True)
         self.metrics.close()
         return self.valid_values
+
+    def _validation_due(self) -> bool:
+        interval = self.config.valid_interval
+        return interval > 0 and self.position.step % interval == 0 and not self._finished()
+
+    def _between_batches(self) -> None:
+        """Ends a validation on every rank when a signal came to any."""
+        if self.world.any(bool(self.stop)):
+            raise health.Stopped
 
     def _step(self, batches: Iterator[TrainingBatch]) -> bool:
         """One optimiser step; False if the data ended before it."""
@@ -189,7 +210,9 @@ class Trainer:
                 with self.precision.autocast():
                     result = self.module(batch)
                 self.guard.watch(result.loss_sum, batch)
-                self.precision.backward(result.loss_sum * world.world_size)
+                self.precision.backward(result.loss_sum * (world.world_size if batch.counts else 0.0))
+            if not batch.counts:
+                continue
             self.totals.add(result.stats)
             self.totals.add({"data/audio_seconds": (batch.audio_seconds, 1.0)})
             self.totals.add({f"data/{name}": pair for name, pair in batch.statistics.items()})
@@ -219,8 +242,8 @@ class Trainer:
     def _scan_memory(self) -> None:
         """Tries the largest batch, unless nothing is left to train."""
         if wanted(self.config.memory_scan, self.world.device) and not self._finished():
-            batch, epoch = self.train_data.largest_batch(self.position.epoch), self.position.epoch
-            clock = self._step_clock(0)
+            epoch, clock = self.position.epoch, self._step_clock(0)
+            batch = self.train_data.largest_batch(epoch)
             scan_memory(self.task, batch, epoch, self.precision, self.world, clock, self.optimizer)
 
     def _batches(self) -> Iterator[TrainingBatch]:
@@ -230,11 +253,10 @@ class Trainer:
             first = position.batch
             for batch in self.train_data.epoch_batches(position.epoch, position.batch):
                 position.batch += 1
-                yield batch
+                if len(batch):
+                    yield batch
             if first == 0 and position.batch == 0:
-                raise ValueError(
-                    "the training data gave no batch: see the cuts and the duration limits in the options"
-                )
+                raise ValueError("the training data gave no batch: see the cuts and the duration limits")
             position.epoch, position.batch = position.epoch + 1, 0
 
     def _finished(self) -> bool:
@@ -285,13 +307,14 @@ class Trainer:
         """Validation sets, and the probe where it is due; their time does not count as training."""
         self._take_seconds()
         position = self.position
-        self.valid_values = validate(self.task, self.valid_data, self.world)
+        self.valid_values = validate(self.task, self.valid_data, self.world, self._between_batches)
         for name, values in self.valid_values.items():
             self.metrics.write(position.step, position.epoch, f"valid/{name}", values)
             if self.world.is_main:
                 logger.info("step %d, valid %s: %s", position.step, name, self.task.describe(values))
         if last or self.probes.due(position.step // self.config.valid_interval):
-            self.probes.report(position.step, position.epoch, position.seconds)
+            self.probes.report(position.step, position.epoch, position.seconds, self._between_batches)
+        position.validated = position.step
         self.mark = time.monotonic()
 
     def _seconds_since_mark(self) -> float:
@@ -331,13 +354,10 @@ class Trainer:
                     "optimizer": self.optimizer.state_dict(),
                     "scheduler": self.scheduler.state_dict(),
                     "precision": self.precision.state_dict(),
-                    "sampler": {"epoch": position.epoch, "batch": position.batch},
+                    **position.state_dict(),
                     "data": data_state(self.train_data, position.epoch, self.world.world_size),
-                    "step": position.step,
                     "hours": self.clock.seconds(position.step) / 3600,
                     "audio_clock": self.clock.state_dict(),
-                    "seconds": position.seconds,
-                    "audio_hours": position.audio_hours,
                     "last_log": {"step": self.last_log_step, "seconds": self.last_log_seconds},
                     "totals": {name: list(pair) for name, pair in totals.items()},
                     **self.task.identity(),
@@ -357,20 +377,9 @@ class Trainer:
         state = load(path, self.task.kind)
         reseed = self.config.resume == RESEED
         differ = check_same_options(state["config"], self.options, self.config.resume, path)
-        for name, value in self.task.identity().items():
-            if state.get(name) != value:
-                raise ValueError(
-                    f"{path} was made with {name} {state.get(name)} and this run has {value}: the data or "
-                    "the model changed since. Go back to the old ones, or start a new experiment_dir"
-                )
+        check_same_identity(state, self.task.identity(), path)
         self.task.model.load_state_dict(state["model"])
-        self.position = Position(
-            state["step"],
-            state["sampler"]["epoch"],
-            state["sampler"]["batch"],
-            state["seconds"],
-            state["audio_hours"],
-        )
+        self.position = Position.of_state(state)
         self.clock = self.clock.continued(state.get("audio_clock", {}), self.position.step, reseed)
         if reseed:
             self.position.epoch, self.position.batch = self.position.epoch + 1, 0
@@ -386,13 +395,6 @@ class Trainer:
             self.average.load_state_dict(state["model_average"])
         self.totals.load(state["totals"], self.world)
         self.last_log_step, self.last_log_seconds = state["last_log"]["step"], state["last_log"]["seconds"]
-        step, epoch = self.position.step, self.position.epoch
-        logger.info("going on from %s: step %d, epoch %d", path, step, epoch)
+        log_resumed(path, self.position, differ if reseed and self.world.is_main else None)
         if reseed and self.world.is_main:
             save_options(self.options, self.experiment_dir / "config.yaml")
-            logger.info(
-                "resume reseed: weights, optimiser and schedules go on; the data begin epoch %d in a new "
-                "order%s",
-                epoch,
-                f" ({'; '.join(differ)})" if differ else "",
-            )

@@ -11,12 +11,15 @@
 Which options may change the fields of the options say themselves (``config.MAY_CHANGE``).
 """
 
+import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from spear_lib.config import MAY_CHANGE, RESEED_MAY_CHANGE, may_change, to_dict
 from spear_lib.training.interfaces import TrainingData
+
+logger = logging.getLogger(__name__)
 
 EXACT, RESEED = "exact", "reseed"
 
@@ -33,6 +36,20 @@ class Position:
     """Time spent training, resumes included."""
     audio_hours: float = 0.0
     """Audio seen, as measured (the schedules use nominal hours)."""
+    validated: int = 0
+    """Step of the last validation that came to its end."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """As the fields of a checkpoint."""
+        fields = asdict(self)
+        return {"sampler": {"epoch": fields.pop("epoch"), "batch": fields.pop("batch")}, **fields}
+
+    @classmethod
+    def of_state(cls, state: dict[str, Any]) -> "Position":
+        """From the fields of a checkpoint; before there was ``validated``, the last one had been."""
+        names = ("step", "seconds", "audio_hours")
+        validated = state.get("validated", state["step"])
+        return cls(**state["sampler"], **{name: state[name] for name in names}, validated=validated)
 
 
 @dataclass
@@ -64,6 +81,7 @@ def data_state(data: TrainingData, epoch: int, world_size: int) -> dict[str, Any
     """What must be equal in ``epoch`` for the batches after a resumption to be the same (plain values)."""
     return {
         "fingerprint": data.fingerprint,
+        "targets": data.targets_fingerprint,
         "batching": data.batching(epoch),
         "world_size": world_size,
     }
@@ -73,7 +91,7 @@ def check_same_data(saved: dict[str, Any], now: dict[str, Any], epoch: int, path
     """Refuses to resume exactly on other data.
 
     Raises:
-      ValueError: the manifests hold other cuts, or they are divided into other batches.
+      ValueError: the manifests hold other cuts, the cuts other targets, or the batches are others.
     """
     if not saved:
         return
@@ -84,6 +102,13 @@ def check_same_data(saved: dict[str, Any], now: dict[str, Any], epoch: int, path
             f"the old manifests back to go on exactly, or give --training.resume {RESEED} to go on from "
             "these weights with the new ones in a new order"
         )
+    # Checkpoints made before this was saved have none.
+    if saved.get("targets", now["targets"]) != now["targets"]:
+        raise ValueError(
+            f"{path} was made on other targets: the cuts are the same, but their transcripts, labels or "
+            f"tokens have the fingerprint {now['targets']} and had {saved['targets']}. Put the old ones back "
+            f"to go on exactly, or give --training.resume {RESEED} to go on from these weights with the new"
+        )
     if saved["batching"] != now["batching"]:
         raise ValueError(
             f"epoch {epoch} is divided into other batches on {now['world_size']} processes "
@@ -92,6 +117,23 @@ def check_same_data(saved: dict[str, Any], now: dict[str, Any], epoch: int, path
             f"number of processes to go on exactly, or give --training.resume {RESEED} to go on from these "
             "weights in a new order"
         )
+    if saved.get("world_size", now["world_size"]) != now["world_size"]:
+        logger.info(
+            "saved on %d processes, going on with %d: the same batches, but what each process measures by "
+            "itself (Balancer, Whiten) changes, and with it the losses, slightly",
+            saved["world_size"],
+            now["world_size"],
+        )
+
+
+def check_same_identity(state: dict[str, Any], identity: dict[str, Any], path: Path) -> None:
+    """Refuses to resume with other data or another model: ValueError, naming what differs."""
+    for name, value in identity.items():
+        if state.get(name) != value:
+            raise ValueError(
+                f"{path} was made with {name} {state.get(name)} and this run has {value}: the data or the "
+                "model changed since. Go back to the old ones, or start a new experiment_dir"
+            )
 
 
 def options_that_differ(saved: dict[str, Any], now: dict[str, Any], may_change: list[str]) -> list[str]:
@@ -134,6 +176,17 @@ def check_same_options(saved: dict[str, Any], options: Any, policy: str, path: P
         f"{path} was made with other options: {'; '.join(shown[:3])}{more}. Give the old values to go on "
         f"with that run{instead}, or another experiment_dir (or delete this one) to start a new one"
     )
+
+
+def log_resumed(path: Path, position: Position, reseeded: list[str] | None) -> None:
+    """Says where a run goes on; with ``reseed`` also what changed (``reseeded``, None: exact)."""
+    logger.info("going on from %s: step %d, epoch %d", path, position.step, position.epoch)
+    if reseeded is not None:
+        logger.info(
+            "resume reseed: weights, optimiser and schedules go on; the data begin epoch %d in a new order%s",
+            position.epoch,
+            f" ({'; '.join(reseeded)})" if reseeded else "",
+        )
 
 
 def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -19,11 +20,17 @@ COST_LIMIT = 0.05
 
 
 @torch.no_grad()
-def validate(task: Task, valid_data: dict[str, ValidationData], world: World) -> dict[str, dict[str, float]]:
+def validate(
+    task: Task,
+    valid_data: dict[str, ValidationData],
+    world: World,
+    between_batches: Callable[[], None] = lambda: None,
+) -> dict[str, dict[str, float]]:
     """Every validation set once, without autocast; the numbers do not depend on the number of ranks.
 
     Args:
       valid_data: set name -> data.
+      between_batches: called by all ranks alike before every batch; what it raises ends the validation.
 
     Raises:
       ValueError: a set gave no batch.
@@ -33,6 +40,9 @@ def validate(task: Task, valid_data: dict[str, ValidationData], world: World) ->
     for name, data in valid_data.items():
         totals = Totals()
         for batch in data.epoch_batches(0, 0):
+            between_batches()
+            if not len(batch):
+                continue
             totals.add(task.compute(batch.to(world.device)).stats)
         collected = totals.collect(world)
         if not collected:
@@ -47,8 +57,9 @@ class Probe(Protocol):
     every: int
     """At every n-th validation; 0: never."""
 
-    def measure(self) -> dict[str, dict[str, float]]:
-        """Set -> values. All ranks call it; it is empty on all but the main one."""
+    def measure(self, between_batches: Callable[[], None]) -> dict[str, dict[str, float]]:
+        """Set -> values. All ranks call it; it is empty on all but the main one. ``between_batches`` as in
+        ``validate``."""
 
     def describe(self, values: dict[str, float]) -> str:
         """One log line of a set's values."""
@@ -69,16 +80,23 @@ class ProbeReports:
         """Whether the n-th validation of the run includes the probe (0: that before the first step)."""
         return self.probe is not None and self.probe.every > 0 and validation % self.probe.every == 0
 
-    def report(self, step: int, epoch: int, training_seconds: float) -> None:
+    def report(
+        self,
+        step: int,
+        epoch: int,
+        training_seconds: float,
+        between_batches: Callable[[], None] = lambda: None,
+    ) -> None:
         """Measures now.
 
         Args:
           training_seconds: spent training since the start of the run.
+          between_batches: as in ``validate``.
         """
         if self.probe is None:
             return
         start = time.monotonic()
-        results = self.probe.measure()
+        results = self.probe.measure(between_batches)
         seconds = time.monotonic() - start
         if self._seconds_before is None:
             self._seconds_before = training_seconds

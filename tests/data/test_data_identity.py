@@ -3,6 +3,7 @@
 import numpy as np
 from dataset_fixtures import FIELD, make_cuts, tiny_corpus, with_tokens
 
+from spear_lib.asr.data import AsrData, AsrDataConfig
 from spear_lib.data.manifests import Manifest, save_cuts
 from spear_lib.data.sampling import BatchSampler
 from spear_lib.pretraining.data import PretrainingData, PretrainingDataConfig
@@ -36,6 +37,46 @@ def test_fingerprint_of_the_data_includes_the_noise(tmp_path):
         PretrainingData(config).fingerprint
         == PretrainingData(config, seed=3, rank=1, world_size=2).fingerprint
     )
+
+
+def test_targets_of_transcribed_cuts_are_their_texts_and_times(tmp_path):
+    cuts = make_cuts(tmp_path / "wav", 4)
+
+    def prints(name):
+        save_cuts(cuts, tmp_path / f"{name}.jsonl.gz")
+        manifest = Manifest(tmp_path / f"{name}.jsonl.gz")
+        data = AsrData(AsrDataConfig(train_cuts=[str(manifest.paths[0])], num_workers=0))
+        assert data.targets_fingerprint == manifest.labels_fingerprint
+        return manifest.fingerprint, data.targets_fingerprint
+
+    first = prints("first")
+    assert prints("again") == first
+    seen = {first[1]}
+    said = cuts[2].supervisions[0]
+    for field, value in {"text": "other words", "duration": 0.5, "custom": {"audio_event": "/m/1"}}.items():
+        setattr(said, field, value)
+        ids, targets = prints(field)
+        assert ids == first[0] and targets not in seen, field
+        seen.add(targets)
+
+
+def test_targets_of_pre_training_are_the_tokens_themselves(tmp_path):
+    def prints(name, change=None):
+        cuts = with_tokens(make_cuts(tmp_path / name / "wav", 4), tmp_path / name / "tokens")
+        if change is not None:  # one token of one cut, under the same ids, quantiser and store facts
+            (store,) = (tmp_path / name / "tokens").rglob("*.bin")
+            codes = bytearray(store.read_bytes())
+            codes[change] ^= 1
+            store.write_bytes(codes)
+        for cut in cuts:
+            cut.supervisions = []  # what is said there is not learnt
+        save_cuts(cuts, tmp_path / f"{name}.jsonl.gz")
+        config = PretrainingDataConfig(train_cuts=[str(tmp_path / f"{name}.jsonl.gz")], token_fields=[FIELD])
+        return PretrainingData(config).targets_fingerprint
+
+    first = prints("first")
+    assert prints("moved") == first  # another folder, the same content
+    assert first not in (prints("begin", 0), prints("end", -1))
 
 
 def test_largest_batch_is_that_of_the_most_memory():

@@ -17,7 +17,7 @@ from spear_lib.asr.searcher import SearchConfig, Searcher
 from spear_lib.asr.task import AsrTask, usable_lengths
 from spear_lib.asr.units import TextUnits, character_units
 from spear_lib.bin import decode, finetune_asr, train_units
-from spear_lib.data.manifests import Manifest
+from spear_lib.data.manifests import Manifest, save_cuts
 from spear_lib.encoders import load_encoder, save_encoder
 from spear_lib.training.finetuning import build_encoder, training_config
 from spear_lib.training.task import StepClock
@@ -225,6 +225,35 @@ def test_decode_writes_scored_results(trained, corpus, tmp_path):
     assert all(len(line["units"]) == len(line["times"]) for line in lines)
     assert "WER" in (tmp_path / "errs-dev.txt").read_text()
     assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_references_that_the_units_cannot_write_are_said_before_and_beside_the_rate(
+    trained, corpus, tmp_path, caplog
+):
+    cuts = list(Manifest(corpus["dev"]))
+    for cut in cuts[:2]:
+        cut.supervisions[0].text = cut.supervisions[0].text.lower() + "."
+    save_cuts(cuts, tmp_path / "x_cuts_other.jsonl.gz")
+    arguments = ["--experiment_dir", str(trained[0]), "--units", str(corpus["units"])]
+    arguments += [
+        "--cuts",
+        f"[{corpus['dev']},{tmp_path}/x_cuts_other.jsonl.gz]",
+        "--search.method",
+        "greedy",
+    ]
+    with caplog.at_level("INFO"):
+        call(decode, *arguments, "--output_dir", str(tmp_path), "--device", "cpu")
+    warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    (line,) = [line for line in warned if "references" in line]
+    assert line.startswith(f"other: 2 of {len(cuts)} references hold what the units cannot write")
+    assert "change the case of the text" in line and "take the punctuation out of the text" in line
+    rates = [r.getMessage() for r in caplog.records if ": WER " in r.getMessage()]
+    assert ["2 references cannot be written" in rate for rate in rates] == [False, True]
+    counts = [
+        json.loads((tmp_path / f"wer-{name}.json").read_text())["unwritable_references"]
+        for name in ("dev", "other")
+    ]
+    assert counts == [0, 2]
 
 
 @pytest.mark.parametrize("method", ["greedy", "beam"])

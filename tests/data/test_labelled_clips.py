@@ -10,7 +10,14 @@ import soundfile
 from clip_fixtures import HEADER, JAMENDO, write
 
 from spear_lib.corpora.clip_tables import Clip, read_clips
-from spear_lib.corpora.labelled_clips import ClipChecks, ClipFiles, ClipProblems, clip_cuts, labels_of
+from spear_lib.corpora.labelled_clips import (
+    ClipChecks,
+    ClipFiles,
+    ClipProblems,
+    clip_cuts,
+    labelled_stretch,
+    labels_of,
+)
 from spear_lib.data.audio import load_audio
 from spear_lib.data.manifests import Manifest, save_cuts
 
@@ -112,7 +119,7 @@ def test_music4all(tmp_path):
     assert problems.other.notes == {
         "shorter than the table says": 2,
         "resampled from 44100 Hz": 2,
-        "first of 2 channels": 1,
+        "mean of 2 channels": 1,
     }
     assert load_audio(cuts[0]).ndim == 1
 
@@ -170,6 +177,65 @@ def test_a_long_rest_is_a_window_of_its_own(tmp_path):
 
 
 # ---- what is wrong with clips
+
+
+AT_30 = Clip("yt_30000", ("yt_30000", "yt_30.000", "yt", "Yyt"), ("x",), "train", 10.0, 30.0, ("yt", "Yyt"))
+
+
+@pytest.mark.parametrize(
+    "name, seconds, stretch",
+    [
+        ("yt_30000", 10.0, (0.0, 10.0)),
+        ("yt", 10.0, (0.0, 10.0)),
+        ("yt", 7.0, (0.0, 7.0)),  # a short video: noted elsewhere
+        ("yt", 10.9, (0.0, 10.9)),  # cut at key frames
+        ("yt", 95.0, (30.0, 10.0)),  # the whole video
+        ("Yyt", 40.0, (30.0, 10.0)),
+        ("yt", 39.95, (30.0, 9.95)),
+        ("yt", 25.0, None),  # neither the clip nor a video that reaches it
+        ("yt_30000", 15.0, (0.0, 10.0)),  # its name says that it begins there
+        ("yt_30.000", 65.0, (0.0, 10.0)),
+    ],
+)
+def test_the_labelled_stretch_of_a_file(name, seconds, stretch):
+    found = labelled_stretch(AT_30, Path(f"{name}.wav"), seconds)
+    assert found == (pytest.approx(stretch) if stretch else None)
+
+
+def test_a_longer_file_without_a_start_in_its_table_cannot_be_used():
+    thirty = Clip("m", ("m",), ("pop",), "all", 30.0)
+    assert labelled_stretch(thirty, Path("m.mp3"), 30.5) == (0.0, 30.5)
+    assert labelled_stretch(thirty, Path("m.mp3"), 200.0) is None
+    unknown = Clip("f", ("f",), ("x",), "dev")
+    assert labelled_stretch(unknown, Path("f.wav"), 200.0) == (0.0, 200.0)
+
+
+@pytest.mark.parametrize("corpus", ["audioset", "vggsound", "music4all", "mtg_jamendo"])
+def test_files_longer_than_their_table_never_get_its_labels_as_a_whole(tmp_path, corpus):
+    """The sound of each second is its number: what was cut can be read off."""
+    name = {"audioset": "yt_id_000000", "vggsound": "yt_id_000000"}.get(corpus, "214")
+    ramp = np.repeat(np.arange(95) / 100, 8000)  # 8 kHz
+    soundfile.write(tmp_path / f"{name}.wav", ramp, 8000, subtype="FLOAT")
+    if corpus == "audioset":
+        write(tmp_path / "eval_segments.csv", HEADER + f'{name}, 30.000, 40.000, "/m/09x0r"\n')
+    elif corpus == "vggsound":
+        write(tmp_path / "vggsound.csv", f"{name},30,dog barking,train\n")
+    elif corpus == "music4all":
+        write(tmp_path / "id_genres.csv", f"id\tgenres\n{name}\tpop\n")
+    else:
+        header = JAMENDO.splitlines()[0]
+        row = f"track_214\ta\tb\t14/{name}.mp3\t30.0\tgenre---pop"
+        write(tmp_path / "autotagging.tsv", f"{header}\n{row}\n")
+    problems = ClipProblems(0.0, 1.0)
+    cuts = cuts_of(corpus, tmp_path, problems=problems)
+    if corpus in ("audioset", "vggsound"):
+        (cut,) = cuts
+        assert (cut.start, cut.duration) == (30.0, 10.0)
+        samples = load_audio(cut)
+        assert samples[[800, -800]] == pytest.approx([0.30, 0.39], abs=0.01)
+        assert "longer than the table says: the labelled stretch was cut out" in problems.other.notes
+    else:
+        assert cuts == [] and len(problems.other.names("longer than the table says")) == 1
 
 
 def test_missing_files_are_counted_up_to_their_own_limit(tmp_path):

@@ -202,6 +202,16 @@ def test_errors_of_tables(tmp_path):
         list(read_speech_corpus("voxpopuli_asr", tmp_path / "vox", problems))
 
 
+def test_segments_that_their_file_does_not_hold_are_counted(tmp_path):
+    """A file that was cut short would otherwise be trained on with the whole text."""
+    make_yodas(tmp_path)
+    sound(tmp_path / "en" / "audio" / "long.wav", 20)  # of the 50 s that the table knows
+    problems = Problems(1.0, "cuts")
+    cuts = list(read_speech_corpus("yodas_granary", tmp_path, problems))
+    assert [cut.id for cut in cuts] == ["audio/long-2000", "audio/short-0"]
+    assert len(problems.names("outside its recording")) == 1
+
+
 def test_unreadable_files_are_counted(tmp_path):
     make_voxpopuli(tmp_path)
     (tmp_path / "raw_audios" / "en" / "2012" / "broken_en.ogg").write_bytes(b"no audio")

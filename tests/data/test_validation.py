@@ -88,6 +88,29 @@ def test_8_khz_is_kept_and_counted(cuts, tmp_path):
     assert len(kept) == 21 and problems.notes == {"resampled from 8000 Hz": 1}
 
 
+@pytest.mark.parametrize("start, end, outside", [(-20.0, 40.0, True), (0.2, 1.0, True), (-0.03, 0.53, False)])
+def test_text_outside_the_audio_is_counted(cuts, start, end, outside):
+    said = cuts[7].supervisions[0]
+    said.start, said.duration = start, end - start
+    kept, problems = validate_cuts(cuts, 0.1)
+    assert len(kept) == 20 - outside and problems.names("text outside the audio") == ["cut07"] * outside
+    assert len(validate_cuts(cuts, 0.0, need_text=False)[0]) == 20
+
+
+def test_a_transcribed_file_of_which_half_is_zeros_is_counted(cuts, tmp_path):
+    """A download that was given its room on disk and then stopped: its header is right."""
+    noise = np.random.default_rng(0).normal(0, 0.1, 64000)
+    for number, speech in enumerate((20000, 40000)):
+        path = tmp_path / f"part{number}.wav"
+        soundfile.write(path, np.where(np.arange(64000) < speech, noise, 0.0), 16000)
+        cut = Recording.from_file(path, recording_id=f"part{number}").to_cut().with_id(f"part{number}")
+        cut.supervisions = [SupervisionSegment(cut.id, cut.id, 0, 4.0, text="SOME WORDS")]
+        cuts.append(cut)
+    kept, problems = validate_cuts(cuts, 0.1)
+    assert problems.names("nothing but zeros in its second half") == ["part0"] and len(kept) == 21
+    assert len(validate_cuts(cuts, 0.0, need_text=False)[0]) == 22
+
+
 def test_nothing_left(cuts):
     for cut in cuts:
         cut.supervisions[0].text = ""

@@ -96,7 +96,7 @@ def test_the_cost_is_logged_with_advice(caplog):
     class Slow:
         every = 2
 
-        def measure(self):
+        def measure(self, between_batches):
             return {"dev": {"speaker_accuracy": 50.0}}
 
         def describe(self, values):

@@ -16,7 +16,10 @@ from pretraining_fixtures import (
     write_two_domain_config,
 )
 
+from spear_lib.bin import pretrain
+from spear_lib.pretraining.data import PretrainingData
 from spear_lib.runtime.metrics_log import read_metrics
+from spear_lib.training import loop
 
 
 @pytest.fixture(scope="module")
@@ -60,3 +63,41 @@ def test_two_processes_equal_one_where_each_batch_of_a_process_has_one_domain(tm
     for name in ("loss", f"{FIELD}/masked_loss", f"{AUDIO_FIELD}/masked_loss"):
         one, two = losses(tmp_path / "one", name), losses(tmp_path / "two", name)
         assert list(one) == list(two) and one == pytest.approx(two, abs=1e-4), name
+
+
+class SharesOfTwo:
+    """What two processes get of each batch, one after the other."""
+
+    def __init__(self, *arguments, **options) -> None:
+        self.shares = [PretrainingData(*arguments, **options | {"rank": r, "world_size": 2}) for r in (0, 1)]
+
+    def __getattr__(self, name):
+        return getattr(self.shares[0], name)
+
+    def epoch_batches(self, epoch, start_batch=0):
+        for pair in zip(*(share.epoch_batches(epoch, start_batch) for share in self.shares)):
+            yield from pair
+
+
+def test_two_processes_with_everything_on_equal_one_that_takes_their_shares_in_turn(tmp_path, monkeypatch):
+    """Balancer and Whiten measure the share of a process. Nothing else may tell two processes from one."""
+    config = write_config(tmp_path, make_corpus(tmp_path, 16), make_corpus(tmp_path, 2, "dev"), max_steps=15)
+    everything = ("--encoder.balancer", "true", "--encoder.whiten", "true", "--training.valid_interval", "0")
+    said = run(command(config, tmp_path / "two", *everything, processes=2))
+    assert "Balancer and Whiten measure each process's share of a batch" in said
+    assert "measure each process" not in run(command(config, tmp_path / "one", *everything))
+
+    make, clock, audio = PretrainingData, loop.Trainer._step_clock, loop.AudioClock
+    monkeypatch.setattr(
+        pretrain,
+        "PretrainingData",
+        lambda *a, training=True, **k: SharesOfTwo(*a, **k) if training else make(*a, training=False, **k),
+    )
+    # Both shares are of one step: the same draws, and the audio of one batch.
+    monkeypatch.setattr(loop.Trainer, "_step_clock", lambda self, micro: clock(self, 0))
+    monkeypatch.setattr(loop, "AudioClock", lambda seconds, *rest: audio(seconds / 2, *rest))
+    options = ["--config", str(config), "--experiment_dir", str(tmp_path / "shares"), *everything]
+    pretrain.main([*options, "--training.accumulate_batches", "2"])
+    one, two, shares = (losses(tmp_path / name) for name in ("one", "two", "shares"))
+    assert shares == pytest.approx(two, abs=1e-5)
+    assert one != pytest.approx(two, abs=1e-4)  # so the regularisers do act

@@ -96,3 +96,11 @@ def test_wrong_rates_and_modes_are_explained():
         align_targets(tokens, 75.0, 0.0, 5, *STUDENT_50)
     with pytest.raises(ValueError, match="'center' or 'index', it is 'middle'"):
         align_targets(tokens, 50.0, 0.0, 5, *STUDENT_50, mode="middle")
+
+
+def test_a_student_frame_halfway_between_two_teacher_frames_takes_the_later():
+    frames = torch.arange(5)
+    # Centres of students at 0, 20, 40 ms; of teachers at 10, 30, 50 ms: always 10 ms to either side.
+    assert teacher_frame(frames, 50.0, 10.0, 50.0, 0.0, "center").tolist() == [0, 1, 2, 3, 4]
+    # Teachers at 25 Hz, centres 20, 60, 100 ms: 0 lies before all of them, 40 and 80 between two.
+    assert teacher_frame(frames, 25.0, 20.0, 50.0, 0.0, "center").tolist() == [0, 0, 1, 1, 2]

@@ -119,6 +119,19 @@ def test_ctc_head():
     torch.testing.assert_close(silent, losses["ctc_loss"])
 
 
+def test_ctc_dropout_keeps_the_mean():
+    """What is kept is divided by the share that is kept: 0 or x / (1 - p)."""
+    model = _model(ctc_loss_scale=0.3, ctc_dropout=0.2).train()
+    seen = []
+    model.ctc_output.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    count = 300
+    lengths = torch.full((count,), 5)
+    model.losses(torch.full((count, 5, 8), 2.0), lengths, [[1]] * count, 3000, torch.arange(count))
+    (values,) = seen
+    assert ((values == 0) | torch.isclose(values, torch.tensor(2.5))).all()
+    assert values.mean().item() == pytest.approx(2.0, abs=0.05)
+
+
 def test_losses_ignore_autocast():
     model = _model()
     encoder_out, lengths, targets = _batch()

@@ -221,6 +221,23 @@ def test_feature_mask_drops_the_stated_shares_of_channels():
     assert (1 - mask[:, 26:]).mean().item() == pytest.approx(0.234, abs=0.01)
 
 
+def test_feature_mask_keeps_seven_eighths_of_what_it_may_drop():
+    encoder = tiny().train()
+    keys = keyed_random.keys("many", ids=[str(n) for n in range(5000)])
+    seen = []
+
+    def watch(module, arguments):
+        seen.append(arguments[2])
+        raise StopIteration  # the draws are made; the stacks need not run
+
+    encoder.encoder.encoders[0].register_forward_pre_hook(watch)
+    encoder.begin_step(0.0, 1, keys)
+    with pytest.raises(StopIteration):
+        encoder(torch.zeros(5000, 20, 128), torch.full((5000,), 20))
+    assert set(seen[0].unique().tolist()) == {0.0, 1.0}
+    assert seen[0].mean().item() == pytest.approx(0.875, abs=0.01)
+
+
 @pytest.mark.parametrize(("batch_count", "expected"), [(0, 0.5), (1000, 0.5), (1500, 0.2675), (3000, 0.035)])
 def test_layer_skip_follows_the_warm_up(batch_count, expected):
     encoder = tiny()

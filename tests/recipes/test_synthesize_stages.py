@@ -222,6 +222,52 @@ def test_damage_is_skipped_and_counted_up_to_the_limit(spoilt, tmp_path, damage,
         call(prepare_manifests, *options)
 
 
+def test_a_speaker_on_another_disk_is_linked_and_not_left_out(spoilt, tmp_path):
+    corpus, part = spoilt
+    options = ("--corpus-dir", corpus, "--output", tmp_path / "manifests")
+    call(prepare_manifests, *options)
+    path = tmp_path / "manifests" / "librispeech_cuts_test-clean.jsonl.gz"
+    before = list(Manifest(path).ids)
+    for speaker in sorted(part.iterdir()):
+        shutil.move(speaker, tmp_path / "disk2" / speaker.name)
+        speaker.symlink_to(tmp_path / "disk2" / speaker.name)
+    (part / "again").symlink_to(part)
+    call(prepare_manifests, *options)
+    assert list(Manifest(path).ids) == before
+
+
+def test_speech_on_one_of_two_channels_is_what_every_reader_reads(spoilt, tmp_path):
+    corpus, part = spoilt
+    path = audio_files(part)[0]
+    samples, _ = soundfile.read(path)
+    soundfile.write(path, np.stack([0 * samples, samples], 1), 16000)
+    silent = audio_files(part)[1]
+    soundfile.write(silent, np.zeros((16000, 2)), 16000)
+    options = ("--corpus-dir", corpus, "--output", tmp_path / "manifests", "--max-bad-fraction", 0.2)
+    call(prepare_manifests, *options)
+    statistics = json.loads((tmp_path / "manifests" / "librispeech_statistics.json").read_text())
+    problems = statistics["test-clean"]["problems"]
+    assert problems["notes"] == {"mean of 2 channels": 1, "with a silent channel": 1}
+    assert problems["kinds"] == {"silent": 1} and problems["examples"]["silent"] == [silent.stem]
+    manifest = Manifest(tmp_path / "manifests" / "librispeech_cuts_test-clean.jsonl.gz")
+    cut = manifest[manifest.position(path.stem)]
+    np.testing.assert_allclose(load_audio(cut), samples / 2, atol=1e-4)
+
+
+def test_noises_in_linked_folders_are_taken_once(mini, tmp_path):
+    shutil.copytree((mini / "musan").resolve(), tmp_path / "corpus" / "musan")
+    options = ("--corpus-dir", tmp_path / "corpus", "--output", tmp_path / "noise.jsonl.gz")
+    call(prepare_noise, *options)
+    before = list(Manifest(tmp_path / "noise.jsonl.gz").ids)
+    folder = tmp_path / "corpus" / "musan" / "noise"
+    shutil.move(folder, tmp_path / "disk2")
+    folder.mkdir()
+    (folder / "here").symlink_to(tmp_path / "disk2")
+    (tmp_path / "disk2" / "back").symlink_to(folder)
+    call(prepare_noise, *options)
+    assert list(Manifest(tmp_path / "noise.jsonl.gz").ids) == before
+
+
 def test_8_khz_file_is_kept_and_counted(spoilt, tmp_path):
     corpus, part = spoilt
     path = audio_files(part)[0]

@@ -42,7 +42,10 @@ def test_the_loop_asks_its_data_for_what_the_protocol_says_and_no_more(tmp_path)
     config = toy_config(max_steps=0, max_epochs=2, memory_scan="always")
     valid = {"dev": Only(ToyData(8), validation := set())}
     train(ToyTask(), Only(ToyData(), asked), valid, config, tmp_path, batch_seconds=BATCH_SECONDS)
-    promised = {name for name in vars(TrainingData) if not name.startswith("_")} | {"fingerprint"}
+    promised = {name for name in vars(TrainingData) if not name.startswith("_")} | {
+        "fingerprint",
+        "targets_fingerprint",
+    }
     assert asked == promised | {"epoch_batches"} and validation == {"epoch_batches"}
 
 
@@ -181,6 +184,53 @@ def test_frozen_parameters_do_not_move_and_then_train(tmp_path):
     run(tmp_path / "once", replace(config, max_steps=5), once)
     change = (once.model.encoder.weight - start).square().mean().sqrt() / start.square().mean().sqrt()
     assert change < 0.1 * 0.045 * 1.5
+
+
+class Undoing(ToyTask):
+    """What ``after_backward`` does to the gradients of the global batch is what the optimiser gets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def after_backward(self) -> None:
+        self.calls += 1
+        for parameter in self.model.encoder.parameters():
+            parameter.grad.zero_()
+
+
+def test_the_task_changes_the_gradients_once_per_step_before_the_optimiser(tmp_path):
+    task = Undoing()
+    start = {name: p.detach().clone() for name, p in task.model.named_parameters()}
+    run(tmp_path, toy_config(max_steps=3, accumulate_batches=2), task)
+    assert task.calls == 3
+    for name, parameter in task.model.named_parameters():
+        assert torch.equal(parameter, start[name]) == name.startswith("encoder."), name
+
+
+def test_the_average_takes_in_the_model_after_its_step(tmp_path):
+    task = ToyTask()
+    run(tmp_path, toy_config(max_steps=1, average_period=1), task)
+    state = torch.load(tmp_path / "checkpoints" / "last.pt", weights_only=True)
+    for name, mean in state["model_average"]["state"].items():
+        torch.testing.assert_close(mean.float(), task.model.state_dict()[name], msg=name)
+
+
+def test_the_learning_rate_scale_of_a_module_holds_when_it_thaws(tmp_path):
+    rates = {}
+    for scale in (1.0, 0.1):
+        config = toy_config(
+            freeze=["encoder"], freeze_steps=2, max_steps=3, lr_scales={"encoder": scale}, average_period=0
+        )
+        trainer = Trainer(
+            ToyTask(), ToyData(), {}, config, tmp_path / str(scale), BATCH_SECONDS, World(), None
+        )
+        batches, encoder = trainer._batches(), trainer.task.model.encoder.weight
+        for _ in range(3):
+            before = encoder.detach().clone()
+            trainer._step(batches)
+        rates[scale] = (encoder - before).abs().max().item()
+    assert rates[0.1] == pytest.approx(0.1 * rates[1.0], rel=1e-3)
 
 
 def test_resume_across_the_thaw_is_exact(tmp_path):

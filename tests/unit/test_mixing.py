@@ -178,6 +178,21 @@ def test_noise_covers_the_asked_share():
     assert result.tokens is None
 
 
+def test_level_and_place_of_noise_are_those_of_the_whole_noise():
+    """A long noise is cropped at random, and its level is that of all of it, not of the piece."""
+    primary = np.ones(1000, dtype=np.float32)
+    noise = np.concatenate([np.full(2000, 0.1), np.full(2000, 1.0)]).astype(np.float32)
+    config = MixingConfig(noise_snr_db=(0.0, 0.0), noise_overlap=(1.0, 1.0))
+    random = np.random.default_rng(0)
+    results = [mix_noise(primary, noise, config, random) for _ in range(400)]
+    gain = np.sqrt(1.0 / (0.5 * 0.1**2 + 0.5 * 1.0**2))  # by hand: powers of the whole signals
+    assert [result.gain for result in results] == pytest.approx([gain] * 400)
+    added = np.array([(result.waveform - primary)[0] for result in results])
+    # The crop begins in the quiet half for 2000 of 3001 places, in the loud one for the rest.
+    assert np.isclose(added, 0.1 * gain, rtol=1e-4).mean() == pytest.approx(2 / 3, abs=0.08)
+    assert np.isclose(added, gain, rtol=1e-4).mean() == pytest.approx(1 / 3, abs=0.08)
+
+
 def test_short_noise_is_not_repeated():
     whole = MixingConfig(noise_overlap=(1.0, 1.0))
     primary = signal(50, 0.1)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field, replace
 
 import pytest
+import torch
 from toy_task import BATCH_SECONDS, ToyData, ToyTask, losses, toy_config
 
 from spear_lib.asr.options import FinetuneOptions
@@ -56,6 +57,25 @@ def test_changed_manifests_are_refused_and_the_message_names_reseed(tmp_path):
     run(tmp_path)  # the same data go on exactly
     run(tmp_path / "whole")
     assert losses(tmp_path) == losses(tmp_path / "whole")
+
+
+def test_changed_targets_are_refused_where_the_checkpoint_knows_its_own(tmp_path):
+    def data(targets):
+        named = NamedData()
+        named.targets_fingerprint = targets
+        return named
+
+    run(tmp_path, data("x"), max_steps=7)
+    with pytest.raises(
+        ValueError, match="other targets: .*transcripts, labels or tokens.* y and had x.*reseed"
+    ):
+        run(tmp_path, data("y"))
+    path = tmp_path / "checkpoints" / "last.pt"
+    state = torch.load(path, weights_only=True)
+    assert state["data"].pop("targets") == "x"  # as checkpoints were before
+    torch.save(state, path)
+    run(tmp_path, data("y"), max_steps=9)
+    run(tmp_path, data("z"), resume="reseed", max_steps=10)
 
 
 def test_reseed_goes_on_with_other_data_from_the_next_epoch(tmp_path, caplog):

@@ -53,6 +53,18 @@ def test_long_utterances_get_more_time_masks():
     assert hidden.float().mean(dim=1).max() <= 0.15
 
 
+def test_the_time_that_may_be_hidden_is_divided_between_the_masks():
+    """By hand: 0.15 of 1000 frames are 150, for which two masks of at most 100 are needed: 75 each."""
+    config = SpecAugmentConfig(
+        probability=1.0, num_time_masks=5, time_mask_frames=100, max_time_fraction=0.15
+    )
+    draw_keys = keys("share", ids=[str(number) for number in range(2000)])
+    mask = spec_augment_time_mask(1000, torch.full((2000,), 1000), draw_keys, config)
+    hidden = mask.sum(dim=1)
+    assert 130 < hidden.max() <= 150
+    assert hidden.float().mean().item() == pytest.approx(2 * 37.5, rel=0.06)  # each uniform over 0..75
+
+
 def test_frequency_masks():
     fbank, lengths, draw_keys = features()
     result = spec_augment(fbank, lengths, draw_keys, SpecAugmentConfig(**ALWAYS, num_time_masks=0))

@@ -60,6 +60,16 @@ def test_dropout_belongs_to_the_clip():
     assert torch.equal(model.eval().frame_logits(output, keys), model.train().frame_logits(output))
 
 
+def test_dropout_keeps_the_mean():
+    """What is kept is divided by the share that is kept: 0 or x / (1 - p)."""
+    model = TaggingModel(Encoder(), TaggingConfig(dropout=0.4), 6).train()
+    nn.init.eye_(model.audio_tagging_proj.weight)
+    nn.init.zeros_(model.audio_tagging_proj.bias)
+    logits = model.frame_logits(torch.full((500, 4, 6), 3.0), torch.arange(500))
+    assert ((logits == 0) | torch.isclose(logits, torch.tensor(5.0))).all()
+    assert logits.mean().item() == pytest.approx(3.0, abs=0.1)
+
+
 def test_options_out_of_range_are_refused():
     with pytest.raises(ValueError, match="model.pooling is 'max': use mean or linear_softmax"):
         TaggingConfig(pooling="max")

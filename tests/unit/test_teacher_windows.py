@@ -84,7 +84,7 @@ def test_windows_cover_every_frame_once_from_where_it_is_farthest_from_an_edge(h
         assert 0 <= windows[0].num_samples - windows[-1].num_samples < hop
         if overlap:
             frame_edges = list(zip(begins, (begin + count - 1 for begin, count in zip(begins, counts))))
-            for frame, number in frames[:: max(1, total // 200)]:
+            for frame, number in frames:
                 margins = {
                     other: min(
                         frame - begin if other else total, end - frame if other < len(windows) - 1 else total
@@ -92,7 +92,7 @@ def test_windows_cover_every_frame_once_from_where_it_is_farthest_from_an_edge(h
                     for other, (begin, end) in enumerate(frame_edges)
                     if begin <= frame <= end
                 }
-                assert margins[number] == max(margins.values())
+                assert number == max(margins, key=lambda other: (margins[other], -other))  # tie: the earlier
 
 
 def test_a_window_with_its_default_overlap_keeps_a_second_of_context():

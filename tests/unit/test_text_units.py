@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from spear_lib.asr.units import CharacterUnits, TextUnits, character_units, train_bpe
+from spear_lib.asr.units import CharacterUnits, TextUnits, character_units, train_bpe, unwritable_references
 
 SENTENCE = "THE CAT'S HAT SAT ON A MAT WHILE QUICK BROWN FOXES JUMP OVER LAZY DOGS AND VEX BIZARRE KINGS"
 WORDS = SENTENCE.split()
@@ -44,6 +44,37 @@ def test_bpe_names_unknown_characters(bpe):
         bpe.encode("the cat")
     with pytest.raises(ValueError, match="cannot write"):
         bpe.encode("A <blk> MAT")
+
+
+def test_the_mark_of_a_word_start_is_no_text(bpe, tmp_path):
+    """sentencepiece would read it as a space, and lose it."""
+    with pytest.raises(ValueError, match=r"cannot write '▁' \(U\+2581\) in the text 'A▁MAT'"):
+        bpe.encode("A▁MAT")
+    with pytest.raises(ValueError, match="cannot write '▁'"):
+        bpe.check("▁")
+    with pytest.raises(ValueError, match="a transcript contains '▁', which is reserved.*'THE▁CAT'"):
+        train_bpe([*TEXTS, "THE▁CAT"], 60, tmp_path)
+    with pytest.raises(ValueError, match="cannot write '▁'"):
+        character_units().encode("A▁MAT")
+
+
+def test_references_that_cannot_be_written_are_counted_with_what_to_do(bpe):
+    units = character_units()
+    assert unwritable_references(units, ["A MAT", "", "KING'S  DOG"]) == (0, "")
+    number, why = unwritable_references(units, ["a mat", "A MAT.", "KING’S DOG", "CAFÉ", "A DOG", "ROOM 5"])
+    assert number == 5
+    for cure in (
+        "the other case",
+        "plain form",
+        "punctuation",
+        "accents",
+        "or train units on text that holds",
+    ):
+        assert cure in why
+    assert "'.' (U+002E)" in why and "'’' (U+2019)" in why
+    assert unwritable_references(bpe, ["THE CAT", "THE▁CAT", "the cat"])[0] == 2
+    many = unwritable_references(units, ["abcdefghijklmnop"])[1]
+    assert "and 6 more: the units know the other case" in many
 
 
 def test_bpe_vocabulary_too_large_names_the_largest(tmp_path):

@@ -23,6 +23,7 @@ class ToyBatch:
     targets: Tensor
     audio_seconds: float = 15.0
     padded_seconds: float = 16.0
+    counts: bool = True
     statistics: dict[str, tuple[float, int]] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -43,6 +44,7 @@ class ToyData:
     batch_size: int = 4
     seen: list[tuple[int, int]] = field(default_factory=list)
     fingerprint: str | None = None
+    targets_fingerprint: str | None = None
 
     def num_batches(self, epoch: int) -> int:
         return math.ceil(self.size / self.batch_size)

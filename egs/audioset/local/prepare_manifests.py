@@ -4,6 +4,9 @@
 Sets: eval; balanced (balanced_train, what fine-tuning reads the labels of); dev (some clips of
 unbalanced_train, or of balanced_train where there is no other); train (all of both that is not in dev).
 A clip of eval is in no other set.
+
+Of several channels the mean is read, everywhere (docs/troubleshooting.md). A file that is longer than its
+line says gives the stretch that the line labels.
 """
 
 import argparse

@@ -122,7 +122,7 @@ def find_recordings(corpus_dir: str) -> list[Digit]:
     if (folder / "recordings").is_dir():
         folder = folder / "recordings"
     found = []
-    for path in folder.glob("*.wav"):
+    for path in folder.glob("[!.]*.wav"):
         parts = re.fullmatch(r"([0-9])_([a-z]+)_([0-9]+)", path.stem)
         if parts is None:
             raise ValueError(f"{path} is no recording of a digit: {expected}")

@@ -1,22 +1,28 @@
 #!/usr/bin/env python3
-"""Stage 1: lhotse cuts of every set of strings.csv, validated; labelled is the marked part of train."""
+"""Stage 1: lhotse cuts of every set of strings.csv, validated; labelled is the marked part of train.
+
+Of several channels the mean is read, everywhere (docs/troubleshooting.md); utterances without any sound are
+left out and counted.
+"""
 
 import argparse
-import csv
 import json
 import logging
 from pathlib import Path
 
 from lhotse import Recording, SupervisionSegment
-from lhotse.cut import MonoCut
+from lhotse.cut import Cut
 
 from spear_lib.bin.common import run
+from spear_lib.corpora.clip_tables import read_table
 from spear_lib.corpora.validation import validate_cuts
+from spear_lib.data.audio import cut_of
 from spear_lib.data.manifests import atomic_file, save_cuts
 
 logger = logging.getLogger("prepare_manifests")
 
 CORPUS = "digits"
+COLUMNS = ("set", "file", "speaker", "labelled", "text")  # of strings.csv, read here
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -28,7 +34,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def read_cut(folder: Path, row: dict[str, str]) -> MonoCut:
+def read_cut(folder: Path, row: dict[str, str]) -> Cut:
     """The cut of one line of strings.csv."""
     recording = Recording.from_file(folder / row["file"])
     segment = SupervisionSegment(
@@ -39,14 +45,7 @@ def read_cut(folder: Path, row: dict[str, str]) -> MonoCut:
         text=row["text"],
         speaker=row["speaker"],
     )
-    return MonoCut(
-        id=recording.id,
-        start=0.0,
-        duration=recording.duration,
-        channel=0,
-        recording=recording,
-        supervisions=[segment],
-    )
+    return cut_of(recording, supervision=segment)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -55,8 +54,7 @@ def main(argv: list[str] | None = None) -> None:
     folder = arguments.corpus_dir / "digits"
     if not (folder / "strings.csv").is_file():
         raise ValueError(f"{folder / 'strings.csv'} does not exist: run stage 0 first")
-    with (folder / "strings.csv").open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = [row for _, row in read_table(folder / "strings.csv", COLUMNS)]
     sets = {name: [row for row in rows if row["set"] == name] for name in {row["set"]: None for row in rows}}
     sets["labelled"] = [row for row in sets["train"] if row["labelled"] == "true"]
     statistics = {}

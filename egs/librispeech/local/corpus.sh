@@ -15,6 +15,19 @@ probe=true
 # Whose embeddings are quantised unless --teacher says otherwise.
 default_teacher=spectral
 
+# The end of stage 0: the sets named above must be there, or stage 1 would find out after reading all audio.
+# Mini LibriSpeech (openslr.org/31), for one, has no test sets.
+check_corpus() {
+  # shellcheck disable=SC2154 # the option of prepare.sh
+  local folder=$data_dir/corpus/LibriSpeech set missing=""
+  for set in $test_sets; do
+    if [[ ! -d $folder/$set ]]; then missing+=${missing:+, }$set; fi
+  done
+  if [[ -z $missing ]]; then return 0; fi
+  die "the corpus has no $missing: complete it, or edit local/corpus.sh: test_sets to those that are there" \
+    "($(cd "$folder" && printf '%s ' */)are), with none of them also probe=false; labelled_subsets to what it has"
+}
+
 # Facts that depend on the size: corpus_facts CONF (mini, base, large, tiny).
 corpus_facts() {
   # Text units: BPE pieces of the labelled transcripts (500 in the paper's LS-100 and LS-960 recipes).

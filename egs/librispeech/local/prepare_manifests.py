@@ -6,6 +6,9 @@ train-clean-100, or all of it), dev (dev-clean and dev-other), and every test-* 
 
 --other NAME=FOLDER adds another corpus to train (manifest_options in local/corpus.sh): libriheavy,
 gigaspeech, voxpopuli, voxpopuli_asr or yodas_granary, in cuts of at most --max-seconds.
+
+Of several channels the mean is read, everywhere (docs/troubleshooting.md); utterances without any sound are
+left out and counted.
 """
 
 import argparse
@@ -16,16 +19,18 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
 
-from lhotse.cut import Cut, MonoCut
+from lhotse.cut import Cut
 from lhotse.recipes.librispeech import parse_utterance
 
 from spear_lib.bin.common import run
 from spear_lib.corpora.speech_corpora import SPEECH_CORPORA, limit_length, read_speech_corpus
 from spear_lib.corpora.validation import NO_TRANSCRIPT, usable_cuts, validate_cuts
-from spear_lib.data.audio import CORRUPT, EMPTY
+from spear_lib.data.audio import CORRUPT, EMPTY, cut_of
 from spear_lib.data.manifests import save_cuts
 from spear_lib.data.problems import Problems
-from spear_lib.runtime.files import atomic_file
+from spear_lib.runtime.files import atomic_file, read_json
+from spear_lib.runtime.text_files import transcripts
+from spear_lib.runtime.walking import files_below
 
 logger = logging.getLogger("prepare_manifests")
 
@@ -111,48 +116,39 @@ def scan_part(part: Path, problems: Problems, num_jobs: int) -> Iterator[Cut]:
 
     That recipe itself stops at the first file it cannot read; here such files are counted.
     """
-    lines = []
-    for transcript in sorted(part.rglob("*.trans.txt")):
-        lines += [line for line in transcript.read_text(encoding="utf-8").splitlines() if line.strip()]
+    texts = [(name, text) for path in files_below(part, ".trans.txt") for _, name, text in transcripts(path)]
     with ThreadPoolExecutor(max(1, num_jobs)) as pool:
-        for line, result in zip(lines, pool.map(lambda line: _read_utterance(part, line), lines)):
+        read = pool.map(lambda pair: _read_utterance(part, *pair), texts)
+        for (name, _), result in zip(texts, read):
             if isinstance(result, str):
-                problems.bad(result, line.split()[0])
+                problems.bad(result, name)
             else:
                 yield result
-    transcribed = {line.split()[0] for line in lines}
-    for path in sorted(part.rglob("*.flac")):
+    transcribed = {name for name, _ in texts}
+    for path in map(Path, files_below(part, ".flac")):
         if path.stem not in transcribed:
             problems.bad(AUDIO_ONLY, path.stem)
 
 
-def _read_utterance(part: Path, line: str) -> Cut | str:
+def _read_utterance(part: Path, name: str, text: str) -> Cut | str:
     """A cut, or the kind of problem."""
-    name, *words = line.split()
-    speaker, *folders, _ = name.split("-")
+    speaker, *folders, _ = name.split("-") if "-" in name else (name, "")
     path = part.joinpath(speaker, *folders, f"{name}.flac")
     if not path.is_file():
         return TRANSCRIPT_ONLY
-    if not words:
+    if not text:
         return NO_TRANSCRIPT
     if path.stat().st_size == 0:
         return EMPTY
     try:
-        recording, segment = parse_utterance(part, line, {})
+        recording, segment = parse_utterance(part, f"{name} {text}", {})
     except Exception as error:
         logger.debug("%s: %s", path, error)
         return CORRUPT
     if recording.num_samples == 0:
         return EMPTY
     segment.custom = {"session": "-".join([speaker, *folders])}  # a chapter is read in one room
-    return MonoCut(
-        id=segment.id,
-        start=0.0,
-        duration=recording.duration,
-        channel=0,
-        recording=recording,
-        supervisions=[segment],
-    )
+    return cut_of(recording, segment.id, supervision=segment)
 
 
 def sets_of(corpus: Path) -> dict[str, list[Path]]:
@@ -179,7 +175,7 @@ def choose_labelled(train: list[Cut], choice: str, corpus: Path) -> list[Cut]:
         facts = corpus.resolve().parent / "corpus.json"
         if not facts.is_file():
             return pool
-        choice = ",".join(str(speaker) for speaker in json.loads(facts.read_text())["labelled_speakers"])
+        choice = ",".join(str(speaker) for speaker in read_json(facts)["labelled_speakers"])
     if choice == "all":
         return pool
     seconds: dict[str, float] = {}

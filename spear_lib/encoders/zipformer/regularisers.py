@@ -93,6 +93,8 @@ class _BalancerFunction(torch.autograd.Function):
 class Balancer(nn.Module):
     """Keeps each channel's share of positive values and mean absolute value in a range (Zipformer).
 
+    Measured, as in the reference, on what one process sees of the batch (so is Whiten).
+
     Args:
       context: the shared clock and coins.
       channel_dim: the channel axis of the input.
@@ -124,7 +126,7 @@ class Balancer(nn.Module):
         self.max_abs = as_schedule(max_abs)
         self.prob = Schedule((0, 0.5), (8000, 0.125), default=0.4) if prob is None else as_schedule(prob)
         self.grad_scale = grad_scale
-        self.enabled = enabled
+        self.enabled = self.measures_share = enabled
         self.coin = context.new_coin()
 
     def limits(self, requires_grad: bool = True) -> BalancerLimits | None:
@@ -244,7 +246,7 @@ class Whiten(nn.Module):
         self.limit = as_schedule(limit)
         self.grad_scale = grad_scale
         self.num_groups = num_groups
-        self.enabled = enabled
+        self.enabled = self.measures_share = enabled
         self.coin = context.new_coin()
 
     def forward(self, x: Tensor) -> Tensor:
