@@ -16,6 +16,6 @@ run_check "ruff check" ruff check .
 run_check "ruff format" ruff format --check .
 run_check "shellcheck" check_shell_scripts
 run_check "quick tests" quick_tests
-run_check "fuzz" fuzz 30
+run_check "fuzz" fuzz 30 0
 run_check "tiny recipe" tiny_recipe
 finish_checks

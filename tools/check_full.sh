@@ -38,7 +38,7 @@ for part in "${wanted[@]}"; do
     shell) run_check "$part" check_shell_scripts ;;
     quick) run_check "$part" quick_tests ;;
     slow-*) run_check "$part" run_tests -m slow "tests/${part#slow-}" ;;
-    fuzz) run_check "$part" fuzz 600 ;;
+    fuzz) run_check "$part" fuzz 600 "$(date +%Y%m%d)" ;; # other inputs each day
     tiny) run_check "$part" tiny_recipe ;;
     mini) run_check "$part" mini_recipe ;;
     mini-audioset) run_check "$part" mini_audioset ;;
