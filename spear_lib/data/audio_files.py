@@ -20,14 +20,14 @@ AUDIO_ENDINGS = (
 def find_audio(paths: Iterable[str | os.PathLike]) -> list[Path]:
     """The files among ``paths`` and the audio files below the folders among them, each once, in order.
 
-    Folders are walked in alphabetical order, links to folders are followed. A path that does not exist is
+    ``-`` is standard input. Folders are walked in alphabetical order, links to folders are followed. A path that does not exist is
     kept: ``open_audio`` says so when its turn comes, and the others are not lost.
 
     Raises:
       ValueError: a folder without audio; nothing to read.
     """
     found: dict[Path, None] = {}
-    for path in map(Path, paths):
+    for path in (Path("/dev/stdin" if str(path) == "-" else path) for path in paths):
         if not path.is_dir():
             found[path] = None
             continue
