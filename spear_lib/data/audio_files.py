@@ -20,8 +20,8 @@ AUDIO_ENDINGS = (
 def find_audio(paths: Iterable[str | os.PathLike]) -> list[Path]:
     """The files among ``paths`` and the audio files below the folders among them, each once, in order.
 
-    ``-`` is standard input. Folders are walked in alphabetical order, links to folders are followed. A path that does not exist is
-    kept: ``open_audio`` says so when its turn comes, and the others are not lost.
+    ``-`` is standard input. Folders are walked in alphabetical order, links to folders are followed. A path
+    that does not exist is kept: ``open_audio`` says so when its turn comes, and the others are not lost.
 
     Raises:
       ValueError: a folder without audio; nothing to read.
