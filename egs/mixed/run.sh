@@ -66,7 +66,7 @@ stage_10() {
   launch spear_lib.bin.pretrain --config "$pretrain_config" --experiment_dir "$exp_dir/pretrain" \
     --data.train_cuts "$(list_of "${train[@]}")" --valid_cuts "$(list_of "${valid[@]}")" "${noise[@]}" \
     --data.token_fields "$(list_of "${fields[@]}")" --data.quantizer_ids "$(list_of "${quantizers[@]}")" \
-    --data.train_repeats "$(list_of "${repeats[@]}")" --objective.strategy "$strategy" --training.seed "$seed"
+    --data.train_repeats "[$(IFS=,; printf "%s" "${repeats[*]}")]" --objective.strategy "$strategy" --training.seed "$seed"
 }
 # One manifest of each part.
 add_cuts() {
