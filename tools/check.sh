@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Everything that must hold before a change is merged: ruff, shellcheck, the quick tests, and one tiny recipe from
-# an empty folder to a word error rate through the real scripts. All checks run; the last line counts them.
+# Everything that must hold before a change is merged: ruff, shellcheck, the quick tests, drawn inputs for 30 s, and one
+# tiny recipe from an empty folder to a word error rate through the real scripts. All checks run; the last line counts them.
 set -euo pipefail
 
 # shellcheck source=environment.sh
@@ -16,5 +16,6 @@ run_check "ruff check" ruff check .
 run_check "ruff format" ruff format --check .
 run_check "shellcheck" check_shell_scripts
 run_check "quick tests" quick_tests
+run_check "fuzz" fuzz 30 0
 run_check "tiny recipe" tiny_recipe
 finish_checks

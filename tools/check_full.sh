@@ -13,7 +13,8 @@ source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 # shellcheck source=checks.sh
 source "$repository/tools/checks.sh"
 
-parts=(lint format shell quick tiny slow-data slow-distributed slow-numerics slow-recipes slow-unit mutants mini mini-audioset mini-mixed)
+parts=(lint format shell quick fuzz tiny slow-data slow-distributed slow-numerics slow-recipes slow-unit mutants)
+parts+=(mini mini-audioset mini-mixed)
 if [[ ${1:-} == --help || ${1:-} == -h ]]; then
   sed -n '2,7{s/^# \{0,1\}//p;}' "${BASH_SOURCE[0]}"
   printf 'parts: %s\n' "${parts[*]}"
@@ -39,6 +40,7 @@ for part in "${wanted[@]}"; do
     quick) run_check "$part" quick_tests ;;
     slow-*) run_check "$part" run_tests -m slow "tests/${part#slow-}" ;;
     mutants) run_check "$part" "$python" tools/mutants.py ;;
+    fuzz) run_check "$part" fuzz 600 "$(date +%Y%m%d)" ;; # other inputs each day
     tiny) run_check "$part" tiny_recipe ;;
     mini) run_check "$part" mini_recipe ;;
     mini-audioset) run_check "$part" mini_audioset ;;

@@ -78,6 +78,11 @@ quick_tests() {
   run_tests -m "not slow" ${SPEAR_JUNIT:+--junit-xml="$SPEAR_JUNIT"}
 }
 
+# fuzz SECONDS SEED: the user's commands on inputs that hypothesis draws.
+fuzz() {
+  "$python" tools/fuzz.py --seconds "$1" --seed "$2"
+}
+
 # The shortened recipe: the real scripts and stages, with conf/*/tiny.yaml.
 tiny_recipe() {
   run_recipe librispeech tiny 8

@@ -178,7 +178,7 @@ def _check_level(samples: np.ndarray, name: str) -> None:
         advice = "divide it by 32768" if peak <= 32768 else "it is damaged, make it again"
         raise AudioError(
             OUT_OF_RANGE,
-            f"{name} holds a sample of {peak:.4g}, at most {MAX_LEVEL:g} may be (full scale is 1): {advice}",
+            f"{name} holds a sample of {peak:.5g}, at most {MAX_LEVEL:g} may be (full scale is 1): {advice}",
         )
 
 

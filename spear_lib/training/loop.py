@@ -211,10 +211,10 @@ class Trainer:
                     result = self.module(batch)
                 self.guard.watch(result.loss_sum, batch)
                 self.precision.backward(result.loss_sum * (world.world_size if batch.counts else 0.0))
+            self.totals.add({"data/audio_seconds": (batch.audio_seconds * batch.counts, 1.0)})
             if not batch.counts:
                 continue
             self.totals.add(result.stats)
-            self.totals.add({"data/audio_seconds": (batch.audio_seconds, 1.0)})
             self.totals.add({f"data/{name}": pair for name, pair in batch.statistics.items()})
         self.guard.check(position.step + 1)
         self.task.after_backward()
