@@ -6,8 +6,8 @@
 #
 # An option becomes a shell variable of the same name; on the command line its underscores are dashes:
 # --stop-stage 3 or --stop-stage=3. Kinds: text (default), int, bool (true|false), path (a relative one is
-# relative to where the command was typed; hub:OWNER/NAME is a model on the Hugging Face hub and stays as it
-# is), or choices as "mini|base|large".
+# relative to where the command was typed; hub:OWNER/NAME and package:NAME, where models come from, stay as they
+# are), or choices as "mini|base|large".
 # Nothing overrides silently: the environment does not count, an option given twice is an error, and so are
 # positional arguments and unknown options.
 
@@ -126,7 +126,7 @@ parse_options() {
       usage_error "--${name//_/-} is given twice (${!name}, then $value)"
     fi
     _check_value "$name" "$value"
-    if [[ ${_option_kinds[$name]} == path && -n $value && $value != /* && $value != hub:* ]]; then
+    if [[ ${_option_kinds[$name]} == path && -n $value && $value != /* && $value != hub:* && $value != package:* ]]; then
       if [[ ${caller_dir:-$PWD} != "$PWD" ]]; then value=$caller_dir/$value; fi
     fi
     _option_given[$name]=1

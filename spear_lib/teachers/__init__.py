@@ -10,7 +10,9 @@ from spear_lib.teachers.base import Teacher
 from spear_lib.teachers.dasheng import DashengTeacher
 from spear_lib.teachers.encoder import EncoderTeacher
 from spear_lib.teachers.huggingface import HubertTeacher, WavLMTeacher
+from spear_lib.teachers.resemblyzer import ResemblyzerTeacher
 from spear_lib.teachers.spectral import SpectralTeacher
+from spear_lib.teachers.speech_embedding import SpeechEmbeddingTeacher
 
 TEACHERS: dict[str, type[Teacher]] = {
     teacher.name: teacher
@@ -21,6 +23,8 @@ TEACHERS: dict[str, type[Teacher]] = {
         HubertTeacher,
         DashengTeacher,
         AtstFrameTeacher,
+        ResemblyzerTeacher,
+        SpeechEmbeddingTeacher,
     )
 }
 
