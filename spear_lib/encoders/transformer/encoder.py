@@ -99,6 +99,7 @@ class TransformerEncoder(nn.Module):
       hidden_dims, hidden_frame_rates: the same of every hidden state; all are at 50 Hz.
       hidden_first_center_ms: 12.5.
       ends_with_hidden_state: True, encoder_out is the last hidden state.
+      grouped_frames: 1, no frames are grouped.
       min_samples: the shortest audio with a frame, 25 ms.
     """
 
@@ -109,6 +110,7 @@ class TransformerEncoder(nn.Module):
     first_frame_center_ms = hidden_first_center_ms = 12.5
     min_samples = MIN_SAMPLES
     ends_with_hidden_state = True
+    grouped_frames = 1
 
     def __init__(self, config: TransformerConfig):
         super().__init__()

@@ -3,6 +3,7 @@
 Shapes: B utterances, F fbank frames (100 Hz), T frames at 50 Hz, T' output frames, D output channels.
 """
 
+import math
 from functools import cache
 
 import torch
@@ -53,6 +54,7 @@ class SpearEncoder(nn.Module):
       hidden_frame_rates: rate of every hidden state in Hz: 50, whatever ``frame_rate`` is.
       hidden_first_center_ms: centre of the first frame of the hidden states in ms.
       ends_with_hidden_state: whether encoder_out is the last hidden state.
+      grouped_frames: frames at 50 Hz after which the groups of all down-sampled stacks start anew.
       min_samples: the shortest audio with a frame, 85 ms.
     """
 
@@ -79,6 +81,7 @@ class SpearEncoder(nn.Module):
             and self.hidden_dims[-1] == self.output_dim
             and config.output_downsampling_factor == 1
         )
+        self.grouped_frames = math.lcm(*config.downsampling_factor, config.output_downsampling_factor)
         self.frame_rate = 50 // config.output_downsampling_factor
         self.first_frame_center_ms = 45.0 if config.output_downsampling_factor == 1 else 55.0
         random_parts = (config.balancer, config.whiten, config.limit_gradients, config.stochastic)
