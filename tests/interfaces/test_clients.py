@@ -1,4 +1,4 @@
-"""s3prl, HEAR and X-ARES: what their checkers and featurizers ask for, re-implemented (spec evaluation §1)."""
+"""s3prl, HEAR and X-ARES: what their checkers and featurizers ask for, re-implemented (spec evaluation)."""
 
 import math
 
