@@ -11,7 +11,7 @@ import logging
 import math
 import statistics
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ RESULTS_NAME = "results.json"
 class MeasureOptions:
     """Encoders and where the results go."""
 
-    encoders: list[str]
+    encoders: list[str] = field(default_factory=list)
     """What is measured, each ``PATH`` or ``NAME=PATH``: folders or checkpoints that load_encoder reads,
     folders of transformers (WavLM, HuBERT, wav2vec 2.0), log-mel, or random:PATH (that shape, random
     weights)."""
@@ -46,8 +46,8 @@ class MeasureOptions:
     """Runs of every task that draws anything, for mean and standard deviation."""
 
     def __post_init__(self) -> None:
-        if not self.encoders:
-            raise ValueError("encoders is empty: name one or more")
+        if not self.encoders and not getattr(self, "stores", None):
+            raise ValueError("encoders is empty: name one or more, PATH or NAME=PATH")
         if self.num_seeds < 1:
             raise ValueError(f"num_seeds is {self.num_seeds}: use 1 or more")
 
@@ -68,7 +68,7 @@ class MeasureOptions:
             if name in found:
                 raise ValueError(f"encoders has {name!r} twice: give them names, NAME=PATH")
             found[name] = path
-        if self.baselines:
+        if self.baselines and found:
             ours = [path for path in found.values() if hasattr(load_upstream(path), "config")]
             for baseline in [f"{RANDOM}{path}" for path in ours[:1]] + [LOG_MEL]:
                 if baseline not in found.values():
