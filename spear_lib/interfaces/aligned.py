@@ -160,6 +160,14 @@ class AlignedEncoder(nn.Module):
         self.encoder.eval()
         return self
 
+    @property
+    def state_names(self) -> list[str]:
+        """A name for each state of the result: "output", "layer_03", "concat" or "weighted"."""
+        if isinstance(self.layers, str) and self.layers in ("output", "concat", "weighted"):
+            return [self.layers]
+        count = len(self.encoder.hidden_dims)
+        return [f"layer_{index:02d}" if index < count else "output" for index in self.indices]
+
     def identity(self) -> str:
         """16 hexadecimal digits that differ wherever the features may: weights, layers, geometry."""
         config = getattr(self.encoder, "config", None)
