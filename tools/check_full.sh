@@ -13,7 +13,8 @@ source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 # shellcheck source=checks.sh
 source "$repository/tools/checks.sh"
 
-parts=(lint format shell quick tiny slow-data slow-distributed slow-numerics slow-recipes slow-unit mini mini-audioset mini-mixed)
+parts=(lint format shell quick tiny slow-data slow-distributed slow-evaluation slow-numerics slow-recipes slow-unit)
+parts+=(client-superb client-xares client-hear mini mini-audioset mini-mixed)
 if [[ ${1:-} == --help || ${1:-} == -h ]]; then
   sed -n '2,7{s/^# \{0,1\}//p;}' "${BASH_SOURCE[0]}"
   printf 'parts: %s\n' "${parts[*]}"
@@ -38,6 +39,7 @@ for part in "${wanted[@]}"; do
     shell) run_check "$part" check_shell_scripts ;;
     quick) run_check "$part" quick_tests ;;
     slow-*) run_check "$part" run_tests -m slow "tests/${part#slow-}" ;;
+    client-*) run_check "$part" client_tests "${part#client-}" ;;
     tiny) run_check "$part" tiny_recipe ;;
     mini) run_check "$part" mini_recipe ;;
     mini-audioset) run_check "$part" mini_audioset ;;

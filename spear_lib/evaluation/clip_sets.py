@@ -42,7 +42,7 @@ def read_clips(paths: Iterable[str], label: str, split: str, part: str | None = 
       paths: manifests (.jsonl, .jsonl.gz) or tables (.tsv, .csv) with a column "path" of audio, relative to
         the table.
       label: column of the label, several separated by ";". Of cuts: "speaker", "events" (the labels of
-        labelled clips), or a custom field of the cut or its supervision.
+        labelled clips), "text" (the transcript), or a custom field of the cut or its supervision.
       split: column or custom field that holds the part (a fold, or train, valid or test).
       part: the part of all of them instead.
 
@@ -69,6 +69,8 @@ def read_clips(paths: Iterable[str], label: str, split: str, part: str | None = 
 def _labels_of_cut(cut: Cut, label: str) -> tuple[str, ...]:
     if label == "events":
         return tuple(labels_of(cut))
+    if label == "text":
+        return tuple(s.text for s in cut.supervisions if s.text)
     if label == "speaker":
         return tuple(sorted({s.speaker for s in cut.supervisions if s.speaker is not None}))
     found = [(cut.custom or {}).get(label), *((s.custom or {}).get(label) for s in cut.supervisions)]
