@@ -37,6 +37,29 @@ setup(
         "teachers": ["transformers>=4.45"],
         # Kernels of the transducer losses on CUDA (torch's CUDA builds bring it along).
         "triton": ["triton>=3.2; sys_platform == 'linux'"],
+        # SUPERB tasks (evaluate_superb): what s3prl imports, declared or not. torchaudio, which s3prl declares, need
+        # not be importable; tools/clients.sh makes an environment without it.
+        "superb": [
+            "s3prl==0.4.18",
+            "omegaconf",
+            "pandas",
+            "librosa",
+            "editdistance",
+            "more_itertools",
+            "sed_eval",
+            "dcase_util",
+            "tensorboardX",
+            "setuptools<81",
+        ],
+        # X-ARES's own package; its two protocols for clips need nothing (evaluate_xares).
+        "xares": [
+            "xares==0.1.3",
+            "loguru",
+            "jiwer",
+            "torchmetrics",
+            "pytorch-ignite",
+            "webdataset",
+        ],
         # Export to ONNX, and transcribing with exported files.
         "onnx": ["onnx>=1.16", "onnxruntime>=1.17"],
         # The synthetic corpus of --mini true; GPL, and never imported by spear_lib.

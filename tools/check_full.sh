@@ -14,8 +14,8 @@ source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 source "$repository/tools/checks.sh"
 
 parts=(
-  lint format shell quick fuzz tiny slow-data slow-distributed slow-numerics slow-recipes slow-unit mutants
-  mini mini-audioset mini-mixed
+  lint format shell quick fuzz tiny slow-data slow-distributed slow-evaluation slow-numerics slow-recipes slow-unit
+  mutants client-superb client-xares client-hear mini mini-audioset mini-mixed
 )
 if [[ ${1:-} == --help || ${1:-} == -h ]]; then
   sed -n '2,7{s/^# \{0,1\}//p;}' "${BASH_SOURCE[0]}"
@@ -43,6 +43,7 @@ for part in "${wanted[@]}"; do
     slow-*) run_check "$part" run_tests -m slow "tests/${part#slow-}" ;;
     mutants) run_check "$part" "$python" tools/mutants.py ;;
     fuzz) run_check "$part" fuzz 600 "$(date +%Y%m%d)" ;; # other inputs each day
+    client-*) run_check "$part" client_tests "${part#client-}" ;;
     tiny) run_check "$part" tiny_recipe ;;
     mini) run_check "$part" mini_recipe ;;
     mini-audioset) run_check "$part" mini_audioset ;;

@@ -118,3 +118,15 @@ run_recipe() {
     return 1
   fi
 }
+
+# client_tests NAME: the tests of a client in an environment of its own; skipped, with the reason, where the registry
+# does not have it.
+client_tests() {
+  local status=0
+  PYTHON=$python "$repository/tools/clients.sh" "$1" --borrow "$(dirname "$(dirname "$python")")" || status=$?
+  if ((status == 3)); then
+    printf 'skipped: the environment of %s cannot be made here\n' "$1"
+    status=0
+  fi
+  return "$status"
+}

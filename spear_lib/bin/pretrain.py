@@ -5,6 +5,7 @@
         \\ --valid_cuts '[data/cuts/librispeech_cuts_dev.jsonl.gz]'
 
 Run the same command again to go on after a crash. Several processes: torchrun --nproc-per-node=8 -m ...
+With --init_encoder FOLDER pre-training goes on from an encoder, ours or published, on data of your own.
 With --dry_run true nothing is trained: it prints what the run would take (memory, steps, GPU-hours).
 """
 
@@ -15,12 +16,12 @@ import torch
 from spear_lib.bin.common import run
 from spear_lib.config import parse
 from spear_lib.data.manifests import set_name
-from spear_lib.encoders.kinds import build_encoder
 from spear_lib.evaluation.validation_probe import ValidationProbe
 from spear_lib.features.fbank import SAMPLE_RATE
 from spear_lib.pretraining import PretrainingModel, PretrainingTask, token_fields
 from spear_lib.pretraining.data import PretrainingData
 from spear_lib.pretraining.facts import run_facts
+from spear_lib.pretraining.initial import initial_encoder, start_facts, with_final_schedules
 from spear_lib.pretraining.options import PretrainOptions
 from spear_lib.pretraining.plan_report import plan_lines
 from spear_lib.runtime import keyed_random
@@ -34,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 def main(argv: list[str] | None = None) -> None:
     options = parse(PretrainOptions, argv, prog="python -m spear_lib.bin.pretrain", description=__doc__)
+    options = with_final_schedules(options)
     if options.dry_run:
         first_screen("Plan of a pre-training run; nothing is trained", plan_lines(options))
         return
@@ -58,7 +60,9 @@ def pretrain(options: PretrainOptions, processes: World) -> None:
     fields = token_fields(train_data, valid_data)
 
     torch.manual_seed(keyed_random.key("initialisation", seed) & 0xFFFFFFFF)
-    model = PretrainingModel(build_encoder(options.encoder_config), fields)
+    encoder = initial_encoder(options)
+    starts = start_facts(options, encoder)
+    model = PretrainingModel(encoder, fields)
     if model.encoder.input_kind == "fbank":
         model.encoder.use_fbank_backend(options.data.fbank_backend)
     shortest = model.encoder.min_samples / SAMPLE_RATE
@@ -76,7 +80,8 @@ def pretrain(options: PretrainOptions, processes: World) -> None:
         (max(options.data.min_duration, shortest), options.data.max_duration),
     )
     if processes.is_main:
-        first_screen("Pre-training", run_facts(options, processes, task, train_data, valid_data, probe))
+        facts = run_facts(options, processes, task, train_data, valid_data, probe)
+        first_screen("Pre-training", starts | facts)
     train(
         task,
         train_data,

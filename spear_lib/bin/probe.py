@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from spear_lib.bin.common import command_line, run
 from spear_lib.config import parse, to_dict
@@ -17,7 +16,7 @@ from spear_lib.encoders.kinds import Encoder
 from spear_lib.evaluation.probe_cuts import read_cuts
 from spear_lib.evaluation.probe_features import encoder_features, log_mel_features
 from spear_lib.evaluation.probes import Probes
-from spear_lib.runtime import keyed_random
+from spear_lib.interfaces.upstreams import random_encoder
 from spear_lib.runtime.files import write_json
 from spear_lib.runtime.log import commit, first_screen
 from spear_lib.runtime.world import choose_device
@@ -57,12 +56,6 @@ class ProbeOptions:
     """cpu, cuda or auto."""
     seed: int = 0
     """Of the choice of cuts and of the random encoder."""
-
-
-def random_encoder(encoder: Encoder, seed: int) -> Encoder:
-    """The same shape with untrained weights."""
-    torch.manual_seed(keyed_random.key("random encoder", seed))
-    return load_encoder(encoder.config)
 
 
 def main(argv: list[str] | None = None) -> None:

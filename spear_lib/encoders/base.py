@@ -1,11 +1,16 @@
 """What all encoders share: what they return, and how a kind of encoder is described to the library."""
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+
+logger = logging.getLogger(__name__)
 
 MASKED_SCORE = -1000.0  # of attention; finite, so that a row without any source stays finite
 
@@ -19,7 +24,8 @@ class EncoderOutput:
     lengths: Tensor
     """(B,) int64, valid frames of encoder_out."""
     hidden_states: Sequence[Tensor]
-    """One (B, T, D) tensor per layer in order of computation, always at 50 Hz."""
+    """One (B, T, D) tensor per layer in order of computation, at the encoder's ``hidden_frame_rates``: always
+    50 Hz, also where ``encoder_out`` is at 25 Hz."""
 
 
 @dataclass(frozen=True)
@@ -53,3 +59,42 @@ def check_range(name: str, values: Tensor, low: int, high: int, unit: str) -> No
             f"({len(wrong)} of {values.numel()} utterances); drop utterances that are too short, "
             "and give lengths within the padded input"
         )
+
+
+def check_waveforms(waveforms: Tensor) -> None:
+    """ValueError with the way out unless ``waveforms`` are (B, N) floats."""
+    if waveforms.dim() == 2 and waveforms.is_floating_point():
+        return
+    if not waveforms.is_floating_point():
+        advice = "divide 16-bit integers by 32768"
+    elif waveforms.dim() == 1:
+        advice = "one utterance is waveforms.unsqueeze(0)"
+    elif waveforms.dim() == 3 and waveforms.shape[1] == 1:
+        advice = "of (B, 1, N) take waveforms.squeeze(1)"
+    else:
+        advice = "this encoder takes samples in [-1, 1] at 16 kHz, not features; make several channels one"
+    raise ValueError(
+        f"waveforms must be (B, N) float, got {waveforms.dtype} {tuple(waveforms.shape)}: {advice}"
+    )
+
+
+def check_trains_in(dtype: torch.dtype) -> None:
+    """RuntimeError for weights in half precision: the regularisers and random draws of training need more."""
+    if torch.finfo(dtype).bits < 32:
+        raise RuntimeError(
+            f"an encoder whose weights are {dtype} cannot be trained with begin_step: keep them in float32 "
+            "and train under autocast (training.precision), or call encoder.eval()"
+        )
+
+
+@contextmanager
+def computing_as_in_evaluation(encoder: nn.Module) -> Iterator[None]:
+    """While inside, every module of ``encoder`` is in evaluation mode; afterwards each is as it was."""
+    training = [module for module in encoder.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

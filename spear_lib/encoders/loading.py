@@ -32,6 +32,9 @@ _WEIGHT_FILES = (WEIGHTS_NAME, "pytorch_model.bin", "pytorch_model.pt", "model.p
 def load_encoder(path_or_config: str | Path | dict | EncoderConfig, **changes: Any) -> Encoder:
     """An encoder in evaluation mode, on the CPU.
 
+    In training mode it computes as in evaluation mode, with gradients, until ``begin_step`` is called for the
+    first time; from then on it trains as SPEAR does, and every forward needs a step.
+
     Args:
       path_or_config: one of
         a folder written by ``save_encoder`` (config.json, model.safetensors);
@@ -51,7 +54,7 @@ def load_encoder(path_or_config: str | Path | dict | EncoderConfig, **changes: A
     if isinstance(path_or_config, (EncoderConfig, dict)):
         config = path_or_config
         config = config_from_settings(config, "the given dict") if isinstance(config, dict) else config
-        return build_encoder(replace(config, **changes)).eval()
+        return _for_clients(build_encoder(replace(config, **changes)))
     path = Path(path_or_config)
     if not path.exists():
         raise FileNotFoundError(
@@ -65,6 +68,12 @@ def load_encoder(path_or_config: str | Path | dict | EncoderConfig, **changes: A
     encoder = build_encoder(replace(config, **changes))
     load_strictly(encoder, state, path, "encoder")
     encoder.provenance = provenance
+    return _for_clients(encoder)
+
+
+def _for_clients(encoder: Encoder) -> Encoder:
+    """In evaluation mode, and trainable by code that knows nothing of steps."""
+    encoder.context.optional = True
     return encoder.eval()
 
 

@@ -5,10 +5,14 @@ forward pass then is a pure function of weights, inputs and the context. Nothing
 device: coins that concern a whole call are hashed on the host, draws that concern an utterance on the device.
 """
 
+import logging
+
 import torch
 from torch import Tensor
 
 from spear_lib.runtime import keyed_random
+
+logger = logging.getLogger(__name__)
 
 # Sites of keyed_random.uniform; positional dropout takes _SITE_SHARED + its own number.
 _SITE_COINS = 1
@@ -60,6 +64,10 @@ class StepContext:
 
     Modules reserve their draws when they are built (``new_coin``, ``new_draws``), so each draw has a number
     that depends on the architecture alone.
+
+    Attributes:
+      optional: a forward in training mode needs no step, until the first one was begun; so it is for encoders
+        that ``load_encoder`` hands out, which clients train that know nothing of steps.
     """
 
     def __init__(self):
@@ -67,12 +75,14 @@ class StepContext:
         self.step_key: int | None = None
         self.utterance_keys: Tensor | None = None
         self.gradient_scale = 1.0
+        self.optional = False
         self._num_coins = 0
         self._num_draws = 0
         self._num_shared = 0
         self._coins: list[float] = []
         self._draws: Tensor | None = None
         self._ready = False
+        self._told = False
 
     def new_coin(self) -> int:
         """Reserve one uniform number per step."""
@@ -109,6 +119,20 @@ class StepContext:
         self._coins = keyed_random.uniform(key, _SITE_COINS, self._num_coins).tolist()
         self._draws = None
         self._ready = True
+
+    def without_steps(self) -> bool:
+        """Whether whoever trains knows nothing of steps: where that is allowed (``optional``), until the
+        first ``begin``."""
+        if not self.optional or self.step_key is not None:
+            return False
+        if not self._told:
+            self._told = True
+            logger.warning(
+                "training mode without begin_step: the encoder computes as in evaluation mode, with "
+                "gradients (no dropout, no regularisers). Call encoder.begin_step before every forward for "
+                "SPEAR's training, or encoder.eval() for features"
+            )
+        return True
 
     def take(self, batch_size: int, device: torch.device) -> None:
         """Use up the step that ``begin`` prepared, for one training forward of ``batch_size`` utterances.

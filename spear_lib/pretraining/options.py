@@ -7,6 +7,7 @@ from spear_lib.encoders.kinds import KINDS, EncoderConfig, EncoderOptions
 from spear_lib.evaluation.validation_probe import ValidationProbeConfig
 from spear_lib.pretraining import ObjectiveConfig
 from spear_lib.pretraining.data import PretrainingDataConfig
+from spear_lib.pretraining.initial import config_of
 from spear_lib.pretraining.plan import PlanConfig
 from spear_lib.training.options import TrainingConfig
 
@@ -21,6 +22,10 @@ class PretrainOptions(EncoderOptions):
     """Manifests of validation cuts with the same token fields; each is a set, named after its file."""
     encoder_type: str = "zipformer"
     """zipformer, of the settings in ``encoder``; or transformer, of those in ``transformer`` (paper F.3)."""
+    init_encoder: str = field(default="", metadata=MAY_CHANGE)
+    """Go on from this encoder instead of random weights: a folder or checkpoint that load_encoder reads, ours
+    or published. Its shape holds; balancers, dropout and the like follow ``encoder``. Its schedules are at
+    their end unless training.schedule_offset_batches says otherwise (1: nearly as from random weights)."""
     data: PretrainingDataConfig = field(default_factory=PretrainingDataConfig, metadata=RESEED_MAY_CHANGE)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
@@ -48,4 +53,4 @@ class PretrainOptions(EncoderOptions):
     @property
     def encoder_config(self) -> EncoderConfig:
         """The settings of the encoder to build."""
-        return getattr(self, KINDS[self.encoder_type].option)
+        return config_of(self, getattr(self, KINDS[self.encoder_type].option))

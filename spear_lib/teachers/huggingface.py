@@ -61,7 +61,9 @@ class TransformersTeacher(Teacher):
         config.mask_time_prob = config.mask_feature_prob = 0.0  # a weight that only training needs
         self.model = _load_model(self.name, folder, config)
         self.weights = weights_hash(self.model)
+        self._final_norm: nn.Module = nn.Identity()
         if config.do_stable_layer_norm:
+            self._final_norm = self.model.encoder.layer_norm
             self.model.encoder.layer_norm = nn.Identity()
         self._group_norm: GroupNormOverOwnFrames | None = None
         if config.feat_extract_norm == "group":
@@ -95,6 +97,27 @@ class TransformersTeacher(Teacher):
         for kernel, stride in self.convolutions:
             num_samples = max(0, (num_samples - kernel) // stride + 1)
         return num_samples
+
+    def all_layers(self, waveforms: Tensor, lengths: Tensor) -> tuple[list[Tensor], Tensor]:
+        """The input of the first block and the output of every one, (B, T, D) each, the last after the final
+        norm that "Large" models have; and lengths (B,). For measuring a peer, not for tokens."""
+        states: list[Tensor] = []
+
+        def keep_input(_: nn.Module, arguments: tuple, named: dict) -> None:
+            states.append(arguments[0] if arguments else named["hidden_states"])
+
+        def keep_output(_: nn.Module, __: tuple, output: Any) -> None:
+            states.append(output[0] if isinstance(output, tuple) else output)
+
+        blocks = self.model.encoder.layers
+        hooks = [blocks[0].register_forward_pre_hook(keep_input, with_kwargs=True)]
+        hooks += [block.register_forward_hook(keep_output) for block in blocks]
+        try:
+            _, counts = self.frames(waveforms, lengths)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return [*states[:-1], self._final_norm(states[-1])], counts
 
     def frames(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         sizes = lengths.tolist()
@@ -202,6 +225,20 @@ class HubertTeacher(TransformersTeacher):
     needs = _needs(published)
 
 
+class Wav2Vec2Peer(TransformersTeacher):
+    """wav2vec 2.0, to be measured beside encoders of ours; the paper takes no tokens of it."""
+
+    name = "wav2vec2"
+    published = "facebook/wav2vec2-large-lv60"
+    needs = _needs(published)
+
+
+PEERS: dict[str | None, type[TransformersTeacher]] = {
+    each.name: each for each in (WavLMTeacher, HubertTeacher, Wav2Vec2Peer)
+}
+"""model_type of a folder -> what reads it, for evaluation."""
+
+
 class GroupNormOverOwnFrames(nn.Module):
     """Group norm over time, (B, C, T), with the statistics of each utterance's own frames.
 
@@ -264,6 +301,7 @@ def _classes(name: str) -> tuple[Any, Any]:
     return {
         "wavlm": (transformers.WavLMConfig, transformers.WavLMModel),
         "hubert": (transformers.HubertConfig, transformers.HubertModel),
+        "wav2vec2": (transformers.Wav2Vec2Config, transformers.Wav2Vec2Model),
     }[name]
 
 

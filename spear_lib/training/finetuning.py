@@ -128,11 +128,14 @@ def build_encoder(options: FinetuningOptions) -> SpearEncoder:
                 "no encoder is given: set encoder to a pre-trained one (run.sh stage 11 makes it), "
                 "or scratch to true to start from random weights"
             )
-        return load_encoder(options.encoder)
-    config: Any = load_encoder(options.encoder).config if options.encoder else options.encoder_config
-    # After reading the other one, whose construction also draws numbers.
-    torch.manual_seed(keyed_random.key("encoder", options.training.seed))
-    return load_encoder(config)
+        encoder = load_encoder(options.encoder)
+    else:
+        config: Any = load_encoder(options.encoder).config if options.encoder else options.encoder_config
+        # After reading the other one, whose construction also draws numbers.
+        torch.manual_seed(keyed_random.key("encoder", options.training.seed))
+        encoder = load_encoder(config)
+    encoder.context.optional = False  # here every forward has a step, and one without is a defect
+    return encoder
 
 
 def layer_lr_scales(encoder: nn.Module, decay: float) -> dict[str, float]:

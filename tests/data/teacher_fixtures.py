@@ -16,7 +16,7 @@ def tiny_model(family: str, size: str, depth: int = 3, seed: int = 0) -> torch.n
     """A model with the structure of ``size`` and a few thousand weights, every one of them random.
 
     Args:
-      family: wavlm or hubert.
+      family: wavlm, hubert or wav2vec2.
       size: large (blocks that normalise first, layer norm in every convolution) or base (blocks that
         normalise last, one group norm over time).
       depth: transformer blocks.
@@ -38,6 +38,7 @@ def tiny_model(family: str, size: str, depth: int = 3, seed: int = 0) -> torch.n
     kind = {
         "wavlm": (transformers.WavLMConfig, transformers.WavLMModel),
         "hubert": (transformers.HubertConfig, transformers.HubertModel),
+        "wav2vec2": (transformers.Wav2Vec2Config, transformers.Wav2Vec2Model),
     }[family]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

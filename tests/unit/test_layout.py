@@ -30,6 +30,7 @@ FLOORS = [
     ["corpora"],
     ["tokens"],
     ["training"],
+    ["interfaces"],
     ["evaluation"],
     TASKS,
     ["report"],

@@ -1,6 +1,7 @@
 """Shape and training behaviour of the Transformer encoder."""
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,9 @@ class TransformerConfig:
     channel (rate: WavLM; shared over time as in our Zipformer: ours, it is keyed by utterance and cheap)."""
     layerdrop: float = 0.05
     """Probability per utterance that a layer is skipped (rate: WavLM Base; per utterance: ours)."""
+
+    TRAINING: ClassVar[tuple[str, ...]] = ("dropout", "layerdrop")
+    """Fields that say how it trains, and nothing of what it computes."""
 
     def __post_init__(self):
         if self.type != "transformer":

@@ -11,7 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spear_lib.encoders.base import MASKED_SCORE, EncoderOutput, check_range
+from spear_lib.encoders.base import (
+    MASKED_SCORE,
+    EncoderOutput,
+    check_range,
+    check_trains_in,
+    check_waveforms,
+    computing_as_in_evaluation,
+)
 from spear_lib.encoders.step_context import StepContext
 from spear_lib.encoders.transformer.config import TransformerConfig
 from spear_lib.encoders.transformer.extractor import MIN_SAMPLES, WaveformExtractor, extracted_frames
@@ -80,7 +87,8 @@ class TransformerEncoder(nn.Module):
     """WavLM Base's shape, trained and used like a ``SpearEncoder``.
 
     The output of an utterance does not depend on its batch mates; without padding it is WavLM's. In training
-    mode call ``begin_step`` before every forward.
+    mode call ``begin_step`` before every forward; one of ``load_encoder`` may be trained without steps, then
+    it computes as in evaluation mode, with gradients.
 
     Attributes:
       encoder_type: "transformer", as in exported folders.
@@ -88,7 +96,10 @@ class TransformerEncoder(nn.Module):
       output_dim: channels of encoder_out.
       frame_rate: 50 Hz.
       first_frame_center_ms: 12.5.
-      hidden_dims, hidden_first_center_ms: the same of the hidden states, which are at 50 Hz.
+      hidden_dims, hidden_frame_rates: the same of every hidden state; all are at 50 Hz.
+      hidden_first_center_ms: 12.5.
+      ends_with_hidden_state: True, encoder_out is the last hidden state.
+      grouped_frames: 1, no frames are grouped.
       min_samples: the shortest audio with a frame, 25 ms.
     """
 
@@ -98,6 +109,8 @@ class TransformerEncoder(nn.Module):
     frame_rate = 50
     first_frame_center_ms = hidden_first_center_ms = 12.5
     min_samples = MIN_SAMPLES
+    ends_with_hidden_state = True
+    grouped_frames = 1
 
     def __init__(self, config: TransformerConfig):
         super().__init__()
@@ -108,8 +121,10 @@ class TransformerEncoder(nn.Module):
         self.feature_projection = FeatureProjection(config)
         self.projection_dropout = ChannelDropout(self.context, config.hidden_dim, config.dropout)
         self.encoder = TransformerLayers(self.context, config)
+        self._needs_step = config.dropout > 0.0 or config.layerdrop > 0.0
         self.output_dim = config.hidden_dim
         self.hidden_dims = [config.hidden_dim] * config.num_layers
+        self.hidden_frame_rates = [self.frame_rate] * config.num_layers
         for module in self.encoder.layers.modules():
             if isinstance(module, (nn.Linear, nn.Embedding)):
                 nn.init.normal_(module.weight, std=0.02)
@@ -139,10 +154,17 @@ class TransformerEncoder(nn.Module):
 
         Raises:
           ValueError: wrong shapes or lengths. Lengths on an accelerator are not read (that would stall it).
-          RuntimeError: training without ``begin_step``.
+          RuntimeError: training without ``begin_step``, or with weights in half precision.
         """
         self._check_input(waveforms, lengths, time_mask)
-        if self.training and (self.config.dropout > 0.0 or self.config.layerdrop > 0.0):
+        if self.training and self._needs_step and self.context.without_steps():
+            with computing_as_in_evaluation(self):
+                return self._encode(waveforms, lengths, time_mask)
+        return self._encode(waveforms, lengths, time_mask)
+
+    def _encode(self, waveforms: Tensor, lengths: Tensor, time_mask: Tensor | None) -> EncoderOutput:
+        if self.training and self._needs_step:
+            check_trains_in(self.masked_spec_embed.dtype)
             self.context.take(waveforms.shape[0], waveforms.device)
         x = self.feature_extractor(waveforms.to(self.masked_spec_embed.dtype), lengths)
         x = self.projection_dropout(self.feature_projection(x))
@@ -189,11 +211,7 @@ class TransformerEncoder(nn.Module):
 
     @staticmethod
     def _check_input(waveforms: Tensor, lengths: Tensor, time_mask: Tensor | None) -> None:
-        if waveforms.dim() != 2 or not waveforms.is_floating_point():
-            raise ValueError(
-                f"waveforms must be (B, N) float, got {waveforms.dtype} {tuple(waveforms.shape)}; this "
-                "encoder takes samples in [-1, 1] at 16 kHz, not features"
-            )
+        check_waveforms(waveforms)
         batch, num_samples = waveforms.shape
         if lengths.shape != (batch,):
             raise ValueError(

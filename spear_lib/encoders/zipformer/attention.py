@@ -205,6 +205,8 @@ class RelPositionMultiheadAttentionWeights(nn.Module):
         width = heads * self.query_head_dim
         query, key, position_query = projected.split([width, width, heads * self.pos_head_dim], dim=-1)
         key = self.whiten_keys(self.balance_keys(key))
+        # The table is float32, whatever an encoder was cast to.
+        table = table.to(self.linear_pos.weight.dtype)
         position_key = self.linear_pos(table).view(-1, heads, self.pos_head_dim).transpose(0, 1)
         use_position, penalty = True, 0.0
         if self.training and self.stochastic:

@@ -1,6 +1,7 @@
 """Shape and training behaviour of the SPEAR Zipformer encoder."""
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 _PER_STACK = (
     "downsampling_factor",
@@ -18,6 +19,15 @@ _PER_STACK = (
 _TUPLES = (*_PER_STACK, "frontend_channels", "chunk_size", "left_context_frames")
 
 
+_TRAINING = (
+    "balancer",
+    "whiten",
+    "limit_gradients",
+    "stochastic",
+    "constant_attention",
+    "checkpoint_activations",
+    "warmup_batches",
+)
 _STRUCTURE = ("downsampling_factor", "num_heads", "query_head_dim", "pos_head_dim", "value_head_dim")
 
 
@@ -84,6 +94,9 @@ class ZipformerConfig:
     same gradients, a third more time, half the memory (ours; meant for XLarge on one device)."""
     warmup_batches: float = 4000.0
     """Batch count at which the layer-skip warm-up ends (Zipformer)."""
+
+    TRAINING: ClassVar[tuple[str, ...]] = _TRAINING
+    """Fields that say how it trains, and nothing of what it computes."""
 
     def __post_init__(self):
         for name in _TUPLES:

@@ -3,12 +3,19 @@
 Shapes: B utterances, F fbank frames (100 Hz), T frames at 50 Hz, T' output frames, D output channels.
 """
 
+import math
 from functools import cache
 
 import torch
 from torch import Tensor, nn
 
-from spear_lib.encoders.base import EncoderOutput, check_range
+from spear_lib.encoders.base import (
+    EncoderOutput,
+    check_range,
+    check_trains_in,
+    check_waveforms,
+    computing_as_in_evaluation,
+)
 from spear_lib.encoders.step_context import StepContext
 from spear_lib.encoders.zipformer.config import ZipformerConfig
 from spear_lib.encoders.zipformer.front_end import MIN_FBANK_FRAMES, ConvolutionalFrontEnd, embedding_frames
@@ -34,7 +41,8 @@ class SpearEncoder(nn.Module):
     In training mode call ``begin_step`` before every forward: it sets the schedule clock and the keys of all
     random draws, so that a step is reproducible and independent of the number of processes; call
     ``limit_gradients`` between the last backward and the optimiser. In evaluation mode the encoder is
-    deterministic and needs nothing.
+    deterministic and needs nothing. One of ``load_encoder`` may be trained without steps: then it computes as
+    in evaluation mode, with gradients.
 
     Attributes:
       output_dim: channels of encoder_out.
@@ -43,7 +51,10 @@ class SpearEncoder(nn.Module):
       frame_rate: of encoder_out in Hz, 50 or 25.
       first_frame_center_ms: centre of the first frame of encoder_out in ms, 45 or 55.
       hidden_dims: channels of every hidden state.
-      hidden_first_center_ms: centre of the first frame of the hidden states in ms; they are at 50 Hz.
+      hidden_frame_rates: rate of every hidden state in Hz: 50, whatever ``frame_rate`` is.
+      hidden_first_center_ms: centre of the first frame of the hidden states in ms.
+      ends_with_hidden_state: whether encoder_out is the last hidden state.
+      grouped_frames: frames at 50 Hz after which the groups of all down-sampled stacks start anew.
       min_samples: the shortest audio with a frame, 85 ms.
     """
 
@@ -64,6 +75,13 @@ class SpearEncoder(nn.Module):
         self.output_dim = max(config.per_stack("encoder_dim"))
         widths = zip(config.per_stack("encoder_dim"), config.per_stack("num_encoder_layers"))
         self.hidden_dims = [dim for dim, num_layers in widths for _ in range(num_layers)]
+        self.hidden_frame_rates = [50] * len(self.hidden_dims)
+        self.ends_with_hidden_state = (
+            config.downsampling_factor[-1] == 1
+            and self.hidden_dims[-1] == self.output_dim
+            and config.output_downsampling_factor == 1
+        )
+        self.grouped_frames = math.lcm(*config.downsampling_factor, config.output_downsampling_factor)
         self.frame_rate = 50 // config.output_downsampling_factor
         self.first_frame_center_ms = 45.0 if config.output_downsampling_factor == 1 else 55.0
         random_parts = (config.balancer, config.whiten, config.limit_gradients, config.stochastic)
@@ -114,12 +132,21 @@ class SpearEncoder(nn.Module):
 
         Raises:
           ValueError: wrong shapes or lengths. Lengths on an accelerator are not read (that would stall it).
-          RuntimeError: training without ``begin_step``.
+          RuntimeError: training without ``begin_step``, or with weights in half precision.
         """
         self._check_input(fbank, lengths, time_mask, channel_mask)
+        if self.training and self._needs_step and self.context.without_steps():
+            with computing_as_in_evaluation(self):
+                return self._encode(fbank, lengths, time_mask, channel_mask)
+        return self._encode(fbank, lengths, time_mask, channel_mask)
+
+    def _encode(
+        self, fbank: Tensor, lengths: Tensor, time_mask: Tensor | None, channel_mask: Tensor | None
+    ) -> EncoderOutput:
         # Half-precision features on a CPU, float32 ones of a float64 model.
         fbank = fbank.to(self.mask_emb.dtype)
         if self.training and self._needs_step:
+            check_trains_in(fbank.dtype)
             self.context.take(fbank.shape[0], fbank.device)
         if channel_mask is not None:
             fbank = fbank.masked_fill(channel_mask.unsqueeze(1), 0.0)
@@ -148,8 +175,7 @@ class SpearEncoder(nn.Module):
           time_mask: (B, F) bool, True = hidden, in fbank frames (10 ms); F = (N + 80) // 160.
           channel_mask: (B, M) bool, True = the mel bin is hidden in the whole utterance.
         """
-        if waveforms.dim() != 2:
-            raise ValueError(f"waveforms must be (B, N), got shape {tuple(waveforms.shape)}")
+        check_waveforms(waveforms)
         if on_host(lengths):
             check_range("lengths", lengths, MIN_SAMPLES, waveforms.shape[1], "samples (85 ms at 16 kHz)")
         fbank, num_frames = _features(self.config.num_mel_bins, self.fbank_backend)(waveforms, lengths)

@@ -58,8 +58,8 @@ class BiasNorm(nn.Module):
         self.limiter = limiter if limit_gradients else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (B, T, D) -> (B, T, D) float32."""
-        return bias_norm(x, self.bias, self.log_scale)
+        """x (B, T, D) -> (B, T, D), float32 unless the encoder was cast to something else."""
+        return bias_norm(x, self.bias, self.log_scale).to(self.bias.dtype)
 
 
 class Bypass(nn.Module):

@@ -173,7 +173,7 @@ class StreamingEncoder:
           RuntimeError: the encoder is in training mode.
         """
         self._check(fbank, lengths, state)
-        fbank = F.pad(fbank, (0, 0, 0, self.block_frames - fbank.shape[1]))
+        fbank = F.pad(fbank.to(self.encoder.mask_emb.dtype), (0, 0, 0, self.block_frames - fbank.shape[1]))
         available = torch.div(lengths - _CONVOLUTION_FRAMES, 2, rounding_mode="floor").clamp(min=0)
         x, front_end = self._embed(fbank, available, state.front_end)
         emitted = available.clamp(max=self.chunk_size)
@@ -317,7 +317,7 @@ def _attention_weights(
         return tensor.view(batch, tensor.shape[1], heads, -1).transpose(1, 2)
 
     table = positional_table(num_frames, module.linear_pos.in_features, x.device, left_context=left)
-    positions = module.linear_pos(table).view(-1, heads, module.pos_head_dim).permute(1, 2, 0)
+    positions = module.linear_pos(table.to(x.dtype)).view(-1, heads, module.pos_head_dim).permute(1, 2, 0)
     relative = torch.matmul(by_head(position_query), positions)  # (B, H, s, 2 s - 1 + l), by offset
     source = torch.arange(left + num_frames, device=x.device)
     target = torch.arange(num_frames, device=x.device).unsqueeze(1)

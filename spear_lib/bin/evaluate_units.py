@@ -1,0 +1,196 @@
+"""How well discrete units stand for phones: purity, PNMI, perplexity, bit rate (spec evaluation §5.2).
+
+    python -m spear_lib.bin.evaluate_units --stores '[data/tokens/dev]' --encoders '[exp/pretrain/encoder]' \\
+        --layers all --audio '[data/manifests/dev.jsonl.gz]' --alignments '[data/alignments]' \\
+        --output_dir exp/units
+
+Units are the tokens of a store, each codebook by itself, or k-means clusters of an encoder's frames.
+Run the same command again to go on after a crash.
+"""
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spear_lib.bin.common import command_line, run
+from spear_lib.config import parse
+from spear_lib.evaluation.alignments import Phone
+from spear_lib.evaluation.audio_by_name import NamedAudio, features_of, tokens_of
+from spear_lib.evaluation.measured import Results, encoder_facts, log_table, mean_and_deviation
+from spear_lib.evaluation.phone_options import PhoneOptions, phones_fingerprint
+from spear_lib.evaluation.unit_quality import unit_quality
+from spear_lib.interfaces.aligned import AlignedEncoder
+from spear_lib.runtime import keyed_random
+from spear_lib.runtime.log import first_screen
+from spear_lib.runtime.progress import progress
+from spear_lib.tokens.store import TokenStoreReader
+
+logger = logging.getLogger(__name__)
+
+TASK = "unit quality"
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnitOptions(PhoneOptions):
+    """Encoders, token stores and phones."""
+
+    layers: str = "output"
+    """Of encoders: output, the number of a layer, or all: every layer, the best one is named."""
+    num_clusters: int = 256
+    """Clusters of an encoder's frames."""
+    train_audio: list[str] | None = None
+    """What the clusters are trained on (folders, files, manifests); by default the measured files."""
+    max_train_frames: int = 200_000
+    """Most frames of it, drawn at random."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_clusters < 2 or self.max_train_frames < self.num_clusters:
+            raise ValueError(
+                f"num_clusters is {self.num_clusters} with max_train_frames {self.max_train_frames}: use 2 "
+                "or more clusters, and at least as many frames"
+            )
+        if self.layers in ("concat", "weighted"):
+            raise ValueError(f"layers is {self.layers!r}: use output, all or the number of a layer")
+
+
+def cluster(
+    frames: dict[str, Tensor], train: dict[str, Tensor], num_clusters: int, max_frames: int, seed: int
+) -> dict[str, np.ndarray]:
+    """k-means units of every file, (T,) each; of frames (T, D)."""
+    from sklearn.cluster import MiniBatchKMeans
+
+    pool = torch.cat(list(train.values())).numpy()
+    if len(pool) < num_clusters:
+        raise ValueError(f"{len(pool)} frames are fewer than {num_clusters} clusters: lower num_clusters")
+    random = keyed_random.generator("unit clusters", seed)
+    pool = pool[random.permutation(len(pool))[:max_frames]]
+    kmeans = MiniBatchKMeans(num_clusters, batch_size=4096, n_init=3, random_state=seed).fit(pool)
+    return {name: kmeans.predict(own.numpy()) for name, own in frames.items()}
+
+
+def encoder_units(
+    encoder: AlignedEncoder,
+    options: UnitOptions,
+    phones: list[Phone],
+    audio: NamedAudio,
+    names: list[str],
+    seconds: float,
+    name: str,
+) -> dict[str, Any]:
+    """Quality of the clusters of every state, over seeds."""
+    states = features_of(encoder, audio, names, f"features of {name}")
+    train = states
+    if options.train_audio:
+        training = NamedAudio(options.train_audio)
+        train = features_of(encoder, training, sorted(training), f"training features of {name}")
+    found = []
+    work = [(state, seed) for state in range(len(states)) for seed in options.seeds]
+    for state, seed in progress(work, len(work), f"units of {name}", "clusterings"):
+        units = cluster(states[state], train[state], options.num_clusters, options.max_train_frames, seed)
+        found.append(unit_quality(phones, units, options.num_clusters, encoder.frame_rate, seconds))
+    count = len(options.seeds)
+    of_states = [found[begin : begin + count] for begin in range(0, len(found), count)]
+    summary = [mean_and_deviation([one["pnmi"] for one in state]) for state in of_states]
+    best = int(np.argmax([one["mean"] for one in summary]))
+    return {
+        "metric": "PNMI",
+        "better": "higher",
+        **summary[best],
+        "best_state": best,
+        "pnmi": [one["mean"] for one in summary],
+        "quality": of_states[best],
+        "seeds": options.seeds,
+    }
+
+
+def store_units(
+    store: TokenStoreReader, phones: list[Phone], audio: NamedAudio, names: list[str], seconds: float
+) -> dict[str, Any]:
+    """Quality of every codebook, and the mean PNMI."""
+    tokens, _ = tokens_of(store, audio, names)
+    facts = store.facts
+    quality = [
+        unit_quality(
+            phones,
+            {name: codes[:, codebook].numpy() for name, codes in tokens.items()},
+            facts.codebook_size,
+            facts.frame_rate,
+            seconds,
+        )
+        for codebook in range(facts.num_codebooks)
+    ]
+    values = [one["pnmi"] for one in quality]
+    return {
+        "metric": "PNMI, mean of codebooks",
+        "better": "higher",
+        **mean_and_deviation(values),
+        "quality": quality,
+    }
+
+
+def main(argv: list[str] | None = None) -> None:
+    options = parse(UnitOptions, argv, prog="python -m spear_lib.bin.evaluate_units", description=__doc__)
+    phones, audio, names = options.read()
+    seconds = sum(audio[name].duration for name in names)
+    results = Results(options.output_dir, "units", command_line("spear_lib.bin.evaluate_units", argv))
+    first_screen(
+        "Quality of discrete units",
+        {
+            "encoders": ", ".join([*options.named(), *options.named_stores()]),
+            "phones": f"{len(phones)} with silences, in {len(names)} files, {seconds / 60:.1f} min",
+            "clusters": options.num_clusters,
+            "seeds": options.seeds,
+            "result": results.path,
+        },
+    )
+    data = {"data": phones_fingerprint(phones), "files": len(names), "seconds": round(seconds, 3)}
+    protocol = {
+        "num_clusters": options.num_clusters,
+        "train_audio": options.train_audio,
+        "max_train_frames": options.max_train_frames,
+        "seeds": options.seeds,
+    }
+    table = {}
+    for name, path in options.named_stores().items():
+        store = TokenStoreReader(path)
+        facts = {"store": store.facts.quantizer_id, "teacher": store.facts.teacher_id}
+        result = results.measure(
+            name,
+            TASK,
+            facts | data,
+            lambda store=store: store_units(store, phones, audio, names, seconds),
+        )
+        table[name] = _row(result)
+    for name, encoder in options.load(options.layers):
+        result = results.measure(
+            name,
+            TASK,
+            encoder_facts(encoder) | data | protocol,
+            lambda name=name, encoder=encoder: encoder_units(
+                encoder, options, phones, audio, names, seconds, name
+            ),
+        )
+        table[name] = _row(result)
+    log_table(table)
+
+
+def _row(result: dict[str, Any]) -> dict[str, str]:
+    """What the table shows: PNMI, and the rest of the first codebook or seed of the best state."""
+    first = result["quality"][0]
+    state = f" (state {result['best_state']})" if "best_state" in result else ""
+    return {
+        "PNMI": f"{result['mean']:.3f} ± {result['std']:.3f}{state}",
+        "phone purity": f"{first['phone_purity']:.3f}",
+        "cluster purity": f"{first['cluster_purity']:.3f}",
+        "perplexity": f"{first['codebook_perplexity']:.1f}",
+        "bit/s": f"{first['bitrate_deduplicated']:.0f}",
+    }
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,141 @@
+"""SUPERB tasks through s3prl's problems (s3prl 0.4.18, its nn API), on any labelled cuts.
+
+s3prl's own recipes read the corpora of SUPERB in their own layouts. Here it starts at its stage 1 with tables
+of files, which are made of whatever ``clip_sets`` reads: the audio of every cut becomes a file of its own.
+
+| task | problem | what a label is |
+|---|---|---|
+| SID, KS, ER | SuperbSID, SuperbKS, SuperbER | the class |
+| IC | SuperbIC | several, joined by ";" |
+| PR | SuperbPR | the phones, between spaces |
+| ASR | SuperbASR | the words |
+"""
+
+import csv
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import soundfile
+import yaml
+
+from spear_lib.data.audio import load_audio
+from spear_lib.evaluation.clip_sets import SEPARATOR, Clip
+from spear_lib.features.fbank import SAMPLE_RATE
+from spear_lib.runtime.files import atomic_path
+from spear_lib.runtime.progress import progress
+
+logger = logging.getLogger(__name__)
+
+PARTS = ("train", "valid", "test")
+_LIBRISPEECH = ("train-clean-100", "dev-clean", "test-clean")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One task as s3prl knows it."""
+
+    name: str
+    """Class in s3prl.problem."""
+    column: str
+    """Of the label in its tables."""
+    files: tuple[str, str, str] = PARTS
+    """Names of the tables of train, valid and test."""
+    metric: str = "accuracy"
+    better: str = "higher"
+    joined: str | None = None
+    """How several labels are written; None: there is one."""
+
+
+PROBLEMS = {
+    "sid": Problem("SuperbSID", "label"),
+    "ks": Problem("SuperbKS", "label"),
+    "er": Problem("SuperbER", "label"),
+    "ic": Problem("SuperbIC", "labels", joined=" ; "),
+    "pr": Problem("SuperbPR", "transcription", _LIBRISPEECH, "per", "lower", joined=SEPARATOR),
+    "asr": Problem("SuperbASR", "transcription", _LIBRISPEECH, "wer", "lower", joined=SEPARATOR),
+}
+
+
+@dataclass(frozen=True)
+class SuperbConfig:
+    """How s3prl trains; 0 leaves its own value."""
+
+    total_steps: int = 0
+    """Optimiser steps (s3prl: 30,000 to 200,000)."""
+    eval_step: int = 0
+    """Steps between two validations; the best one is tested."""
+    batch_size: int = 0
+    """Utterances per batch."""
+    gradient_accumulate: int = 0
+    """Batches per step."""
+    num_workers: int = 2
+    """Loader processes."""
+
+
+def write_tables(
+    problem: Problem, parts: tuple[list[Clip], list[Clip], list[Clip]], folder: Path, audio: Path
+) -> None:
+    """The tables of a problem in ``folder``; audio at 16 kHz in ``audio``, where it is not there yet."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, clips in zip(problem.files, parts):
+        rows = []
+        for clip in progress(clips, len(clips), f"audio of {name}", "clips"):
+            stem = "-".join(Path(clip.name).with_suffix("").parts[-3:]).strip("/-")
+            path = (audio / f"{stem}.wav").absolute()
+            if not path.exists():
+                with atomic_path(path) as unfinished:
+                    soundfile.write(unfinished, load_audio(clip.cut()), SAMPLE_RATE, format="WAV")
+            if problem.joined is None and len(clip.labels) != 1:
+                raise ValueError(f"{clip.name} has the labels {clip.labels}: {problem.name} wants one")
+            label = (problem.joined or "").join(clip.labels)
+            rows.append({"id": stem, "wav_path": str(path), problem.column: label})
+        if len({row["id"] for row in rows}) < len(rows):
+            raise ValueError(f"two clips of {name} have one name: give them ids of their own")
+        with open(folder / f"{name}.csv", "w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+def run_problem(
+    problem: Problem, folder: Path, encoder: str, learning_rate: float, config: SuperbConfig, device: str
+) -> dict[str, Any]:
+    """Train and test with one learning rate (0: s3prl's) in ``folder``, where the tables are.
+
+    Returns:
+      valid and test: name -> value, as s3prl names and counts them (0..1).
+
+    Raises:
+      RuntimeError: s3prl is not installed.
+    """
+    from spear_lib.interfaces import s3prl_upstream, torchaudio_stand_in
+
+    torchaudio_stand_in.install()
+    s3prl_upstream.register()
+    import s3prl.problem
+
+    given: dict[str, Any] = {
+        "target_dir": folder,
+        "start": 1,
+        "prepare_data.dataset_root": "none",
+        "build_upstream.name": s3prl_upstream.NAME,
+        "build_upstream.path_or_url": encoder,
+        "device": device,
+        "num_workers": config.num_workers,
+    }
+    if learning_rate:
+        given["build_optimizer.conf.lr"] = learning_rate
+    for name in ("total_steps", "eval_step", "gradient_accumulate"):
+        if getattr(config, name):
+            given[f"train.{name}"] = getattr(config, name)
+    if config.eval_step:
+        given |= {"train.save_step": config.eval_step, "train.log_step": config.eval_step}
+    if config.batch_size:
+        given["build_batch_sampler.train.batch_size"] = config.batch_size
+    arguments = [part for name, value in given.items() for part in (f"--{name}", str(value))]
+    getattr(s3prl.problem, problem.name)().main(arguments)
+    stats = yaml.safe_load((folder / "train" / "valid_best" / "training_stats.yaml").read_text())
+    (tested,) = (folder / "evaluate").glob("*/*/result.yaml")
+    return {"valid": stats["valid_best_metrics"], "test": yaml.safe_load(tested.read_text())}
