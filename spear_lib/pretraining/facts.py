@@ -7,6 +7,7 @@ from spear_lib.evaluation.validation_probe import ValidationProbe
 from spear_lib.pretraining.data import PretrainingData
 from spear_lib.pretraining.task import PretrainingTask
 from spear_lib.runtime.world import World
+from spear_lib.training.optimisers import describe_rate
 from spear_lib.training.precision import Precision
 
 
@@ -29,8 +30,7 @@ def run_facts(
         **train_data.facts(),
         "epoch": f"about {steps} steps",
         "batch": f"{seconds:g} s of audio over all processes (reference: 400 s on each of 16 GPUs)",
-        "learning rate": f"{training.learning_rate:g} (ScaledAdam: relative to each tensor's size), falls "
-        f"after {training.lr_batches:g} steps and {training.lr_hours:g} h",
+        "learning rate": describe_rate(training),
         **task.facts(),
         "writes to": options.experiment_dir,
     }

@@ -11,7 +11,7 @@
 Which options may change the fields of the options say themselves (``config.MAY_CHANGE``).
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +111,8 @@ def check_same_options(saved: dict[str, Any], options: Any, policy: str, path: P
     """Refuses to resume under options that change the run.
 
     Args:
-      saved: the options that the checkpoint was made with.
+      saved: the options that the checkpoint was made with; those that it does not know, because they came
+        later, had their defaults.
       options: those of now, a dataclass whose fields say what may change (``config.MAY_CHANGE``).
       policy: exact or reseed.
       path: of the checkpoint, for the message.
@@ -123,6 +124,7 @@ def check_same_options(saved: dict[str, Any], options: Any, policy: str, path: P
       ValueError: naming the first options that differ and must not.
     """
     now, free = to_dict(options), may_change(options, MAY_CHANGE)
+    saved = _with_defaults(saved, options)
     differ = options_that_differ(saved, now, free)
     fatal = options_that_differ(saved, now, free + may_change(options, RESEED_MAY_CHANGE))
     if not differ or (policy == RESEED and not fatal):
@@ -134,6 +136,23 @@ def check_same_options(saved: dict[str, Any], options: Any, policy: str, path: P
         f"{path} was made with other options: {'; '.join(shown[:3])}{more}. Give the old values to go on "
         f"with that run{instead}, or another experiment_dir (or delete this one) to start a new one"
     )
+
+
+def _with_defaults(saved: dict[str, Any], options: Any) -> dict[str, Any]:
+    """``saved`` with the default of every field of the dataclass ``options`` that it lacks."""
+    filled = dict(saved)
+    for each in fields(options):
+        if each.default is not MISSING:
+            default = each.default
+        elif each.default_factory is not MISSING:
+            default = each.default_factory()
+        else:
+            continue
+        if each.name not in saved:
+            filled[each.name] = to_dict(default)
+        elif is_dataclass(default) and isinstance(saved[each.name], dict):
+            filled[each.name] = _with_defaults(saved[each.name], default)
+    return filled
 
 
 def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
