@@ -17,6 +17,7 @@ from spidr_fixtures import (
     toy_task,
 )
 
+from spear_lib.optim import tri_stage_factor
 from spear_lib.self_distillation.codebooks import target_vectors
 from spear_lib.self_distillation.objective import perplexity
 from spear_lib.self_distillation.teacher import TeacherConfig, follow
@@ -238,7 +239,21 @@ def test_three_steps_of_adamw_with_freezing_and_a_teacher_that_stops():
 def test_schedules():
     """Learning rate and both teachers' at the steps of the golden file, and the toy ones at every step."""
     content = json.loads((GOLDEN / "schedules.json").read_text())
-    assert set(content), "see the next test for what is in it"
+    for name, steps in (("learning_rate", None), ("learning_rate_toy", range(60))):
+        settings, values = content[name]["settings"], content[name]["values"]
+        pairs = enumerate(values) if steps else ((each["step"], each["lr"]) for each in values)
+        shape = [settings[f"{part}_steps"] for part in ("warmup", "hold", "decay")]
+        shape += [settings["init_lr_scale"], settings["final_lr_scale"]]
+        for step, rate in pairs:
+            assert settings["lr"] * tri_stage_factor(step, *shape) == pytest.approx(rate, rel=1e-9), step
+    teachers = {"spidr": TeacherConfig(), "dinosr": TeacherConfig(schedule="linear")}
+    assert len(content["ema"]["values"]) == 42
+    for each in content["ema"]["values"]:
+        for name, teacher in teachers.items():
+            weight = teacher.weight(each["step"])
+            assert weight == pytest.approx(each[f"{name}_one_minus_decay"], rel=1e-9, abs=1e-15), each
+            assert (weight == 0.0) == (each[f"{name}_decay"] == 1)
+    assert TeacherConfig().weight(184_206) > 0 == TeacherConfig().weight(184_207)
 
 
 def test_follow_copies_what_is_named_and_stands_still_at_zero():
