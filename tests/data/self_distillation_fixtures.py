@@ -46,7 +46,7 @@ def write_config(folder: Path, train: Path, valid: Path, name: str = "spidr", **
         },
     }
     for group, values in changes.items():
-        options[group] = {**options[group], **values} if isinstance(values, dict) else values
+        options[group] = {**options.get(group, {}), **values} if isinstance(values, dict) else values
     path = folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump(options))
     return path
