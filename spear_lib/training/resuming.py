@@ -148,11 +148,17 @@ def _with_defaults(saved: dict[str, Any], options: Any) -> dict[str, Any]:
             default = each.default_factory()
         else:
             continue
-        if each.name not in saved:
-            filled[each.name] = to_dict(default)
-        elif is_dataclass(default) and isinstance(saved[each.name], dict):
-            filled[each.name] = _with_defaults(saved[each.name], default)
+        filled[each.name] = _filled(saved[each.name], default) if each.name in saved else to_dict(default)
     return filled
+
+
+def _filled(saved: Any, default: Any) -> Any:
+    """A saved value; of a group of options with the values of ``default`` that it lacks."""
+    if not is_dataclass(default) or not isinstance(saved, dict):
+        return saved
+    values = {each.name: getattr(default, each.name) for each in fields(default)}
+    lacking = {name: to_dict(value) for name, value in values.items() if name not in saved}
+    return {**{name: _filled(value, values.get(name)) for name, value in saved.items()}, **lacking}
 
 
 def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
