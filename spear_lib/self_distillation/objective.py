@@ -65,7 +65,7 @@ def prediction_loss(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Sta
     losses = F.nll_loss(log_probs, labels, reduction="none")
     with torch.no_grad():
         count = len(labels)
-        histogram = torch.bincount(labels, minlength=logits.shape[1])
+        histogram = labels.new_zeros(logits.shape[1]).scatter_add_(0, labels, torch.ones_like(labels))
         stats: Stats = {
             "loss": (losses.detach().sum(), count),
             "accuracy": ((logits.argmax(-1) == labels).sum(), count),

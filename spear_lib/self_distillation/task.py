@@ -74,6 +74,11 @@ class Scored(NamedTuple):
     stats: Stats
 
 
+def masked_rows(masked: Tensor) -> Tensor:
+    """(B, T) bool -> (F,) int64: the masked frames, counted through the batch."""
+    return masked.flatten().nonzero().flatten()
+
+
 class SelfDistillationTask(Task[Batch]):
     """SpidR, or DinoSR where the heads are on the encoder's output.
 
@@ -127,8 +132,11 @@ class SelfDistillationTask(Task[Batch]):
         collect = self.model.training and torch.is_grad_enabled()
         share = 1.0 / len(seen.pairs)
         loss, frames, stats = seen.unused, 0.0, {}
+        rows, masked = None, None
         for number, (name, pair) in enumerate(zip(self.model.view.names, seen.pairs)):
-            scored = self.score(number, pair, batch, collect)
+            if pair.masked is not masked:  # counting them waits for the device: once for layers of one rate
+                rows, masked = masked_rows(pair.masked), pair.masked
+            scored = self.score(number, pair, batch, collect, rows)
             # A frame of a slower layer stands for several.
             loss = loss + share * pair.duration * scored.total
             frames += pair.duration * len(scored.labels)
@@ -138,13 +146,27 @@ class SelfDistillationTask(Task[Batch]):
         stats["masked_share"] = (seen.pairs[0].masked.sum(), seen.pairs[0].valid.sum())
         return StepResult(loss, frames, stats)
 
-    def score(self, number: int, pair: LayerPair, batch: Batch, collect: bool = False) -> Scored:
-        """Labels and losses of one codebook; ``collect``: remember what its codes won, for the step."""
+    def score(
+        self,
+        number: int,
+        pair: LayerPair,
+        batch: Batch,
+        collect: bool = False,
+        rows: Tensor | None = None,
+    ) -> Scored:
+        """Labels and losses of one codebook.
+
+        Args:
+          number: of the codebook.
+          collect: remember what its codes won, for the step.
+          rows: ``masked_rows`` of the pair, where they are known.
+        """
+        rows = masked_rows(pair.masked) if rows is None else rows
         codebook = self.model.codebooks[number]
         statistics = pair.valid if self.objective.target_statistics == "valid" else None
-        vectors = target_vectors(pair.teacher, statistics)[pair.masked]
+        vectors = target_vectors(pair.teacher, statistics).flatten(0, 1)[rows]
         labels = codebook.assign(vectors)
-        logits = self.model.head(number, pair.student[pair.masked]).float()
+        logits = self.model.head(number, pair.student.flatten(0, 1)[rows]).float()
         total, losses, stats = prediction_loss(logits, labels)
         if collect:
             self._remember(number, codebook.collect(vectors, labels))
