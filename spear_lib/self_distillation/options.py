@@ -45,6 +45,11 @@ class SelfDistillOptions(EncoderOptions):
             )
         if self.start and self.encoder_type != "spidr":
             raise ValueError("start is for encoder_type spidr: there is no published Zipformer of this kind")
+        if self.start and (self.data.token_fields or self.objective.codebook_start == "data"):
+            raise ValueError(
+                "start brings codebooks and no token heads: leave data.token_fields empty and set "
+                "objective.codebook_start to random, or the codes of the file would be thrown away"
+            )
 
     @property
     def encoder_config(self) -> EncoderConfig:

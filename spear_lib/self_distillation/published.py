@@ -10,6 +10,7 @@ from spear_lib.self_distillation.task import SelfDistillationModel
 
 _STEP = "current_step"
 _OF_TRAINING = ("teacher.", "codebooks.")
+_OURS = ".idle"  # counts of revive_after, which no published file has
 
 
 def load_published(model: SelfDistillationModel, state: dict[str, Tensor], path: Path) -> int:
@@ -23,6 +24,7 @@ def load_published(model: SelfDistillationModel, state: dict[str, Tensor], path:
         for name, value in state.items()
         if name != _STEP
     }
+    ours |= {name: value for name, value in model.state_dict().items() if name.endswith(_OURS)}
     load_strictly(model, ours, path, "model with its teacher and codebooks")
     return int(state.get(_STEP, torch.zeros(1)))
 
@@ -35,5 +37,9 @@ def read_published(model: SelfDistillationModel, path: str | Path) -> int:
 
 def published_state(model: SelfDistillationModel, step: int) -> dict[str, Tensor]:
     """The state dict under the published names, as ``load_published`` reads it."""
-    state = {name.removeprefix("encoder."): value for name, value in model.state_dict().items()}
+    state = {
+        name.removeprefix("encoder."): value
+        for name, value in model.state_dict().items()
+        if not name.endswith(_OURS)
+    }
     return {**state, _STEP: torch.tensor([step])}

@@ -7,11 +7,17 @@ import time
 
 import pytest
 import torch
+import yaml
 from pretraining_fixtures import environment, make_corpus, run
 from self_distillation_fixtures import command, reported, state, write_config
 
 from spear_lib import load_encoder
 from spear_lib.bin import average_checkpoints, self_distill
+from spear_lib.config import load
+from spear_lib.encoders.kinds import build_encoder
+from spear_lib.self_distillation.options import SelfDistillOptions
+from spear_lib.self_distillation.published import published_state
+from spear_lib.self_distillation.task import SelfDistillationModel
 
 
 @pytest.fixture(scope="module")
@@ -176,3 +182,23 @@ def test_wrong_options_are_refused_in_one_line(corpus, config, capfd, option, va
 def test_other_codes_are_refused_on_resume(corpus, config, unbroken):
     with pytest.raises(ValueError, match="objective.codebook_decay was 0.9 and is now 0.5"):
         train(config, unbroken[0], "--objective.codebook_decay", "0.5", "--training.max_steps", "9")
+
+
+def test_starting_from_a_published_checkpoint(corpus, unbroken, tmp_path):
+    """Student, teacher and codebooks go on; without steps they are those of the file."""
+    config = write_config(*corpus, name="started")
+    options = load(SelfDistillOptions, {**yaml.safe_load(config.read_text()), "experiment_dir": "x"})
+    model = SelfDistillationModel(build_encoder(options.spidr), options.objective)
+    model.load_state_dict(state(unbroken[0])["model"])
+    published = published_state(model, 8)
+    torch.save({"model": published}, tmp_path / "spidr.pt")
+    folder, path = corpus[0] / "started", str(tmp_path / "spidr.pt")
+    still = ("--training.learning_rate", "1e-30", "--training.adamw.weight_decay", "0")
+    train(config, folder, "--start", path, "--training.max_steps", "1", *still)
+    after = state(folder)["model"]
+    for name in ("encoder.heads.0.0.weight", "encoder.student.layers.1.attention.qkv.weight"):
+        assert torch.allclose(after[name], published[name.removeprefix("encoder.")])
+    moved = after["codebooks.0.codebook"] - published["codebooks.0.codebook"]
+    assert 0 < moved.norm() < published["codebooks.0.codebook"].norm()
+    with pytest.raises(SystemExit):
+        train(config, folder, "--start", path, "--objective.codebook_start", "data")

@@ -4,12 +4,14 @@ known faults of the reference (spec spidr §15), codes that start from data or c
 import pytest
 import torch
 import torch.nn.functional as F
-from spidr_fixtures import batch_of, begin, golden, labels_of, meta, toy_encoder, toy_task
+from spidr_fixtures import batch_of, begin, golden, labels_of, meta, toy_encoder, toy_objective, toy_task
 
 from spear_lib.optim import ClippedAdamW, TriStage
 from spear_lib.runtime.world import World
 from spear_lib.self_distillation import starting
 from spear_lib.self_distillation.codebooks import Codebook
+from spear_lib.self_distillation.published import published_state, read_published
+from spear_lib.self_distillation.task import SelfDistillationModel
 from spear_lib.training import distributed
 from spear_lib.training.averaging import ModelAverage
 from spear_lib.training.freezing import freeze, thaw
@@ -264,6 +266,22 @@ def test_a_batch_in_which_nothing_is_masked(batch):
     assert torch.equal(before, task.model.codebooks[0].codebook)
     mean_gradients(task.model.parameters(), result.num_frames, alone)
     assert all(p.grad.isfinite().all() for p in task.model.parameters() if p.grad is not None)
+
+
+def test_a_whole_published_checkpoint_there_and_back(tmp_path):
+    """Teacher and codebooks too, whatever of ours the model has besides; names are the published ones."""
+    weights = {**golden("weights"), "current_step": torch.tensor([7])}
+    torch.save({"model": weights}, tmp_path / "spidr.pt")
+    objective = toy_objective(revive_after=3)
+    model = SelfDistillationModel(toy_encoder(), objective)
+    assert read_published(model, tmp_path / "spidr.pt") == 7
+    back = published_state(model, 7)
+    assert back.keys() == weights.keys()
+    assert all(torch.equal(value, back[name]) for name, value in weights.items())
+    del weights["codebooks.1.counts"]
+    torch.save({"model": weights}, tmp_path / "spidr.pt")
+    with pytest.raises(ValueError, match="codebooks.1.counts"):
+        read_published(model, tmp_path / "spidr.pt")
 
 
 def test_codebook_by_hand():
