@@ -41,6 +41,7 @@ option conf "" "Size of everything: NAME of conf/*/NAME.yaml, here or in ../comm
 option quantizer_conf "" "How the quantiser is made: NAME of conf/quantizer/NAME.yaml, here or in ../common (default: that of --conf)"
 option data_dir data "Where all of this goes" path
 option exp_dir exp "Where run.sh writes" path
+option method spear "How run.sh pre-trains: spear predicts a teacher's tokens; spidr, dinosr and spidr-z need none (no stages 3 to 6)" "$methods"
 option teacher "$default_teacher" "Whose embeddings are quantised: spectral, wavlm, hubert, dasheng, atst_frame, resemblyzer, speech_embedding, or spear (an encoder of ours)"
 option teacher_path "" "Weights of the teacher: a folder, a file, hub:OWNER/NAME, or package:NAME (without it a teacher says what it needs)" path
 option teacher_layer "" "Layer of the teacher (empty: its own default)"
@@ -142,14 +143,18 @@ subset_options=""
 if [[ -n $labelled_subsets ]]; then subset_options="labelled_subsets labelled_ids seed"; fi
 run_stage 1 "manifests" stage_1 --after 0 --options "manifest_options $subset_options" "${manifests_made[@]}"
 run_stage 2 "noise" stage_2 --after 0 "${noise_result[@]}"
-run_stage 3 "teacher embeddings" stage_3 --after 1 --options "teacher teacher_path teacher_layer teacher_dtype quantizer_set seed" \
-  --config "$quantizer_config" --leaves "$embeddings"
-run_stage 4 "quantiser" stage_4 --after 3 --options "clusters seed" --config "$quantizer_config" --leaves "$quantizer" \
-  --identity "quantizer=$quantizer/report.json:quantizer_id"
-run_stage 5 "tokens" stage_5 --after "1 4" --leaves "$data_dir/tokens/$teacher" --part "$part"
-cuts_made=()
-for set in $token_sets; do cuts_made+=(--leaves "$(token_cuts "$set")"); done
-run_stage 6 "attaching tokens" stage_6 --after 5 "${cuts_made[@]}"
+if needs_tokens; then
+  run_stage 3 "teacher embeddings" stage_3 --after 1 --options "teacher teacher_path teacher_layer teacher_dtype quantizer_set seed" \
+    --config "$quantizer_config" --leaves "$embeddings"
+  run_stage 4 "quantiser" stage_4 --after 3 --options "clusters seed" --config "$quantizer_config" --leaves "$quantizer" \
+    --identity "quantizer=$quantizer/report.json:quantizer_id"
+  run_stage 5 "tokens" stage_5 --after "1 4" --leaves "$data_dir/tokens/$teacher" --part "$part"
+  cuts_made=()
+  for set in $token_sets; do cuts_made+=(--leaves "$(token_cuts "$set")"); done
+  run_stage 6 "attaching tokens" stage_6 --after 5 "${cuts_made[@]}"
+elif ((stage <= 6 && stop_stage >= 3)); then
+  log "stages 3 to 6 are skipped: --method $method needs no tokens of a teacher"
+fi
 run_stage 7 "text units" stage_7 --after 1 --options "num_units lm_path" --leaves "$data_dir/units/bpe.model" \
   --leaves "$data_dir/lm/lm.npz"
 if ((stop_stage == last_stage)); then log "the data is ready in $data_dir"; fi

@@ -1,7 +1,8 @@
 # shellcheck shell=bash
 # Training and evaluation, on what prepare.sh made.
 #
-#   10 pre-train   the encoder predicts the teacher's tokens from masked input
+#   10 pre-train   the encoder predicts the teacher's tokens from masked input; with --method spidr, without a teacher, how
+#                  a slow copy of itself clusters the audio
 #   11 average     the encoder of the averaged model, as a folder for load_encoder
 #   12 fine-tune   on the labelled set, with the encoder and (for comparison) from scratch: speech recognition, or
 #                  audio tagging in a recipe of sounds
@@ -11,6 +12,7 @@
 # Examples:
 #   ./run.sh --mini true
 #   ./run.sh --nproc 8                                     (8 GPUs of this machine)
+#   ./run.sh --method spidr --nproc 8                      (self-distillation; needs stages 0 to 2 alone)
 #   ./run.sh --stage 12 --encoder /models/spear-base.pt    (fine-tune another encoder, of speech or of sounds)
 
 # The run.sh of a recipe sources this file; the recipe's facts are in its local/corpus.sh. Where facts are not enough,
@@ -36,6 +38,7 @@ option mini false "The small corpus: sets the defaults of --conf and --compare-s
 option conf "" "Size of everything: NAME of conf/*/NAME.yaml, here or in ../common (default: mini with --mini true, else base)"
 option data_dir data "What prepare.sh filled" path
 option exp_dir exp "Where all of this goes" path
+option method spear "Pre-training: spear (a teacher's tokens), spidr or dinosr (self-distillation), spidr-z (that, on the Zipformer), spear-spidr (both)" "$methods"
 option teacher "$default_teacher" "Whose tokens are predicted"
 option encoder "" "Fine-tune this encoder (folder or checkpoint) instead of the one of stage 11" path
 option labelled_set "$labelled_set" "The set that fine-tuning reads"
@@ -79,7 +82,15 @@ if [[ -f $noise_cuts ]]; then noise=(--data.noise_cuts "$(list_of "$noise_cuts")
 # Beside the encoder that is probed.
 probe_dir=$exp_dir/pretrain/probe
 if [[ -n $encoder ]]; then probe_dir=$exp_dir/finetune_pretrained/probe; fi
-pretrain_config=$(config_file pretrain "${pretrain_conf:-$conf}")
+# Pre-training with SPEAR's objective has no word in the markers: they are those of before there was another.
+pretrain_kind=pretrain pretrain_options="teacher seed" average_method=range
+if [[ $method != spear ]]; then
+  pretrain_kind=$method pretrain_options="method teacher seed"
+  if ! needs_tokens; then pretrain_options="method seed"; fi
+fi
+# SpidR and DinoSR are used with their last weights (reference).
+if [[ $method == spidr || $method == dinosr ]]; then average_method=none; fi
+pretrain_config=$(config_file "$pretrain_kind" "${pretrain_conf:-$conf}")
 finetune_config=$(config_file finetune "$finetune_conf")
 scratch_config=$(config_file finetune/scratch "$finetune_conf") # there need be none
 evaluation_config=$(config_file "$evaluation" "$conf")
@@ -104,17 +115,24 @@ if [[ $compare_scratch == true ]]; then
 fi
 
 stage_10() {
-  local field quantizer_id
+  local field quantizer_id command=pretrain
+  if [[ $method != spear ]]; then command=self_distill; fi
+  if ! needs_tokens; then
+    launch spear_lib.bin.self_distill --config "$pretrain_config" --experiment_dir "$exp_dir/pretrain" \
+      --data.train_cuts "$(list_of "$(set_manifest train)")" --valid_cuts "$(list_of "$(set_manifest dev)")" \
+      --training.seed "$seed"
+    return
+  fi
   field=$(json_value "$(token_store train)/store.json" field)
   quantizer_id=$(json_value "$(token_store train)/store.json" quantizer_id)
-  launch spear_lib.bin.pretrain --config "$pretrain_config" --experiment_dir "$exp_dir/pretrain" \
+  launch "spear_lib.bin.$command" --config "$pretrain_config" --experiment_dir "$exp_dir/pretrain" \
     --data.train_cuts "$(list_of "$(token_cuts train)")" --valid_cuts "$(list_of "$(token_cuts dev)")" "${noise[@]}" \
     --data.token_fields "$(list_of "$field")" --data.quantizer_ids "$(list_of "$quantizer_id")" --training.seed "$seed"
 }
 
 stage_11() {
   "$python" -m spear_lib.bin.average_checkpoints --experiment_dir "$exp_dir/pretrain" \
-    --output "$exp_dir/pretrain/encoder"
+    --output "$exp_dir/pretrain/encoder" --method "$average_method"
 }
 
 stage_12() {
@@ -174,7 +192,9 @@ done
 encoder_stage=11
 if [[ -n $encoder ]]; then encoder_stage=""; fi
 
-run_stage 10 "pre-training" stage_10 --after "6 2" --options "teacher seed" --config "$pretrain_config" \
+pretrain_after="6 2"
+if ! needs_tokens; then pretrain_after=1; fi
+run_stage 10 "pre-training" stage_10 --after "$pretrain_after" --options "$pretrain_options" --config "$pretrain_config" \
   --leaves "$exp_dir/pretrain"
 run_stage 11 "averaging" stage_11 --after 10 --leaves "$exp_dir/pretrain/encoder"
 run_stage 12 "fine-tuning" stage_12 --after "$encoder_stage $labels_stage 1 2" \

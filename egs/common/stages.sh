@@ -101,6 +101,12 @@ config_file() {
   printf '%s' "$own"
 }
 
+# The ways of pre-training (--method), and whether one needs the tokens of a teacher (stages 3 to 6).
+methods="spear|spidr|dinosr|spidr-z|spear-spidr"
+needs_tokens() {
+  [[ $method == spear || $method == spear-spidr ]]
+}
+
 # The default of --conf.
 choose_conf() {
   if [[ -n $conf ]]; then return 0; fi

@@ -10,7 +10,7 @@ from pathlib import Path
 from spear_lib.bin.common import run
 from spear_lib.config import parse
 from spear_lib.quantization.embeddings import FrameStream, StoredFrames
-from spear_lib.quantization.kinds import KINDS
+from spear_lib.quantization.kinds import TRAINED
 from spear_lib.quantization.kmeans import KMeans
 from spear_lib.quantization.kmeans_trainer import KMeansOptions, train_kmeans
 from spear_lib.quantization.options import QuantizerTrainingOptions
@@ -50,8 +50,8 @@ class Options:
     """Unused here; extract_embeddings reads it from the same file."""
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise ValueError(f"kind is {self.kind!r}: use one of {', '.join(KINDS)}")
+        if self.kind not in TRAINED:
+            raise ValueError(f"kind is {self.kind!r}: use one of {', '.join(TRAINED)}")
 
 
 def main(argv: list[str] | None = None) -> None:

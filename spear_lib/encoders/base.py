@@ -48,6 +48,11 @@ class EncoderKind:
     """Published name of a tensor -> ours, where they differ."""
     model_types: tuple[str, ...] = ()
     """``model_type`` in the config.json of published folders of this kind."""
+    recognises: Callable[[dict[str, Any]], bool] = lambda state: False
+    """Whether a published file without settings is of this kind, by its names."""
+    converted: Callable[[dict[str, Any]], dict[str, Any]] = lambda state: state
+    """State dict of a published file -> the same under names that ``anchor`` and ``tensors`` know, where more
+    than single names differ."""
 
 
 def check_range(name: str, values: Tensor, low: int, high: int, unit: str) -> None:

@@ -7,6 +7,8 @@ from dataclasses import field, fields, make_dataclass
 from typing import Any
 
 from spear_lib.encoders.base import EncoderKind
+from spear_lib.encoders.spidr import SpidrConfig, SpidrEncoder
+from spear_lib.encoders.spidr import published as spidr
 from spear_lib.encoders.transformer import TransformerConfig, TransformerEncoder
 from spear_lib.encoders.transformer import published as wavlm
 from spear_lib.encoders.zipformer import SpearEncoder, ZipformerConfig
@@ -31,10 +33,20 @@ KINDS: dict[str, EncoderKind] = {
         published_names=wavlm.PUBLISHED_NAMES,
         model_types=("wavlm",),
     ),
+    "spidr": EncoderKind(
+        SpidrConfig,
+        SpidrEncoder,
+        option="spidr",
+        anchor=spidr.ANCHOR,
+        tensors=spidr.TENSORS,
+        published_config=spidr.published_config,
+        recognises=spidr.recognises,
+        converted=spidr.converted,
+    ),
 }
 
-EncoderConfig = ZipformerConfig | TransformerConfig
-Encoder = SpearEncoder | TransformerEncoder
+EncoderConfig = ZipformerConfig | TransformerConfig | SpidrConfig
+Encoder = SpearEncoder | TransformerEncoder | SpidrEncoder
 
 # The settings of every kind as a group of options; commands that build an encoder inherit from it.
 EncoderOptions = make_dataclass(

@@ -42,8 +42,9 @@ def load_encoder(path_or_config: str | Path | dict | EncoderConfig, **changes: A
         a checkpoint of the authors' training code (.pt with a "model" entry);
         a folder in the layout of the authors' Hugging Face releases;
         a folder of WavLM Base in the layout of transformers (our Transformer encoder);
-        a ``ZipformerConfig`` or ``TransformerConfig``, or a dict of its fields: a new encoder with random
-        weights.
+        a published checkpoint of SpidR or DinoSR (.pt), also DinoSR's in the form of fairseq;
+        a ``ZipformerConfig``, ``TransformerConfig`` or ``SpidrConfig``, or a dict of its fields: a new
+        encoder with random weights.
       changes: settings to replace that do not change shapes, e.g. ``padding="reference"`` for parity with
         published numbers.
 
@@ -61,7 +62,9 @@ def load_encoder(path_or_config: str | Path | dict | EncoderConfig, **changes: A
             f"no encoder at {path}: give a folder with {CONFIG_NAME} and {WEIGHTS_NAME}, or a .pt checkpoint"
         )
     state, config, provenance = _read_folder(path) if path.is_dir() else _read_checkpoint(path)
-    kind = _published_kind(config) if isinstance(config, dict) else kind_of(config)
+    kind = _published_kind(config, state) if isinstance(config, dict) else kind_of(config)
+    if isinstance(config, dict):
+        state = kind.converted(state)
     state = _encoder_part(state, path, kind)
     if isinstance(config, dict):
         config = kind.published_config(state, config, path)
@@ -139,10 +142,13 @@ def _read_checkpoint(path: Path) -> tuple[dict[str, Tensor], EncoderConfig | dic
     return state, {}, {"source": str(path)}
 
 
-def _published_kind(settings: dict[str, Any]) -> EncoderKind:
-    """Of a folder or file that is not ours: by its model_type, else a SPEAR encoder."""
+def _published_kind(settings: dict[str, Any], state: dict[str, Tensor]) -> EncoderKind:
+    """Of a folder or file that is not ours: by its model_type or its names, else a SPEAR encoder."""
     model_type = settings.get("model_type")
-    return next((kind for kind in KINDS.values() if model_type in kind.model_types), KINDS["zipformer"])
+    return next(
+        (kind for kind in KINDS.values() if model_type in kind.model_types or kind.recognises(state)),
+        KINDS["zipformer"],
+    )
 
 
 def _encoder_part(state: dict[str, Any], path: Path, kind: EncoderKind) -> dict[str, Tensor]:

@@ -111,10 +111,30 @@ def _span_mask(
 ) -> Tensor:
     lengths = lengths.to(device=keys.device, dtype=torch.int64)
     counts = span_counts(lengths, uniform(keys, site_count)[:, 0], probability, span, min_spans)
+    mask = spread_spans(lengths, counts, keys, span, width, site_start)
+    # Nothing visible: show the last frame (the reference raises).
+    all_masked = (mask.sum(dim=1) == lengths) & (lengths > 0)
+    last = torch.arange(width, device=keys.device) == (lengths - 1).unsqueeze(1)
+    return mask & ~(last & all_masked.unsqueeze(1))
+
+
+def spread_spans(lengths: Tensor, counts: Tensor, keys: Tensor, span: int, width: int, site: int) -> Tensor:
+    """Spans at distinct uniformly drawn starts, cut at the end of the utterance.
+
+    Args:
+      lengths, counts: (B,) int64, valid frames and spans of each utterance.
+      keys: (B,) int64.
+      span: frames per span.
+      width: T.
+      site: of the draws of the starts, see ``keyed_random.uniform``.
+
+    Returns:
+      (B, T) bool; a row may be masked completely.
+    """
     free = lengths - span
     num_starts = torch.where(free <= counts, counts + 1, free)  # M of the spec: starts lie in [0, M)
     position = torch.arange(width, device=keys.device)
-    draws = uniform(keys, site_start, width)
+    draws = uniform(keys, site, width)
     draws = torch.where(position < num_starts.unsqueeze(1), draws, torch.full_like(draws, 2.0))
     # The c smallest of M independent uniform numbers sit at a uniform sample without replacement. Stable, so
     # that equal numbers (24 bits) are ordered alike on every device.
@@ -123,12 +143,7 @@ def _span_mask(
     starts = torch.zeros_like(smallest).scatter_(1, order, smallest)
     begun = torch.cumsum(starts, dim=1, dtype=torch.int32)
     ended = torch.nn.functional.pad(begun, (span, 0))[:, :width]
-    valid = position < lengths.unsqueeze(1)
-    mask = (begun > ended) & valid
-    # Nothing visible: show the last frame (the reference raises).
-    all_masked = (mask.sum(dim=1) == lengths) & (lengths > 0)
-    last = position == (lengths - 1).unsqueeze(1)
-    return mask & ~(last & all_masked.unsqueeze(1))
+    return (begun > ended) & (position < lengths.unsqueeze(1))
 
 
 def student_mask_fraction(mask: Tensor, num_frames: int, frame_rate: float) -> Tensor:

@@ -8,6 +8,7 @@ from spear_lib.pretraining.data import PretrainingData
 from spear_lib.pretraining.task import PretrainingTask
 from spear_lib.runtime.world import World
 from spear_lib.training.metrics import describe_batch, describe_length
+from spear_lib.training.optimisers import describe_rate
 from spear_lib.training.precision import Precision
 
 
@@ -29,8 +30,7 @@ def run_facts(
         **train_data.facts(),
         "batch": describe_batch(seconds, processes.world_size),
         "length": describe_length(training, train_data.num_batches(0)),
-        "learning rate": f"{training.learning_rate:g} (ScaledAdam: relative to each tensor's size), falls "
-        f"after {training.lr_batches:g} steps and {training.lr_hours:g} h",
+        "learning rate": describe_rate(training),
         **task.facts(),
         "writes to": options.experiment_dir,
     }

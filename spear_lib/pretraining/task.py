@@ -36,12 +36,18 @@ class PretrainingModel(nn.Module):
         if not fields:
             raise ValueError("pre-training needs at least one token field: name it in data.token_fields")
         self.encoder = encoder
-        self.heads = nn.ModuleDict()
-        for field in fields:
-            group = frames_per_student_frame(field.frame_rate, encoder.frame_rate)
-            self.heads[field.name] = MaskedPredictionHead(
-                encoder.output_dim, group * field.num_codebooks, field.codebook_size
-            )
+        self.heads = prediction_heads(encoder, fields)
+
+
+def prediction_heads(encoder: nn.Module, fields: list[TokenField]) -> nn.ModuleDict:
+    """A new head for each token field."""
+    heads = nn.ModuleDict()
+    for field in fields:
+        group = frames_per_student_frame(field.frame_rate, encoder.frame_rate)
+        heads[field.name] = MaskedPredictionHead(
+            encoder.output_dim, group * field.num_codebooks, field.codebook_size
+        )
+    return heads
 
 
 class PretrainingTask(Task[Batch]):
@@ -73,9 +79,9 @@ class PretrainingTask(Task[Batch]):
         output = encoder.extract(batch.waveforms, batch.num_samples, batch.time_mask, batch.channel_mask)
         # The heads take the encoder's output in float32; only their matrix products follow autocast (spec
         # optim §4).
-        return self._losses(output.encoder_out.float(), output.lengths, batch)
+        return self.losses(output.encoder_out.float(), output.lengths, batch)
 
-    def _losses(self, encoder_out: Tensor, lengths: Tensor, batch: Batch) -> StepResult:
+    def losses(self, encoder_out: Tensor, lengths: Tensor, batch: Batch) -> StepResult:
         """encoder_out (B, T, P), lengths (B,) -> the weighted sum over teachers, cuts and frames."""
         if batch.time_mask is None:
             masked = torch.zeros(encoder_out.shape[:2], dtype=torch.bool, device=encoder_out.device)

@@ -7,10 +7,11 @@ from torch import Tensor
 
 
 class Tokeniser(Protocol):
-    """The interface that ``Quantizer`` and ``KMeans`` share."""
+    """The interface that ``Quantizer``, ``KMeans`` and ``LinearUnits`` share; the codes of the last have no
+    vectors."""
 
     kind: str
-    """mvq or kmeans."""
+    """mvq, kmeans or linear."""
     dim: int
     """Channels of the teacher's embeddings."""
     num_codebooks: int

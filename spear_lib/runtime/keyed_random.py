@@ -71,6 +71,12 @@ def uniform(key: Tensor, site: int, count: int = 1) -> Tensor:
     return _shift_right(hashed, 40).to(torch.float32) * (1.0 / (1 << 24))
 
 
+def bits(key: Tensor, site: int) -> Tensor:
+    """32 random bits for each key (int64 of any shape), as int32; arguments as those of ``uniform``."""
+    hashed = _mix(_mix(key ^ _mix_int(site + 1)) + _mix_int(site))
+    return (hashed >> 32).to(torch.int32)
+
+
 def _mix_int(value: int) -> int:
     mask = (1 << 64) - 1
     x = (value * 0x9E3779B97F4A7C15 + 0x632BE59BD9B4E019) & mask

@@ -46,6 +46,12 @@ class World:
             dist.all_reduce(values, group=self.control)
         return values
 
+    def total(self, values: Tensor) -> Tensor:
+        """Sum over ranks of a tensor on the device of training; it is changed in place."""
+        if self.world_size > 1:
+            dist.all_reduce(values)
+        return values
+
     def union(self, values: dict[str, Any]) -> dict[str, Any]:
         """The entries of all ranks' dicts together (plain values; equal names hold equal values)."""
         if self.world_size == 1:

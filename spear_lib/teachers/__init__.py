@@ -8,7 +8,7 @@ from typing import Any
 from spear_lib.teachers.atst import AtstFrameTeacher
 from spear_lib.teachers.base import Teacher
 from spear_lib.teachers.dasheng import DashengTeacher
-from spear_lib.teachers.encoder import EncoderTeacher
+from spear_lib.teachers.encoder import EncoderOutputTeacher, EncoderTeacher
 from spear_lib.teachers.huggingface import HubertTeacher, WavLMTeacher
 from spear_lib.teachers.resemblyzer import ResemblyzerTeacher
 from spear_lib.teachers.spectral import SpectralTeacher
@@ -19,6 +19,7 @@ TEACHERS: dict[str, type[Teacher]] = {
     for teacher in (
         SpectralTeacher,
         EncoderTeacher,
+        EncoderOutputTeacher,
         WavLMTeacher,
         HubertTeacher,
         DashengTeacher,

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spear_lib.encoders.base import EncoderOutput
 from spear_lib.teachers.base import Teacher, weights_hash
 
 
@@ -58,5 +59,37 @@ class EncoderTeacher(Teacher):
         waveforms = torch.nn.functional.pad(waveforms, (0, missing))
         with self.precision():
             output = self.encoder.extract(waveforms, lengths.clamp(min=shortest))
+        return self.chosen(output, lengths)
+
+    def chosen(self, output: EncoderOutput, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """The embeddings (B, T, D) and their lengths in frames, for (B,) samples."""
         hidden = output.hidden_states[self.layer_index]
         return hidden, self.encoder.hidden_length(lengths).clamp(max=hidden.shape[1])
+
+
+class EncoderOutputTeacher(EncoderTeacher):
+    """The output of a pre-trained encoder, at its own rate; of a SpidR encoder that of the last block.
+
+    Args:
+      path: as of ``EncoderTeacher``.
+    """
+
+    name = "spear_output"
+
+    def __init__(self, path: str | Path) -> None:
+        super().__init__(path)
+
+    def _set_encoder(self, encoder: Any, layer: int, where: str) -> None:
+        super()._set_encoder(encoder, layer, where)
+        self.layer = "encoder_out"
+        self.field_prefix = "spear_output"
+        self.frame_rate = float(encoder.frame_rate)
+        self.first_frame_center_ms = encoder.first_frame_center_ms
+        self.embedding_dim = encoder.output_dim
+
+    def num_frames(self, num_samples: int) -> int:
+        return self.encoder.output_length(num_samples)
+
+    def chosen(self, output: EncoderOutput, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        frames = [self.num_frames(length) for length in lengths.tolist()]
+        return output.encoder_out, torch.tensor(frames, dtype=torch.int64, device=lengths.device)

@@ -1,11 +1,13 @@
 """How much the tokens of a teacher in bfloat16 differ from those in float32: measured, not assumed."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from spear_lib.quantization.linear import LinearUnits
 from spear_lib.quantization.tokeniser import Tokeniser
 from spear_lib.teachers.base import Teacher
 
@@ -20,7 +22,7 @@ class Agreement:
       equal_tokens: share of equal tokens.
       relative_error: squared distance of what the tokens in ``dtype`` stand for from the float32 embeddings,
         relative to the embeddings' spread around their mean.
-      relative_error_float32: the same of the float32 tokens.
+      relative_error_float32: the same of the float32 tokens; both NaN where tokens stand for no vectors.
     """
 
     dtype: str
@@ -30,10 +32,14 @@ class Agreement:
     relative_error_float32: float
 
     def __str__(self) -> str:
-        return (
+        text = (
             f"{self.dtype} against float32, {self.num_frames} frames: {100 * self.equal_tokens:.2f} % of the "
-            f"tokens are equal; relative error {self.relative_error:.4f} "
-            f"({self.relative_error_float32:.4f} in float32)"
+            "tokens are equal"
+        )
+        if math.isnan(self.relative_error):
+            return text
+        return (
+            f"{text}; relative error {self.relative_error:.4f} ({self.relative_error_float32:.4f} in float32)"
         )
 
 
@@ -65,6 +71,8 @@ def token_agreement(
     spread = (exact - exact.mean(dim=0)).square().sum()
     for dtype, each in frames.items():
         codes[dtype] = quantizer.encode(each, refine_iters)
-        errors[dtype] = float((quantizer.decode(codes[dtype]) - exact).square().sum() / spread)
+        errors[dtype] = math.nan
+        if quantizer.kind != LinearUnits.kind:
+            errors[dtype] = float((quantizer.decode(codes[dtype]) - exact).square().sum() / spread)
     equal = float((codes[wanted] == codes["float32"]).float().mean())
     return Agreement(wanted, len(exact), equal, errors[wanted], errors["float32"])

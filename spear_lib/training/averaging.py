@@ -30,16 +30,18 @@ class ModelAverage:
     Args:
       model: parameters and buffers (its ``state_dict``) are averaged; the wrapped model of DDP is used.
       period: steps between snapshots (reference: 200).
+      leave_out: module paths that are not averaged.
     """
 
-    def __init__(self, model: nn.Module, period: int = 200):
+    def __init__(self, model: nn.Module, period: int = 200, leave_out: tuple[str, ...] = ()):
         if period < 1:
             raise ValueError(f"period is {period}; it must be at least 1 step between snapshots.")
         self.period = period
+        self.leave_out = tuple(f"{path}." for path in leave_out)
         self.step = 0
         self.average: dict[str, Tensor] = {}
         shared: dict[tuple, Tensor] = {}
-        for name, tensor in _unwrapped(model).state_dict().items():
+        for name, tensor in self._state(model).items():
             place = _storage(tensor)
             if place not in shared:
                 shared[place] = _averaged_copy(tensor)
@@ -60,7 +62,7 @@ class ModelAverage:
                 f"the model average stands at step {self.step} and was asked to take in step {step}; "
                 f"the next snapshot is step {self.step + self.period}. Restored from another checkpoint?"
             )
-        state = _unwrapped(model).state_dict()
+        state = self._state(model)
         _check_same_names(self.average, state, "the running average", "the model")
         weight = self.period / step
         done: set[int] = set()
@@ -70,6 +72,10 @@ class ModelAverage:
                 done.add(id(average))
                 average.mul_(1.0 - weight).add_(tensor.detach().to("cpu", torch.float64), alpha=weight)
         self.step = step
+
+    def _state(self, model: nn.Module) -> dict[str, Tensor]:
+        state = _unwrapped(model).state_dict()
+        return {name: tensor for name, tensor in state.items() if not name.startswith(self.leave_out)}
 
     def state_dict(self) -> dict[str, Any]:
         """{"state": name -> float64 tensor, "step": step of the last snapshot, "period": steps}."""

@@ -30,6 +30,11 @@ def wrap(task: Any, world: World) -> nn.Module:
     Parameters that are frozen now are left out, so wrap again when they thaw.
     """
     module = _Compute(task)
+    own = tuple(f"model.{path}." for path in task.own_state)
+    named = [*module.named_parameters(), *module.named_buffers()]
+    ignored = [name for name, _ in named if name.startswith(own)]
+    if ignored:
+        nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, ignored)
     if world.world_size == 1 or not any(p.requires_grad for p in module.parameters()):
         return module
     _say_what_differs(task.model, world)

@@ -1,4 +1,5 @@
-"""Parameters that do not move during the first steps of fine-tuning (spec optim §5; the thaw is ours).
+"""Parameters that do not move during the first steps of fine-tuning (spec optim §5; the thaw is ours), or
+that stand still after some steps (spec spidr §7).
 
 The reference keeps frozen parameters in the optimiser, whose statistics then count 2000 steps of zero
 gradient, so that the first real updates come out up to seven times too large. Here they join the optimiser
@@ -17,21 +18,38 @@ def freeze(model: nn.Module, paths: list[str]) -> list[nn.Parameter]:
     Raises:
       ValueError: a path that names no parameter (``encoder`` does not mean ``encoder_embed``).
     """
-    frozen = []
-    for path in paths:
-        found = [p for name, p in model.named_parameters() if name == path or name.startswith(path + ".")]
-        if not found:
-            children = ", ".join(name for name, _ in model.named_children())
-            raise ValueError(
-                f"freeze names {path!r}, and the model has no parameters there; it has {children}"
-            )
-        for parameter in found:
-            if parameter.requires_grad:
-                parameter.requires_grad_(False)
-                frozen.append(parameter)
+    frozen = [p for path in paths for p in _parameters_below(model, path, "freeze") if p.requires_grad]
+    for parameter in frozen:
+        parameter.requires_grad_(False)
     if not any(p.requires_grad for p in model.parameters()):
         raise ValueError(f"freeze {paths} leaves nothing to train: name fewer modules")
     return frozen
+
+
+def finish(model: nn.Module, config: TrainingConfig, step: int) -> bool:
+    """Ends the training of ``config.finish`` where ``step`` steps are done and it is due; whether something
+    stands still that did not before. The optimiser keeps the parameters, and leaves them alone as they have
+    no gradient.
+
+    Raises:
+      ValueError: a path that names no parameter, whether it is due or not.
+    """
+    found = [p for path in config.finish for p in _parameters_below(model, path, "finish")]
+    if step < config.finish_steps:
+        return False
+    stopped = [parameter for parameter in found if parameter.requires_grad]
+    for parameter in stopped:
+        parameter.requires_grad_(False)
+        parameter.grad = None
+    return bool(stopped)
+
+
+def _parameters_below(model: nn.Module, path: str, option: str) -> list[nn.Parameter]:
+    found = [p for name, p in model.named_parameters() if name == path or name.startswith(path + ".")]
+    if not found:
+        children = ", ".join(name for name, _ in model.named_children())
+        raise ValueError(f"{option} names {path!r}, and the model has no parameters there; it has {children}")
+    return found
 
 
 def thaw(frozen: list[nn.Parameter], model: nn.Module, optimizer, config: TrainingConfig) -> None:

@@ -3,11 +3,11 @@ ours).
 
 Order within a step, as in the reference (spec optim §2.2): the step counter goes up; every micro-batch sets
 the schedule clock, runs forward and backward; the task may change the gradients of the global batch; the
-learning rate is set from (step, hours); the optimiser moves; the model average, the log, the validation and
-the checkpoint follow. Nothing waits for the device except when logging.
+learning rate is set from (step, hours); the optimiser moves, and then what the task moves; the model average,
+the log, the validation and the checkpoint follow. Nothing waits for the device except when logging.
 
-The gradient is that of the SUM of the loss over the global batch: DDP averages over ranks, so each rank's
-loss is multiplied by the number of ranks.
+The gradient is that of the SUM of the loss over the global batch (of its mean over frames with AdamW): DDP
+averages over ranks, so each rank's loss is multiplied by the number of ranks.
 """
 
 import logging
@@ -17,7 +17,6 @@ from pathlib import Path
 
 from spear_lib.config import save as save_options
 from spear_lib.config import to_dict
-from spear_lib.optim import Eden, ScaledAdam, parameter_groups
 from spear_lib.runtime import keyed_random
 from spear_lib.runtime.metrics_log import MetricsLog, log_file
 from spear_lib.runtime.task_file import write_task
@@ -26,9 +25,10 @@ from spear_lib.training import distributed, health
 from spear_lib.training.averaging import ModelAverage
 from spear_lib.training.checkpoint import CheckpointFolder, load, lock
 from spear_lib.training.cpu_memory import keep_freed_memory
-from spear_lib.training.freezing import freeze, thaw
+from spear_lib.training.freezing import finish, freeze, thaw
 from spear_lib.training.interfaces import TrainingBatch, TrainingData, ValidationData
 from spear_lib.training.metrics import Totals, time_left
+from spear_lib.training.optimisers import mean_gradients, new_optimizer, new_scheduler
 from spear_lib.training.options import TrainingConfig
 from spear_lib.training.precision import Precision
 from spear_lib.training.resuming import (
@@ -121,17 +121,14 @@ class Trainer:
 
         task.model.to(self.world.device)
         self.frozen = freeze(task.model, config.freeze) if config.freeze_steps else []
-        self.optimizer = ScaledAdam(
-            parameter_groups(task.model, config.learning_rate, config.lr_scales),
-            lr=config.learning_rate,
-            clipping_scale=config.clipping_scale or None,
-            variant=config.optimizer_variant,
-        )
-        self.scheduler = self._new_scheduler()
-        averages = config.average_period and self.world.is_main
-        self.average = ModelAverage(task.model, config.average_period) if averages else None
+        self.optimizer = new_optimizer(task.model, config)
+        self.scheduler = new_scheduler(self.optimizer, config)
+        self.average = None
+        if config.average_period and self.world.is_main:
+            self.average = ModelAverage(task.model, config.average_period, task.own_state)
         self._resume()
-        if world.is_main:
+        finish(task.model, config, self.position.step)
+        if self.world.is_main:
             write_task(experiment_dir, task.description)
         self._scan_memory()
         self.module = distributed.wrap(task, self.world)
@@ -198,8 +195,11 @@ class Trainer:
         if self.frozen and position.step == config.freeze_steps:
             self._thaw()
             self.module = distributed.wrap(self.task, world)  # DDP looks at requires_grad when it is built
+        if position.step == config.finish_steps and finish(self.task.model, config, position.step):
+            self.module = distributed.wrap(self.task, world)
         self.task.model.train()
         self.optimizer.zero_grad(set_to_none=True)
+        num_frames = 0.0
         for micro in range(config.accumulate_batches):
             batch = next(batches, None)
             if batch is None:
@@ -214,15 +214,19 @@ class Trainer:
             self.totals.add({"data/audio_seconds": (batch.audio_seconds * batch.counts, 1.0)})
             if not batch.counts:
                 continue
+            num_frames = num_frames + result.num_frames
             self.totals.add(result.stats)
             self.totals.add({f"data/{name}": pair for name, pair in batch.statistics.items()})
         self.guard.check(position.step + 1)
+        if config.optimizer == "adamw":
+            mean_gradients(self.task.model.parameters(), num_frames, world.total)
         self.task.after_backward()
 
         position.step += 1
         self.scheduler.step_batch(position.step)
         self.scheduler.step_epoch(self.clock.seconds(position.step) / 3600)
-        self.precision.step(self.optimizer)
+        if self.precision.step(self.optimizer):
+            self.task.after_step(position.step, world.total)
         self.precision.after_step(position.step)
         if self.average is not None:
             self.average.update(self.task.model, position.step)
@@ -236,6 +240,7 @@ class Trainer:
             batch_count=seconds / config.schedule_reference_seconds + config.schedule_offset_batches,
             hours=seconds / 3600,
             step_key=keyed_random.key("step", config.seed, step + 1, micro),
+            micro_batch=micro,
             gradient_scale=self.world.world_size,
         )
 
@@ -327,17 +332,11 @@ class Trainer:
 
     # ------------------------------------------------------------------ state
 
-    def _new_scheduler(self) -> Eden:
-        config = self.config
-        return Eden(
-            self.optimizer, config.lr_batches, config.lr_hours, config.warmup_batches, config.warmup_start
-        )
-
     def _thaw(self) -> None:
         """Gives the frozen parameters to the optimiser with a fresh state (spec optim §5, "ours")."""
         thaw(self.frozen, self.task.model, self.optimizer, self.config)
         self.frozen = []
-        self.scheduler = self._new_scheduler()
+        self.scheduler = new_scheduler(self.optimizer, self.config)
         logger.info("step %d: %s now trains too", self.position.step, ", ".join(self.config.freeze))
 
     def _save(self, keep_step: bool) -> None:

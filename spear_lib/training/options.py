@@ -7,6 +7,42 @@ from spear_lib.training.resuming import EXACT, RESEED
 
 
 @dataclass(frozen=True)
+class AdamWConfig:
+    """AdamW and its schedule (training.optimizer adamw); the defaults are SpidR's (spec spidr §7)."""
+
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Decay of momentum and of the squared gradient (reference)."""
+    eps: float = 1e-6
+    """Added to the root of the squared gradient (reference)."""
+    weight_decay: float = 0.01
+    """Decoupled decay of every parameter, norms and biases included (reference)."""
+    max_norm: float = 10.0
+    """Limit of the norm of the whole gradient, of the mean over frames (reference; 0: none)."""
+    warmup_steps: int = 12_000
+    """Steps in which the rate rises (reference)."""
+    hold_steps: int = 188_000
+    """Steps at the full rate (reference)."""
+    decay_steps: int = 200_000
+    """Steps in which it falls exponentially (reference)."""
+    start_factor: float = 0.01
+    """Of the rate, in the first step (reference)."""
+    final_factor: float = 0.01
+    """Of the rate, when it has fallen (reference)."""
+
+    def __post_init__(self) -> None:
+        if len(self.betas) != 2 or not all(0.0 <= beta < 1.0 for beta in self.betas):
+            raise ValueError(f"adamw.betas is {self.betas}: two numbers, each at least 0 and below 1")
+        for name in ("weight_decay", "max_norm", "warmup_steps", "hold_steps", "decay_steps"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"adamw.{name} is {getattr(self, name)}: it must be 0 or more")
+        for name in ("start_factor", "final_factor"):
+            if not 0.0 < getattr(self, name) <= 1.0:
+                raise ValueError(f"adamw.{name} is {getattr(self, name)}: a share above 0, at most 1")
+        if self.eps <= 0.0:
+            raise ValueError(f"adamw.eps is {self.eps}: it must be above 0")
+
+
+@dataclass(frozen=True)
 class TrainingConfig:
     """Optimiser, schedules, lengths and intervals."""
 
@@ -26,8 +62,12 @@ class TrainingConfig:
     seed: int = field(default=0, metadata=RESEED_MAY_CHANGE)
     """Seed of initialisation and of every keyed draw of the model (ours)."""
 
+    optimizer: str = "scaled_adam"
+    """scaled_adam: of the gradient of the sum over frames, with the Eden schedule (paper B.2); adamw: of that of
+    the mean over all frames of the global batch, with the schedule of ``adamw`` (SpidR)."""
+    adamw: AdamWConfig = field(default_factory=AdamWConfig)
     learning_rate: float = 0.045
-    """Peak learning rate of ScaledAdam, relative to the size of each tensor (paper Table 9)."""
+    """Peak learning rate; that of ScaledAdam is relative to the size of each tensor (paper Table 9)."""
     lr_batches: float = 7500.0
     """Decay constant in optimiser steps (reference; spec optim §2)."""
     lr_hours: float = 25_000.0
@@ -47,6 +87,12 @@ class TrainingConfig:
     """Module paths without updates during the first freeze_steps steps, e.g. [encoder] (spec optim §5)."""
     freeze_steps: int = 0
     """Optimiser steps for which ``freeze`` holds (reference: 2000 in fine-tuning; 0: never frozen)."""
+
+    finish: list[str] = field(default_factory=list)
+    """Module paths that are trained in the first finish_steps steps alone, e.g. [encoder.feature_extractor]
+    (spec spidr §7; with adamw)."""
+    finish_steps: int = 0
+    """Optimiser steps after which ``finish`` stands still."""
 
     schedule_reference_seconds: float = 600.0
     """Batch of audio in seconds for which one step advances the model's schedules by 1 (reference)."""
@@ -78,6 +124,16 @@ class TrainingConfig:
                 raise ValueError(f"{name} must be at least 1, it is {getattr(self, name)}")
         if not (self.max_steps or self.max_epochs or self.max_minutes):
             raise ValueError("nothing ends this run: set max_steps (or max_epochs or max_minutes) above 0")
+        if self.optimizer not in ("scaled_adam", "adamw"):
+            raise ValueError(f"optimizer must be scaled_adam or adamw, it is {self.optimizer!r}")
+        if bool(self.finish) != bool(self.finish_steps):
+            raise ValueError(
+                f"finish names {self.finish} and finish_steps is {self.finish_steps}: give both, or neither"
+            )
+        if self.finish and self.optimizer != "adamw":
+            raise ValueError(
+                "finish needs optimizer adamw: ScaledAdam would go on moving the parameters by their momentum"
+            )
         if self.precision not in ("auto", "fp32", "bf16", "fp16"):
             raise ValueError(f"precision must be auto, fp32, bf16 or fp16, it is {self.precision!r}")
         if self.resume not in (EXACT, RESEED):

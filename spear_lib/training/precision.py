@@ -40,10 +40,13 @@ class Precision:
     def backward(self, loss: Tensor) -> None:
         self.scaler.scale(loss).backward()
 
-    def step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Optimiser step on unscaled gradients; under fp16 skipped when one of them is not finite."""
+    def step(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Optimiser step on unscaled gradients; False where it was skipped, because one of them is not
+        finite."""
+        skipped, scale = optimizer.num_skipped, self.scaler.get_scale()
         self.scaler.step(optimizer)
         self.scaler.update()
+        return optimizer.num_skipped == skipped and self.scaler.get_scale() >= scale
 
     def after_step(self, step: int) -> None:
         """The reference's policy for a scale that became small; reads it every 100 steps only."""

@@ -12,7 +12,7 @@ Which options may change the fields of the options say themselves (``config.MAY_
 """
 
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +153,8 @@ def check_same_options(saved: dict[str, Any], options: Any, policy: str, path: P
     """Refuses to resume under options that change the run.
 
     Args:
-      saved: the options that the checkpoint was made with.
+      saved: the options that the checkpoint was made with; those that it does not know, because they came
+        later, had their defaults.
       options: those of now, a dataclass whose fields say what may change (``config.MAY_CHANGE``).
       policy: exact or reseed.
       path: of the checkpoint, for the message.
@@ -165,6 +166,7 @@ def check_same_options(saved: dict[str, Any], options: Any, policy: str, path: P
       ValueError: naming the first options that differ and must not.
     """
     now, free = to_dict(options), may_change(options, MAY_CHANGE)
+    saved = _with_defaults(saved, options)
     differ = options_that_differ(saved, now, free)
     fatal = options_that_differ(saved, now, free + may_change(options, RESEED_MAY_CHANGE))
     if not differ or (policy == RESEED and not fatal):
@@ -187,6 +189,29 @@ def log_resumed(path: Path, position: Position, reseeded: list[str] | None) -> N
             position.epoch,
             f" ({'; '.join(reseeded)})" if reseeded else "",
         )
+
+
+def _with_defaults(saved: dict[str, Any], options: Any) -> dict[str, Any]:
+    """``saved`` with the default of every field of the dataclass ``options`` that it lacks."""
+    filled = dict(saved)
+    for each in fields(options):
+        if each.default is not MISSING:
+            default = each.default
+        elif each.default_factory is not MISSING:
+            default = each.default_factory()
+        else:
+            continue
+        filled[each.name] = _filled(saved[each.name], default) if each.name in saved else to_dict(default)
+    return filled
+
+
+def _filled(saved: Any, default: Any) -> Any:
+    """A saved value; of a group of options with the values of ``default`` that it lacks."""
+    if not is_dataclass(default) or not isinstance(saved, dict):
+        return saved
+    values = {each.name: getattr(default, each.name) for each in fields(default)}
+    lacking = {name: to_dict(value) for name, value in values.items() if name not in saved}
+    return {**{name: _filled(value, values.get(name)) for name, value in saved.items()}, **lacking}
 
 
 def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -18,12 +18,16 @@ fine-tuning and probes.
         def after_backward(self):  # once per step, with the gradients of the global batch
             self.model.encoder.limit_gradients()
 
+        def after_step(self, step, total):  # once per step, when the weights have moved
+            ...
+
         def compute(self, batch):  # training and validation: look at self.model.training
             ...
             return StepResult(loss_sum, num_frames, {"loss": (loss_sum.detach(), num_frames)})
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -50,6 +54,8 @@ class StepClock:
     """Nominal hours of audio seen before this step, over all ranks."""
     step_key: int
     """Key of the draws that belong to the step and not to an utterance; differs between micro-batches."""
+    micro_batch: int = 0
+    """Which of the batches of this step (``training.accumulate_batches``)."""
     gradient_scale: float = 1.0
     """What the loop multiplies the loss by before backward: the number of ranks, as their gradients are
     averaged. Gradients that do not come from the loss must be multiplied by it too."""
@@ -63,7 +69,8 @@ class StepResult:
     """Scalar, differentiable: the SUM over frames and utterances of this rank's share. The gradient of a step
     is that of the sum over the global batch, as in the reference."""
     num_frames: Tensor | float
-    """Frames (or tokens) that the sum is over; what makes the reported loss comparable."""
+    """Frames (or tokens) that the sum is over; what makes the reported loss comparable, and what AdamW takes
+    the mean over."""
     stats: Stats = field(default_factory=dict)
     """Everything to report, including ``"loss"``. Detached; tensors may have any shape if ``summarise`` knows
     them."""
@@ -78,6 +85,10 @@ class Task(ABC, Generic[Batch]):
     """What the report must know; its ``kind`` is written into checkpoints, and only a run of the same kind
     goes on from them."""
 
+    own_state: tuple[str, ...] = ()
+    """Module paths of ``model`` that only the task itself moves (a teacher that follows, codebooks). They are
+    in checkpoints, but neither averaged nor sent between ranks, on which they are equal anyway."""
+
     @property
     def kind(self) -> str:
         return self.description.kind
@@ -87,6 +98,14 @@ class Task(ABC, Generic[Batch]):
 
     def after_backward(self) -> None:
         """Called once per step when the gradients are those of the global batch, before they are used."""
+
+    def after_step(self, step: int, total: Callable[[Tensor], Tensor]) -> None:
+        """Called once per step when the optimiser has moved the weights, and not where it skipped the step.
+
+        Args:
+          step: as in ``StepClock``.
+          total: a tensor on the device -> its sum over ranks; every rank calls it alike.
+        """
 
     @abstractmethod
     def compute(self, batch: Batch) -> StepResult:

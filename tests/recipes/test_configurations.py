@@ -17,9 +17,13 @@ from spear_lib.bin.extract_embeddings import Options as EmbeddingOptions
 from spear_lib.bin.probe import ProbeOptions
 from spear_lib.bin.train_quantizer import Options as QuantizerOptions
 from spear_lib.config import load
+from spear_lib.encoders.spidr import SpidrConfig
 from spear_lib.encoders.zipformer import ZipformerConfig
 from spear_lib.pretraining.options import PretrainOptions
 from spear_lib.runtime.overlays import flatten, layers, overlay, read_overlays, read_yaml
+from spear_lib.self_distillation.masking import FrameMaskingConfig
+from spear_lib.self_distillation.options import SelfDistillOptions
+from spear_lib.self_distillation.teacher import TeacherConfig
 from spear_lib.tagging.options import FinetuneTaggingOptions
 
 # What the recipe scripts give on the command line.
@@ -47,6 +51,9 @@ FINE_TUNING = {
         "evaluation": [(EvaluateTaggingOptions, {"experiment_dir": "a", "cuts": ["c"]})],
     },
 }
+# And for pre-training in another way, by --method; each has the sizes of its folder in egs/common.
+METHODS = ("spidr", "dinosr", "spidr-z", "spear-spidr")
+SELF_DISTILLATION = [(SelfDistillOptions, {"experiment_dir": "a"})]
 EGS = REPOSITORY / "egs"
 FILES = sorted(EGS.glob("*/conf/**/*.yaml"))
 RECIPES = sorted(path.parent.name for path in EGS.glob("*/local"))
@@ -71,6 +78,7 @@ def commands(recipe: str) -> dict:
     if stubs:
         stated = re.search(r"^finetune=(\w+)", facts(recipe), re.MULTILINE)
         found |= FINE_TUNING.get(stated.group(1) if stated else "asr", {})
+        found |= dict.fromkeys(METHODS, SELF_DISTILLATION)
     return found
 
 
@@ -99,6 +107,12 @@ def named() -> list[tuple[str, str, str]]:
                 else [kind]
             )
             folders += ["decode/lm"] if kind == "decode" else []
+            if kind in METHODS:
+                paths = [
+                    path for each in (recipe, "common") for path in (EGS / each / "conf" / kind).glob("*")
+                ]
+                found += sorted({(recipe, kind, path.stem) for path in paths})
+                continue
             found += [(recipe, folder, size) for folder in folders for size in sizes(recipe)]
             if kind in ("pretrain", "finetune", "quantizer"):  # beside the sizes: --finetune-conf base-as2m
                 variants = {path.stem for path in (EGS / recipe / "conf" / kind).glob("*.yaml")}
@@ -114,7 +128,7 @@ def name(path: Path) -> str:
 def test_every_configuration_that_a_recipe_can_name_loads(recipe, kind, size):
     path = config_file(recipe, kind, size)
     assert path.is_file(), f"egs/{recipe} has no conf/{kind}/{size}.yaml, nor has egs/common"
-    assert size.split("-")[0] in sizes(recipe)
+    assert size.split("-")[0] in sizes("librispeech" if kind in METHODS else recipe)
     values = read_overlays(path)
     scratch = config_file(recipe, "finetune/scratch", size) if kind == "finetune" else None
     for options, given in commands(recipe)[kind.split("/")[0]]:
@@ -174,18 +188,46 @@ def test_the_scripts_find_the_same_files():
         ("librispeech", ("--conf", "xlarge"), "no configuration conf/pretrain/xlarge.yaml"),
         ("digits", ("--conf", "base"), "no configuration conf/pretrain/base.yaml; there are: mini, tiny"),
         ("mixed", ("--conf", "huge"), "there are: base, base-usad, large, large-100k"),
+        (
+            "librispeech",
+            ("--method", "spidr", "--conf", "large"),
+            "no configuration conf/spidr/large.yaml; there are: base, mini, tiny",
+        ),
     ],
 )
 def test_an_unknown_size_names_what_there_is(recipe, options, message, tmp_path):
     done = tmp_path / "data" / ".done"
     done.mkdir(parents=True)
-    for number in (2, 6):
+    for number in (1, 2, 6):
         (done / f"stage-{number}.json").write_text('{"id": "x", "inputs": {}}')
     folders = ("--data-dir", str(tmp_path / "data"), "--exp-dir", str(tmp_path / "exp"))
     environment = {**os.environ, "PYTHON": sys.executable}
     command = [str(EGS / recipe / "run.sh"), *options, *folders]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
     assert result.returncode == 1 and message in result.stderr
+
+
+def test_spidr_base_is_the_published_one():
+    """Sections 2, 3, 6 and 7 of its specification."""
+    for method, heads_on in (("spidr", "layers"), ("dinosr", "output")):
+        values = read_overlays(EGS / "common" / "conf" / method / "base.yaml")
+        options = load(SelfDistillOptions, {"experiment_dir": "a", **values})
+        layerdrop = 0.05 if method == "dinosr" else 0.0
+        assert options.spidr == SpidrConfig.base(heads_on=heads_on, layerdrop=layerdrop)
+        assert options.data.masking == FrameMaskingConfig(probability=0.8, span=10, min_spans=2)
+        assert options.data.batch_seconds == 16 * 237.5 and not options.data.mixing.enabled
+        objective, training = options.objective, options.training
+        assert (objective.codebook_size, objective.codebook_decay) == (256, 0.9)
+        assert (objective.codebook_start, objective.revive_after) == ("random", 0)
+        expected = {"spidr": {}, "dinosr": {"schedule": "linear"}}[method]
+        assert objective.teacher == TeacherConfig(**expected)
+        adamw = training.adamw
+        assert (training.optimizer, training.learning_rate, training.max_steps) == ("adamw", 5e-4, 400_000)
+        assert (adamw.betas, adamw.eps, adamw.weight_decay) == ((0.9, 0.95), 1e-6, 0.01)
+        assert (adamw.warmup_steps, adamw.hold_steps, adamw.decay_steps) == (12_000, 188_000, 200_000)
+        assert (adamw.start_factor, adamw.final_factor, adamw.max_norm) == (0.01, 0.01, 10.0)
+        assert training.finish_steps == 200_000
+        assert training.finish == ["encoder.feature_extractor", "encoder.feature_projection"]
 
 
 @pytest.mark.parametrize("size", ["base", "large"])

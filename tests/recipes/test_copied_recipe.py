@@ -97,6 +97,39 @@ def test_clusters_make_the_tokens_of_the_ablation(recipe):
     assert "tokens spectral_km300" in log and "1 codebooks x 300 at 50 Hz" in log
 
 
+def test_self_distillation_needs_no_tokens(recipe):
+    """--method spidr: stages 0 to 2 and 10, 11, in folders of its own."""
+    folders = ("--conf", "tiny", "--data-dir", str(recipe / "audio"), "--exp-dir", str(recipe / "spidr"))
+    options = (*folders, "--method", "spidr")
+    corpus = ("--corpus-dir", str(recipe.parents[1] / "corpus"))
+    log = call(recipe, "prepare.sh", *options, *corpus, "--stop-stage", "6")
+    assert "stages 3 to 6 are skipped: --method spidr needs no tokens" in log
+    assert not (recipe / "audio" / "tokens").exists()
+    call(recipe, "run.sh", *options, "--stop-stage", "11")
+    described = json.loads((recipe / "spidr" / "pretrain" / "encoder" / "config.json").read_text())
+    assert described["encoder"] == "spidr" and "not averaged" in described["provenance"]["average"]
+    again = call(recipe, "run.sh", *options, "--stop-stage", "11")
+    assert again.count("with the same options, skipped") == 2, again
+    # Another method in the same folder is refused, by name.
+    environment = {**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
+    command = [str(recipe / "run.sh"), *folders, "--method", "dinosr", "--stop-stage", "10"]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
+    assert result.returncode == 1 and "--method: was spidr, now dinosr" in result.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["dinosr", "spidr-z", "spear-spidr"])
+def test_the_other_methods(recipe, method):
+    """From the corpus to a report."""
+    data, exp = recipe / f"data_{method}", recipe / f"exp_{method}"
+    options = ("--conf", "tiny", "--data-dir", str(data), "--exp-dir", str(exp), "--method", method)
+    call(recipe, "prepare.sh", *options, "--corpus-dir", str(recipe.parents[1] / "corpus"))
+    assert (data / "tokens").exists() == (method == "spear-spidr")
+    call(recipe, "run.sh", *options)
+    report = (exp / "report" / "report.html").read_text(encoding="utf-8")
+    assert "Self-distillation" in report and "perplexity" in report
+
+
 def test_the_scripts_of_the_recipe_name_no_corpus():
     for script in ("prepare.sh", "run.sh"):
         text = (REPOSITORY / "egs" / "common" / script).read_text(encoding="utf-8").lower()

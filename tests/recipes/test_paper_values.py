@@ -48,9 +48,8 @@ def kind_of(path: Path) -> str:
         for kind in KINDS:
             if part == kind or part.startswith(f"{kind}_"):
                 return kind
-    return {"large_encoder": "pretrain", "token_mixing": "pretrain", "large_transducer": "finetune"}[
-        path.stem
-    ]
+    shared = {"base_encoder": "pretrain", "large_encoder": "pretrain", "token_mixing": "pretrain"}
+    return (shared | {"large_transducer": "finetune"}).get(path.stem, "other")
 
 
 def lines_of(path: Path) -> list[tuple[str, str, object]]:

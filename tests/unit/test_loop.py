@@ -12,6 +12,7 @@ from spear_lib.runtime.task_file import read_task
 from spear_lib.runtime.world import World
 from spear_lib.training.interfaces import TrainingData
 from spear_lib.training.loop import Trainer, train
+from spear_lib.training.options import AdamWConfig
 
 
 def run(folder, config=None, task=None, data=None, **changes):
@@ -252,11 +253,84 @@ def test_resume_across_the_thaw_is_exact(tmp_path):
         ({"precision": "fp16"}, "fp16 needs a GPU"),
         ({"save_interval": 0}, "save_interval must be at least 1"),
         ({"device": "tpu"}, "device must be auto, cpu or cuda"),
+        ({"optimizer": "sgd"}, "optimizer must be scaled_adam or adamw"),
+        ({"finish": ["encoder"], "optimizer": "adamw"}, "give both, or neither"),
+        ({"finish": ["encoder"], "finish_steps": 3}, "finish needs optimizer adamw"),
+        ({"finish": ["x"], "finish_steps": 99, "optimizer": "adamw"}, "finish names 'x'"),
     ],
 )
 def test_wrong_options_are_explained(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         run(tmp_path, **changes)
+
+
+def adamw(**changes):
+    settings = AdamWConfig(warmup_steps=2, hold_steps=3, decay_steps=3, max_norm=0.0)
+    values = {"optimizer": "adamw", "adamw": settings, "learning_rate": 0.01, "lr_scales": {}}
+    return toy_config(**(values | changes))
+
+
+def test_adamw_takes_the_mean_over_frames_and_follows_its_schedule(tmp_path):
+    """Against torch's own AdamW, from the mean over three accumulated batches."""
+    config = adamw(accumulate_batches=3, max_steps=4)
+    task = ToyTask()
+    trainer = Trainer(task, ToyData(size=24), {}, config, tmp_path, BATCH_SECONDS, World(), None)
+    reference = ToyTask()
+    parameters = list(reference.model.parameters())
+    theirs = torch.optim.AdamW(parameters, lr=1.0, betas=(0.9, 0.95), eps=1e-6, weight_decay=0.01)
+    batches, data = trainer._batches(), iter([*ToyData(24).epoch_batches(0), *ToyData(24).epoch_batches(1)])
+    for factor in (0.01, 0.505, 1.0, 1.0):
+        trainer._step(batches)
+        theirs.zero_grad()
+        for clock in task.clocks[-3:]:
+            batch = next(data)
+            reference.begin_step(batch, clock)
+            (reference.compute(batch).loss_sum / 12).backward()
+        theirs.param_groups[0]["lr"] = 0.01 * factor
+        theirs.step()
+        assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(0.01 * factor)
+    for one, other in zip(task.model.parameters(), parameters):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_parameters_that_finish_stand_still_and_resuming_there_is_exact(tmp_path):
+    config = adamw(finish=["encoder"], finish_steps=4, save_interval=2, keep_checkpoints=0, max_steps=8)
+    run(tmp_path / "whole", config)
+    for steps in (3, 4, 5, 8):
+        run(tmp_path / "parts", replace(config, max_steps=steps))
+    assert losses(tmp_path / "whole") == losses(tmp_path / "parts")
+    models = {
+        step: torch.load(tmp_path / "whole" / "checkpoints" / f"step-{step:08d}.pt")["model"]
+        for step in (2, 4, 8)
+    }
+    assert not torch.equal(models[2]["encoder.weight"], models[4]["encoder.weight"])
+    assert torch.equal(models[4]["encoder.weight"], models[8]["encoder.weight"]), "no decay either"
+    assert not torch.equal(models[4]["encoder_embed.weight"], models[8]["encoder_embed.weight"])
+
+
+class MovedTask(ToyTask):
+    """Counts the steps in which the optimiser moved."""
+
+    def __init__(self):
+        super().__init__()
+        self.moved: list[int] = []
+
+    def after_step(self, step, total):
+        self.moved.append(step)
+        assert total(torch.ones(1)) == 1
+
+
+@pytest.mark.parametrize("config", [adamw(max_steps=4), toy_config(max_steps=4)])
+def test_the_task_is_told_of_every_step_that_moved_the_weights(tmp_path, config):
+    task = MovedTask()
+    trainer = Trainer(task, ToyData(), {}, config, tmp_path, BATCH_SECONDS, World(), None)
+    batches = trainer._batches()
+    trainer._step(batches)
+    hook = task.model.output.weight.register_hook(lambda gradient: gradient * float("inf"))
+    trainer._step(batches)
+    hook.remove()
+    trainer._step(batches)
+    assert task.moved == [1, 3] and trainer.optimizer.num_skipped == 1
 
 
 def test_no_batches_at_all(tmp_path):

@@ -133,6 +133,21 @@ def test_what_the_options_call_free_may_change_and_so_may_all_below_it(tmp_path)
         check_same_options(before | {"data": before["data"] | {"old": 1}}, free, "exact", tmp_path)
 
 
+def test_options_that_a_checkpoint_does_not_know_had_their_defaults(tmp_path):
+    """Otherwise a new option would end every run that is under way."""
+    before = to_dict(Options())
+    del before["probe"], before["data"]["batch_seconds"]
+    assert check_same_options(before, Options(), "exact", tmp_path) == []
+    with pytest.raises(ValueError, match="data.batch_seconds was 60.0 and is now 7"):
+        check_same_options(before, Options(DataOptions(7)), "exact", tmp_path)
+
+    @dataclass(frozen=True)
+    class Changed(Options):
+        data: DataOptions = field(default_factory=lambda: DataOptions(batch_seconds=9.0))
+
+    assert check_same_options({"data": {}, "model": {}}, Changed(), "exact", tmp_path) == []
+
+
 ASR = FinetuneOptions(experiment_dir="a", encoder="e", units="u", dev_cuts=["dev"])
 TAGGING = FinetuneTaggingOptions(experiment_dir="a", encoder="e", classes="c", dev_cuts=["dev"])
 PRETRAINING = PretrainOptions(experiment_dir="a", valid_cuts=["dev"])

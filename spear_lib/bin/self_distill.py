@@ -1,0 +1,98 @@
+"""Pre-train an encoder by self-distillation with online clusters: SpidR, DinoSR, or either on the Zipformer.
+
+    python -m spear_lib.bin.self_distill --config conf/self_distill/mini.yaml --experiment_dir exp/spidr \\
+        --data.train_cuts '[data/manifests/librispeech_cuts_train.jsonl.gz]' \\
+        --valid_cuts '[data/manifests/librispeech_cuts_dev.jsonl.gz]'
+
+It needs audio alone, no teacher and no tokens. Run the same command again to go on after a crash. Several
+processes: torchrun --nproc-per-node=8 -m ...
+"""
+
+import torch
+
+from spear_lib.bin.common import run
+from spear_lib.config import parse
+from spear_lib.data.manifests import set_name
+from spear_lib.encoders.kinds import KINDS, build_encoder
+from spear_lib.evaluation.validation_probe import ValidationProbe
+from spear_lib.pretraining import token_fields
+from spear_lib.runtime import keyed_random
+from spear_lib.runtime.log import first_screen
+from spear_lib.runtime.metrics_log import log_file
+from spear_lib.runtime.world import World, world
+from spear_lib.self_distillation.data import SelfDistillationData
+from spear_lib.self_distillation.facts import run_facts
+from spear_lib.self_distillation.options import SelfDistillOptions
+from spear_lib.self_distillation.published import read_published
+from spear_lib.self_distillation.task import SelfDistillationModel, SelfDistillationTask
+from spear_lib.self_distillation.with_tokens import TokenDistillationModel, TokenDistillationTask
+from spear_lib.training.loop import train
+
+
+def main(argv: list[str] | None = None) -> None:
+    options = parse(
+        SelfDistillOptions, argv, prog="python -m spear_lib.bin.self_distill", description=__doc__
+    )
+    with world(options.training.device) as processes, log_file(options.experiment_dir, processes.is_main):
+        self_distill(options, processes)
+
+
+def make_task(
+    options: SelfDistillOptions,
+    train_data: SelfDistillationData,
+    valid_data: dict[str, SelfDistillationData],
+) -> SelfDistillationTask:
+    """The task with a new model, the same for the same seed."""
+    torch.manual_seed(keyed_random.key("initialisation", options.training.seed) & 0xFFFFFFFF)
+    encoder = build_encoder(options.encoder_config)
+    if options.data.token_fields:
+        fields = token_fields(train_data, valid_data)
+        model = TokenDistillationModel(encoder, options.objective, fields)
+        return TokenDistillationTask(model, options.objective, fields, options.tokens)
+    model = SelfDistillationModel(encoder, options.objective)
+    if options.start:
+        read_published(model, options.start)
+    return SelfDistillationTask(model, options.objective)
+
+
+def self_distill(options: SelfDistillOptions, processes: World) -> None:
+    """Everything of one run, in this process of ``processes``."""
+    fields = options.data.token_fields
+    shared = {
+        "input_kind": KINDS[options.encoder_type].encoder.input_kind,
+        "seed": options.training.seed,
+        "rank": processes.rank,
+        "world_size": processes.world_size,
+        "needed_fields": options.tokens.objective.fields_by_domain(fields) if fields else None,
+    }
+    train_data = SelfDistillationData(options.data, **shared)
+    valid_data = {
+        set_name(path): SelfDistillationData(options.data, **shared, training=False, cuts=[path])
+        for path in options.valid_cuts
+    }
+    task = make_task(options, train_data, valid_data)
+    probe = ValidationProbe(
+        task.model.encoder,
+        {set_name(path): path for path in options.valid_cuts},
+        options.probe,
+        processes,
+        (options.data.min_duration, options.data.max_duration),
+    )
+    if processes.is_main:
+        facts = run_facts(options, processes, task, train_data, valid_data, probe)
+        first_screen("Self-distillation", facts)
+    train(
+        task,
+        train_data,
+        valid_data,
+        options.training,
+        options.experiment_dir,
+        batch_seconds=options.data.batch_seconds,
+        world=processes,
+        options=options,
+        probe=probe,
+    )
+
+
+if __name__ == "__main__":
+    run(main)
