@@ -13,7 +13,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 # shellcheck source=checks.sh
 source "$repository/tools/checks.sh"
 
-parts=(lint format shell quick tiny slow-data slow-distributed slow-evaluation slow-numerics slow-recipes slow-unit)
+parts=(lint format shell quick tiny slow-clients slow-data slow-distributed slow-evaluation slow-numerics slow-recipes slow-unit)
 parts+=(client-superb client-xares client-hear mini mini-audioset mini-mixed)
 if [[ ${1:-} == --help || ${1:-} == -h ]]; then
   sed -n '2,7{s/^# \{0,1\}//p;}' "${BASH_SOURCE[0]}"
