@@ -14,7 +14,8 @@ source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 source "$repository/tools/checks.sh"
 
 parts=(
-  lint format shell quick fuzz tiny slow-data slow-distributed slow-evaluation slow-numerics slow-recipes slow-unit
+  lint format shell quick fuzz tiny
+  slow-clients slow-data slow-distributed slow-evaluation slow-numerics slow-recipes slow-unit
   mutants client-superb client-xares client-hear mini mini-audioset mini-mixed
 )
 if [[ ${1:-} == --help || ${1:-} == -h ]]; then

@@ -86,5 +86,5 @@ printf '%s: %s\n' "$client" "$folder/bin/python"
 if [[ $tests == true ]]; then
   cd "$repository"
   PYTHONPATH=$repository HOME=$folder "$folder/bin/python" -m pytest -p no:cacheprovider -q -m "slow or not slow" \
-    -rs "tests/clients/test_$client.py"
+    -rs "tests/clients/test_client_$client.py"
 fi

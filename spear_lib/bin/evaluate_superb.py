@@ -10,7 +10,7 @@ best on validation is tested; all are recorded. Run the same command again to go
 
 import logging
 import shutil
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +105,8 @@ def main(argv: list[str] | None = None) -> None:
     data = fingerprint([[clip.name, list(clip.labels), clip.part] for clip in clips])
     table = {}
     paths = options.named()
-    for name, encoder in options.load("all"):
+    # s3prl loads the encoder itself, and random weights with the first seed.
+    for name, encoder in replace(options, seed=0).load("all"):
         facts = encoder_facts(encoder) | {
             "data": data,
             "superb": asdict(options.superb),

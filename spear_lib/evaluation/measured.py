@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from spear_lib.interfaces.aligned import AlignedEncoder
-from spear_lib.interfaces.upstreams import LOG_MEL, RANDOM, load_upstream, upstream_id
+from spear_lib.interfaces.upstreams import LOG_MEL, RANDOM, is_ours, load_upstream, upstream_id
 from spear_lib.runtime.files import read_json, write_json
+from spear_lib.runtime.locks import exclusive
 from spear_lib.runtime.log import commit, versions
 from spear_lib.runtime.world import choose_device
 
@@ -61,15 +62,9 @@ class MeasureOptions:
         Raises:
           ValueError: two encoders of one name.
         """
-        found: dict[str, str] = {}
-        for entry in self.encoders:
-            name, _, path = entry.rpartition("=")
-            name = name or path
-            if name in found:
-                raise ValueError(f"encoders has {name!r} twice: give them names, NAME=PATH")
-            found[name] = path
+        found = by_name(self.encoders, "encoders")
         if self.baselines and found:
-            ours = [path for path in found.values() if hasattr(load_upstream(path), "config")]
+            ours = [path for path in found.values() if is_ours(path)]
             for baseline in [f"{RANDOM}{path}" for path in ours[:1]] + [LOG_MEL]:
                 if baseline not in found.values():
                     found["random weights" if baseline.startswith(RANDOM) else LOG_MEL] = baseline
@@ -82,6 +77,22 @@ class MeasureOptions:
             encoder = load_upstream(path, self.seed)
             of_one = layers if len(encoder.hidden_dims) > 1 or layers == "all" else "output"
             yield name, AlignedEncoder(encoder, of_one).to(device)
+
+
+def by_name(entries: list[str], option: str) -> dict[str, str]:
+    """Name -> path, of entries ``PATH`` or ``NAME=PATH``.
+
+    Raises:
+      ValueError: one name twice; ``option`` is what to change.
+    """
+    found: dict[str, str] = {}
+    for entry in entries:
+        name, _, path = entry.rpartition("=")
+        name = name or path
+        if name in found:
+            raise ValueError(f"{option} has {name!r} twice: give them names, NAME=PATH")
+        found[name] = path
+    return found
 
 
 class Results:
@@ -130,8 +141,11 @@ class Results:
             logger.info("%s, %s: measured again, as %s changed", encoder, task, ", ".join(sorted(changed)))
         made = {name: self.content[name] for name in ("code", "versions")}
         result = finite(compute()) | {"facts": facts, **made}
-        self.content["results"].setdefault(encoder, {})[task] = result
-        write_json(self.path, self.content)
+        with exclusive(self.path.with_name("results.lock"), str(self.path), wait=True):
+            if self.path.exists():  # another command may have added its tasks meanwhile
+                self.content["results"] = read_json(self.path)["results"]
+            self.content["results"].setdefault(encoder, {})[task] = result
+            write_json(self.path, self.content)
         return result
 
     def __iter__(self) -> Iterator[tuple[str, str, dict[str, Any]]]:

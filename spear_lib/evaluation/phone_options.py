@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from spear_lib.evaluation.alignments import Phone, read_phones, read_speakers, with_speakers
 from spear_lib.evaluation.audio_by_name import NamedAudio
-from spear_lib.evaluation.measured import MeasureOptions, fingerprint
+from spear_lib.evaluation.measured import MeasureOptions, by_name, fingerprint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,11 +26,7 @@ class PhoneOptions(MeasureOptions):
 
     def named_stores(self) -> dict[str, str]:
         """Name -> token store."""
-        found = {}
-        for entry in self.stores:
-            name, _, path = entry.rpartition("=")
-            found[name or path] = path
-        return found
+        return by_name(self.stores, "stores")
 
     def read(self) -> tuple[list[Phone], NamedAudio, list[str]]:
         """Phones with speakers, audio, and the names of the files that both have."""

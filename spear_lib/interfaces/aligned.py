@@ -216,7 +216,8 @@ class AlignedEncoder(nn.Module):
         counts = torch.tensor(counts, device=waveforms.device).unsqueeze(1)
         valid = torch.arange(states[0].shape[1], device=waveforms.device) < counts
         # Where: frames beyond the length are undefined, and undefined times zero may be undefined.
-        return [torch.where(valid.unsqueeze(2), state, 0).sum(1) / counts for state in states]
+        wide = [state.to(torch.promote_types(state.dtype, torch.float32)) for state in states]
+        return [torch.where(valid.unsqueeze(2), state, 0.0).sum(1) / counts for state in wide]
 
     def batch(
         self, waveforms: Tensor | Sequence[Tensor], lengths: Tensor | Sequence[int] | None

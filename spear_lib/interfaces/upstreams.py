@@ -97,6 +97,12 @@ def random_encoder(encoder: Encoder, seed: int) -> Encoder:
     return load_encoder(encoder.config)
 
 
+def is_ours(name: str | Path) -> bool:
+    """Whether ``name`` stands for an encoder of ours, which can be made with random weights as well."""
+    name = str(name)
+    return name != LOG_MEL and not name.startswith(RANDOM) and _model_type(Path(name)) not in PEERS
+
+
 def load_upstream(name: str | Path | nn.Module, seed: int = 0) -> nn.Module:
     """What ``name`` stands for, in evaluation mode.
 

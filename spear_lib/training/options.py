@@ -63,8 +63,8 @@ class TrainingConfig:
     """Seed of initialisation and of every keyed draw of the model (ours)."""
 
     optimizer: str = "scaled_adam"
-    """scaled_adam: of the gradient of the sum over frames, with the Eden schedule (paper B.2); adamw: of that of
-    the mean over all frames of the global batch, with the schedule of ``adamw`` (SpidR)."""
+    """scaled_adam: of the gradient of the sum over frames, with the Eden schedule (paper B.2); adamw: of that
+    of the mean over all frames of the global batch, with the schedule of ``adamw`` (SpidR)."""
     adamw: AdamWConfig = field(default_factory=AdamWConfig)
     learning_rate: float = 0.045
     """Peak learning rate; that of ScaledAdam is relative to the size of each tensor (paper Table 9)."""

@@ -247,3 +247,15 @@ def test_identities_never_meet(tmp_path):
     assert len(set(seen)) == len(seen)
     assert AlignedEncoder(load_upstream(tmp_path)).identity() == seen[0]
     assert upstream_id(load_upstream(tmp_path)) == upstream_id(encoders[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_cast_encoder(dtype):
+    """Means are of float32: a sum of many frames in half precision would be off, or infinite."""
+    encoder = encoder_of("mini")
+    audio = noise(1, 160000)
+    expected = AlignedEncoder(encoder).means(audio)[0]
+    aligned = AlignedEncoder(encoder.to(dtype))
+    assert aligned(audio).states[0].dtype == dtype
+    (mean,) = aligned.means(audio)
+    assert mean.dtype == torch.float32 and (mean - expected).norm() < 0.05 * expected.norm()
