@@ -37,7 +37,7 @@ setup(
         "teachers": ["transformers>=4.45"],
         # Kernels of the transducer losses on CUDA (torch's CUDA builds bring it along).
         "triton": ["triton>=3.2; sys_platform == 'linux'"],
-        # SUPERB tasks (evaluate_superb): what s3prl imports, declared or not. torchaudio, which s3prl declares,
+        # SUPERB tasks (evaluate_superb): what s3prl imports, declared or not. torchaudio, which it declares,
         # need not be importable; tools/clients.sh makes an environment without it.
         "superb": [
             "s3prl==0.4.18",
