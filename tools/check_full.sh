@@ -14,7 +14,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 source "$repository/tools/checks.sh"
 
 parts=(
-  lint format shell quick fuzz tiny slow-data slow-distributed slow-numerics slow-recipes slow-unit mutants
+  lint format shell quick fuzz tiny slow-data slow-distributed slow-numerics slow-recipes slow-unit slow-slurm mutants
   mini mini-audioset mini-mixed
 )
 if [[ ${1:-} == --help || ${1:-} == -h ]]; then

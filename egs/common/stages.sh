@@ -190,7 +190,7 @@ launch_tasks() {
   rm -f "$note"
   SPEAR_INTERRUPTED_NOTE=$note MASTER_PORT=$("$python" "$common_dir/free_port.py" "${SLURM_JOB_ID:-0}") \
     srun --export=ALL --nodes="$num_nodes" --ntasks=$((num_nodes * nproc)) --ntasks-per-node="$nproc" \
-    --cpus-per-task=$((cpus > 0 ? cpus : 1)) --kill-on-bad-exit=1 --wait=60 \
+    --cpus-per-task=$((cpus > 0 ? cpus : 1)) --kill-on-bad-exit=1 --wait="${SPEAR_WAIT_SECONDS:-600}" \
     bash "$common_dir/srun_task.sh" "$python" -m "$@" || status=$?
   if ((status != 0)) && [[ -f $note ]]; then status=75; fi
   return "$status"
