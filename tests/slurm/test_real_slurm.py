@@ -5,6 +5,7 @@ Slow: run by tools/check_full.sh slow-slurm.
 
 import json
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -197,6 +198,26 @@ def test_without_the_environment_the_nodes_use_this_checkout(slurm, tmp_path):
         target.write_bytes(path.read_bytes()) if path.is_file() else target.symlink_to(path)
     job = checkout.submit(*TWO_NODES, f"--export=SLURM_CONF={os.fspath(slurm.folder / 'slurm.conf')}")
     checkout.complete(job)
+
+
+def test_a_killed_process_is_begun_again_in_the_job(slurm, unbroken, tmp_path):
+    checkout = Checkout(tmp_path, slurm).corpus()
+    job = checkout.submit(*TWO_NODES)
+    checkout.until(checkout.saved)
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            facts = set((process / "environ").read_bytes().split(b"\0"))
+        except OSError:
+            continue
+        if {
+            b"SLURM_JOB_ID=%s" % job.encode(),
+            b"RANK=1",
+            f"SLURM_CONF={slurm.folder}/slurm.conf".encode(),
+        } <= facts:
+            os.kill(int(process.name), signal.SIGKILL)
+    checkout.complete(job)
+    assert slurm.job(job)["Restarts"] == "0" and "begun again, 1 of 2 times" in checkout.log
+    assert checkout.losses() == unbroken
 
 
 def test_a_lost_node_restarts_the_job_and_it_goes_on(slurm, unbroken, tmp_path):

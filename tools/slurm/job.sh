@@ -92,6 +92,25 @@ _run_once() {
   done
 }
 
+# Whether every node of the job still starts a process.
+_nodes_answer() {
+  local nodes=${SLURM_JOB_NUM_NODES:-1}
+  if ((nodes == 1)); then return 0; fi
+  timeout 60 srun --nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 --cpus-per-task=1 --kill-on-bad-exit=1 true
+}
+
+# The processes notice a lost node before Slurm does, which then ends this script and requeues the job. Where it has not
+# after a while (SlurmdTimeout of most clusters is 300 s), the job is requeued here.
+_wait_for_slurm() {
+  local seconds=${SPEAR_LOST_NODE_SECONDS:-600}
+  say "a node does not answer: waiting up to $seconds s for Slurm to give it up"
+  while ((seconds > 0)) && [[ $_told == false && $(job_state) == RUNNING ]]; do
+    sleep 5 &
+    wait $! || true
+    seconds=$((seconds - 5))
+  done
+}
+
 # run_job MANNER COMMAND...: runs the command and ends the script with its status. On SIGUSR1 (what
 # `#SBATCH --signal=B:USR1@120` sends before the time is over) or SIGTERM (pre-emption, scancel) it is told to
 #   save   save its state and end with status 75: training;
@@ -106,8 +125,13 @@ run_job() {
   while true; do
     _run_once "$@"
     if ((_status < 128 || retries >= max_retries)) || [[ $_told == true ]]; then break; fi
+    if ! _nodes_answer; then
+      _wait_for_slurm
+      _status=$interrupted
+      break
+    fi
     retries=$((retries + 1))
-    say "killed by signal $((_status - 128)); begun again, $retries of $max_retries times (SPEAR_MAX_RETRIES)"
+    say "ended with status $_status, as what a signal kills; begun again, $retries of $max_retries times (SPEAR_MAX_RETRIES)"
   done
   trap '' USR1 TERM
   if [[ -n $_timer ]]; then
