@@ -177,11 +177,12 @@ fi
 # The code as it is now, once for each content.
 snapshot() {
   local list hash
-  list=$(cd "$repository" && find spear_lib egs/common "$recipe" tools/slurm -type f -not -path '*/__pycache__/*' \
+  list=$(cd "$repository" && find spear_lib egs/common "$recipe" tools -type f -not -path '*/__pycache__/*' \
     -not -path "$recipe/data/*" -not -path "$recipe/exp/*" | LC_ALL=C sort)
   # Another recipe's configurations and stages may be used too (egs/mixed).
   list+=$'\n'$(cd "$repository" && find egs -type f \( -path '*/conf/*' -o -path '*/local/*' -o -path 'egs/*/*.sh' \) \
     -not -path '*/data/*' -not -path '*/exp/*' | LC_ALL=C sort)
+  list=$(LC_ALL=C sort -u <<<"$list")
   hash=$(cd "$repository" && printf '%s\n' "$list" | tr '\n' '\0' | xargs -0 sha256sum | sha256sum | cut -c1-12)
   code=$folder/code-$hash
   if [[ -d $code || $action == dry-run ]]; then return; fi
