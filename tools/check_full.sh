@@ -15,7 +15,7 @@ source "$repository/tools/checks.sh"
 
 parts=(
   lint format shell quick fuzz tiny
-  slow-clients slow-data slow-distributed slow-evaluation slow-numerics slow-recipes slow-unit
+  slow-clients slow-data slow-distributed slow-evaluation slow-numerics slow-recipes slow-slurm slow-unit
   mutants client-superb client-xares client-hear mini mini-audioset mini-mixed
 )
 if [[ ${1:-} == --help || ${1:-} == -h ]]; then

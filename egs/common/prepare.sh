@@ -52,7 +52,8 @@ option clusters 0 "Tokens of k-means with this many clusters, the ablation of pa
 option seed 0 "Every random choice follows from it" int
 option num_jobs 2 "Processes for synthesis and manifests" int
 option num_splits 1 "Parts in which stage 5 divides each set" int
-option split 0 "Only this part of stage 5, 1 to --num-splits (0: all parts, and the stage is closed)" int
+option split 0 "Only this part of stage 5, 1 to --num-splits (0: all; with --num-splits it checks that all are made, and closes the stage)" int
+option shard_hours 0 "Audio of a shard of tokens at most, h: what a killed job of stage 5 makes again (0: 22)"
 parse_options "$@"
 
 check_stage_range 0 7
@@ -107,9 +108,16 @@ stage_4() {
 
 stage_5() {
   local set
+  local -a cuts=() stores=()
+  for set in $token_sets; do
+    cuts+=("$(set_manifest "$set")")
+    stores+=("$(token_store "$set")")
+  done
+  check_parts "$(list_of "${cuts[@]}")" "$(list_of "${stores[@]}")"
   for set in $token_sets; do
     "$python" -m spear_lib.bin.dump_tokens --cuts "$(set_manifest "$set")" --quantizer "$quantizer" \
-      --output_dir "$(token_store "$set")" --teacher_path "$teacher_path" --num_splits "$num_splits" --split "$split"
+      --output_dir "$(token_store "$set")" --teacher_path "$teacher_path" --num_splits "$num_splits" --split "$split" \
+      --shard_hours "$shard_hours"
   done
 }
 

@@ -48,11 +48,13 @@ option decode_lm false "Recognise with the language model of stage 7 as well, it
 option compare_scratch "" "Fine-tune from scratch as well, true or false (default: that of --mini)"
 option seed 0 "Every random choice follows from it" int
 option nproc 1 "Processes on this machine, one per GPU" int
-option num_nodes 1 "Machines; start the same command on each" int
-option rendezvous localhost:29400 "HOST:PORT of one machine that all can reach, with --num-nodes"
+option num_nodes 1 "Machines, on a shared folder; start the same command on each, with its --node-rank (under Slurm: tools/slurm)" int
+option node_rank 0 "Number of this machine, from 0; the others train with machine 0, which does the rest alone" int
+option rendezvous "" "HOST:PORT of machine 0 that all can reach, with --num-nodes"
 parse_options "$@"
 
 check_stage_range 10 14
+check_machines
 find_python
 choose_conf
 finetune_conf=${finetune_conf:-$conf}
@@ -194,10 +196,10 @@ if [[ -n $encoder ]]; then encoder_stage=""; fi
 
 pretrain_after="6 2"
 if ! needs_tokens; then pretrain_after=1; fi
-run_stage 10 "pre-training" stage_10 --after "$pretrain_after" --options "$pretrain_options" --config "$pretrain_config" \
+run_stage 10 "pre-training" stage_10 --machines all --after "$pretrain_after" --options "$pretrain_options" --config "$pretrain_config" \
   --leaves "$exp_dir/pretrain"
 run_stage 11 "averaging" stage_11 --after 10 --leaves "$exp_dir/pretrain/encoder"
-run_stage 12 "fine-tuning" stage_12 --after "$encoder_stage $labels_stage 1 2" \
+run_stage 12 "fine-tuning" stage_12 --machines all --after "$encoder_stage $labels_stage 1 2" \
   --options "encoder labelled_set compare_scratch seed" "${finetune_configs[@]}" "${arms_made[@]}"
 run_stage 13 "evaluation" stage_13 --after 12 --options "test_sets probe decode_lm seed" "${evaluation_made[@]}"
 run_stage 14 "report" stage_14 --after 13 --leaves "$exp_dir/report/report.html"

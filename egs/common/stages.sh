@@ -122,6 +122,17 @@ check_split() {
   part=$split/$num_splits
 }
 
+# check_parts CUTS STORES: stage 5 of --num-splits parts is closed where all of them are made, and nowhere else: what is
+# missing would be made here, by one machine that may not even have a GPU.
+check_parts() {
+  local missing
+  if ((num_splits == 1 || split > 0)); then return 0; fi
+  missing=$("$python" -m spear_lib.bin.check_tokens --cuts "$1" --store "$2" --missing "$num_splits")
+  if [[ -z $missing ]]; then return 0; fi
+  die "of the $num_splits parts of stage 5 these are not made: $missing. Run each with --split, or submit them" \
+    "(tools/slurm, --array=$missing), or leave out --num-splits to make them here"
+}
+
 # check_stage_range FIRST LAST: --stage and --stop-stage must lie inside the script's own stages.
 check_stage_range() {
   local first=$1 last=$2 value
@@ -146,35 +157,64 @@ end_before() {
   log "the recipe ends with stage $last_stage: $2"
 }
 
-# launch MODULE ARGS...: python -m MODULE, through torchrun when --nproc or --num-nodes asks for several processes.
-# SPEAR_ON_ALL_NODES, words as "srun --nodes=4 ...", starts torchrun on every machine (tools/slurm).
+# check_machines: --num-nodes, --node-rank and --rendezvous fit together.
+check_machines() {
+  if ((node_rank < 0 || node_rank >= num_nodes)); then
+    usage_error "--node-rank $node_rank: the machines are 0 to $((num_nodes - 1)) (--num-nodes $num_nodes)"
+  fi
+  if ((num_nodes > 1)) && [[ -z ${SPEAR_SRUN:-} && ! $rendezvous =~ ^.+:[0-9]+$ ]]; then
+    usage_error "--num-nodes $num_nodes needs --rendezvous HOST:PORT, machine 0 and a free port there, got '$rendezvous'"
+  fi
+}
+
+# launch MODULE ARGS...: python -m MODULE, in several processes when --nproc or --num-nodes asks for them: through torchrun,
+# or, where SPEAR_SRUN is set (tools/slurm), as one task of srun for each.
 launch() {
   if ((nproc <= 1 && num_nodes <= 1)); then
     "$python" -m "$@"
     return
   fi
-  local note=$exp_dir/.done/interrupted
-  local -a on_all_nodes=()
-  read -ra on_all_nodes <<<"${SPEAR_ON_ALL_NODES:-}"
+  if [[ -n ${SPEAR_SRUN:-} ]]; then
+    launch_tasks "$@"
+    return
+  fi
+  # On one machine torchrun finds a free port itself: two runs of one machine must not meet.
+  local note=$exp_dir/.done/interrupted-$node_rank
+  local -a machines=(--standalone)
+  if ((num_nodes > 1)); then
+    machines=(--nnodes "$num_nodes" --node-rank "$node_rank")
+    machines+=(--master-addr "${rendezvous%:*}" --master-port "${rendezvous##*:}")
+  fi
   rm -f "$note"
-  "${on_all_nodes[@]}" "$python" "$common_dir/torchrun.py" "$note" \
-    "$python" -m torch.distributed.run --nproc-per-node "$nproc" --nnodes "$num_nodes" \
-    --rdzv-backend c10d --rdzv-endpoint "$rendezvous" -m "$@"
+  "$python" "$common_dir/torchrun.py" "$note" \
+    "$python" -m torch.distributed.run --nproc-per-node "$nproc" "${machines[@]}" -m "$@"
+}
+
+# launch_tasks MODULE ARGS...: one task of srun for each process. Ends with 75 where they saved and stopped.
+launch_tasks() {
+  local note=$exp_dir/.done/interrupted status=0 cpus=$((${SLURM_CPUS_ON_NODE:-$nproc} / nproc))
+  rm -f "$note"
+  SPEAR_INTERRUPTED_NOTE=$note MASTER_PORT=$("$python" "$common_dir/free_port.py" "${SLURM_JOB_ID:-0}") \
+    srun --export=ALL --nodes="$num_nodes" --ntasks=$((num_nodes * nproc)) --ntasks-per-node="$nproc" \
+    --cpus-per-task=$((cpus > 0 ? cpus : 1)) --kill-on-bad-exit=1 --wait="${SPEAR_WAIT_SECONDS:-600}" \
+    bash "$common_dir/srun_task.sh" "$python" -m "$@" || status=$?
+  if ((status != 0)) && [[ -f $note ]]; then status=75; fi
+  return "$status"
 }
 
 # run_stage NUMBER DESCRIPTION FUNCTION [--after STAGES] [--options NAMES] [--config FILE] [--leaves PATH]
-#           [--identity NAME=FILE.json:KEY] [--part K/N]
+#           [--identity NAME=FILE.json:KEY] [--part K/N] [--machines all]
 # STAGES and NAMES are separated by spaces; --config, --leaves and --identity may be given several times.
 # --options are variables (options of the script, or facts of local/corpus.sh) that change what the stage makes, and
-# no others. With --part no marker is
-# written: a later run without it closes the stage.
+# no others. With --part no marker is written: a later run without it closes the stage. With --machines all the stage
+# uses launch: of several machines (--num-nodes) each takes part; only machine 0 checks, locks and marks stages.
 run_stage() {
   local _number=$1 _description=$2 _function=$3
   shift 3
   if ((_number < stage || _number > stop_stage)); then return 0; fi
 
   # bash shows these to the stage's function too: the underscores keep them apart from the recipe's variables.
-  local _part="" _configs="" _name _status _probe
+  local _part="" _configs="" _machines=first _name _status _probe
   local -a _arguments=(--number "$_number" --description "$_description" --command "$script_command")
   _arguments+=(--data-dir "$data_dir" --exp-dir "$exp_dir" --repository "$repository")
   set -- "$@" --options "${stage_facts[$_number]:-}"
@@ -194,6 +234,7 @@ run_stage() {
         ;;
       --leaves | --identity) _arguments+=("$1" "$2") ;;
       --part) _part=$2 ;;
+      --machines) _machines=$2 ;;
       *) die "run_stage $_number: unknown argument $1" ;;
     esac
     shift 2
@@ -211,6 +252,17 @@ run_stage() {
   set -e
   if ((_probe == 0)); then die "run_stage $_number is called inside if, && or ||, where a failing command would go unseen"; fi
 
+  local _done_dir=$data_dir/.done
+  if ((_number >= 10)); then _done_dir=$exp_dir/.done; fi
+  if ((${node_rank:-0} > 0)); then
+    if [[ $_machines != all ]]; then return 0; fi
+    if [[ -f $_done_dir/stage-$_number.json ]]; then return 0; fi
+    log "stage $_number: $_description, with machine 0 (this is $node_rank of $num_nodes)"
+    mkdir -p "$_done_dir"
+    "$_function"
+    return
+  fi
+
   set +e
   "$python" "$common_dir/marker.py" check "${_arguments[@]}" ${_part:+--part "$_part"}
   _status=$?
@@ -221,8 +273,6 @@ run_stage() {
     *) exit 1 ;;
   esac
 
-  local _done_dir=$data_dir/.done
-  if ((_number >= 10)); then _done_dir=$exp_dir/.done; fi
   local _metrics=$_done_dir/stage-$_number.metrics${_part:+.${_part//\//-of-}}.jsonl
   # Two runs of one stage would write the same files. The lock dies with its holders, also with kill -9.
   if command -v flock >/dev/null; then

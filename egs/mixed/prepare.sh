@@ -55,7 +55,8 @@ option strategy asymmetrical "Which teachers a cut is to be trained on, hence wh
 option seed 0 "Every random choice follows from it" int
 option num_jobs 2 "Processes for synthesis and manifests" int
 option num_splits 1 "Parts in which stage 5 divides each set" int
-option split 0 "Only this part of stage 5, 1 to --num-splits (0: all parts, and the stage is closed)" int
+option split 0 "Only this part of stage 5, 1 to --num-splits (0: all; with --num-splits it checks that all are made, and closes the stage)" int
+option shard_hours 0 "Audio of a shard of tokens at most, h: what a killed job of stage 5 makes again (0: 22)"
 parse_options "$@"
 
 check_stage_range 0 7
@@ -225,8 +226,10 @@ dump_tokens() {
     stores+=("$(store_of "$teacher" "$part" "$set")")
     paths+=("$(option_of "$teacher" teacher_path)")
   done
+  check_parts "$(set_manifest "$part-$set")" "$(list_of "${stores[@]}")"
   "$python" -m spear_lib.bin.dump_tokens --cuts "$(set_manifest "$part-$set")" --quantizer "$(list_of "${quantizers[@]}")" \
-    --output_dir "$(list_of "${stores[@]}")" --teacher_path "$(list_of "${paths[@]}")" --num_splits "$num_splits" --split "$split"
+    --output_dir "$(list_of "${stores[@]}")" --teacher_path "$(list_of "${paths[@]}")" --num_splits "$num_splits" --split "$split" \
+    --shard_hours "$shard_hours"
 }
 
 stage_6() {

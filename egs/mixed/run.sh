@@ -37,11 +37,13 @@ option strategy asymmetrical "Which teachers a cut is trained on; prepare.sh mad
 option compare_scratch false "Fine-tune from scratch as well" bool
 option seed 0 "Every random choice follows from it" int
 option nproc 1 "Processes on this machine, one per GPU" int
-option num_nodes 1 "Machines; start the same command on each" int
-option rendezvous localhost:29400 "HOST:PORT of one machine that all can reach, with --num-nodes"
+option num_nodes 1 "Machines, on a shared folder; start the same command on each, with its --node-rank (under Slurm: tools/slurm)" int
+option node_rank 0 "Number of this machine, from 0; the others train with machine 0, which does the rest alone" int
+option rendezvous "" "HOST:PORT of machine 0 that all can reach, with --num-nodes"
 parse_options "$@"
 
 check_stage_range 10 14
+check_machines
 find_python
 choose_conf
 choose_group
@@ -95,7 +97,7 @@ own_stage() {
   fi
   "../$recipe/run.sh" --conf "$(conf_of_parts "$conf")" --data-dir "$data_dir/$part" --exp-dir "$exp_dir/$part" \
     --encoder "$exp_dir/pretrain/encoder" --compare-scratch "$compare_scratch" --seed "$seed" --nproc "$nproc" \
-    --num-nodes "$num_nodes" --rendezvous "$rendezvous" --stage "$1" --stop-stage "$1"
+    --num-nodes "$num_nodes" --node-rank "$node_rank" --rendezvous "$rendezvous" --stage "$1" --stop-stage "$1"
 }
 
 stage_14() {

@@ -18,8 +18,9 @@ from spear_lib.runtime.files import write_text
 from spear_lib.runtime.log import first_screen
 from spear_lib.teachers.embedding import resolve_manifests
 from spear_lib.tokens.fields import TokenStoreReader, attach_tokens, validate, write_store_facts
-from spear_lib.tokens.plan import refuse_same_audio
+from spear_lib.tokens.plan import as_ranges, refuse_same_audio
 from spear_lib.tokens.report import find_gaps, summary_lines, usage_summary
+from spear_lib.tokens.store import missing_parts
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +42,15 @@ class Options:
     max_bad_fraction: float = 0.001
     """Share of the cuts that may have no tokens; they are left out of output_cuts."""
 
+    missing: int = 0
+    """Only print which of this many parts (num_splits of dump_tokens) are not made, as --array of Slurm takes
+    them, 1-3,7; an empty line: all are made."""
+
     def __post_init__(self) -> None:
+        if self.missing < 0:
+            raise ValueError(
+                f"missing is {self.missing}: give the number of parts, num_splits of dump_tokens"
+            )
         stores, quantizers = as_list(self.store), as_list(self.quantizer)
         if self.quantizer and len(quantizers) != len(stores):
             raise ValueError(
@@ -127,6 +136,9 @@ def check_store(
 
 def main(argv: list[str] | None = None) -> None:
     options = parse(Options, argv, prog="python -m spear_lib.bin.check_tokens", description=__doc__)
+    if options.missing:
+        print(as_ranges(missing_parts(as_list(options.store), options.missing)))
+        return
     manifest = Manifest(resolve_manifests(options.cuts))
     refuse_same_audio(manifest)
     readers = {store: TokenStoreReader(store) for store in as_list(options.store)}

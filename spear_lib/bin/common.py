@@ -9,6 +9,7 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import TextIO
 
 from spear_lib.runtime import threads
 from spear_lib.runtime.log import printable_output, setup_logging
@@ -35,23 +36,53 @@ def run(main: Callable[[], None]) -> None:
         sys.stdout.flush()
     except BrokenPipeError as error:
         # The reader had enough (| head). Python would complain again when it closes the stream.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard(sys.stdout)
         raise SystemExit(1) from error
     except KeyboardInterrupt as stop:
-        print("error: stopped by the keyboard (Ctrl-C)", file=sys.stderr)
+        _say("error: stopped by the keyboard (Ctrl-C)")
         raise SystemExit(STATUS_KEYBOARD) from stop
     except Exception as error:
         if os.environ.get("SPEAR_DEBUG") == "1":
             traceback.print_exc()
-        print(f"error: {one_line(error)}", file=sys.stderr)
+        _say(f"error: {one_line(error)}")
         raise SystemExit(1) from error
     except SystemExit as stop:
         note = os.environ.get("SPEAR_INTERRUPTED_NOTE")
         if stop.code == STATUS_INTERRUPTED and note:
-            Path(note).touch()
+            try:
+                Path(note).touch()
+            except OSError as error:
+                _say(f"status {STATUS_INTERRUPTED} is not noted in {note} ({error.strerror})")
         raise
     finally:
         _append_metrics(time.monotonic() - started)
+        _close_output()
+
+
+def _say(line: str) -> None:
+    """A line on standard error; where that is on a full disk too there is nothing left to say, and the exit
+    status must not change."""
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except OSError:
+        _discard(sys.stderr)
+
+
+def _close_output() -> None:
+    """What a full disk has not taken is dropped: Python would complain when it closes the streams, after the
+    line that says what to do, and end with another status."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):  # ValueError: closed
+            _discard(stream)
+
+
+def _discard(stream: TextIO) -> None:
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    except (OSError, ValueError):  # a stream of a test or a notebook has no descriptor
+        return
 
 
 def one_line(error: Exception) -> str:
@@ -108,4 +139,4 @@ def _append_metrics(wall_seconds: float) -> None:
         with open(path, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
     except OSError as error:  # the work is done, or its own error was said
-        print(f"the cost of the command is not noted in {path} ({error.strerror})", file=sys.stderr)
+        _say(f"the cost of the command is not noted in {path} ({error.strerror})")

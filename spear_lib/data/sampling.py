@@ -221,7 +221,7 @@ class BatchSampler:
         middle, last = ends[-2], ends[-1]
         small = (last - middle) * durations[middle:last].max() < 0.5 * self.batch_seconds
         half = first + (last - first + 1) // 2
-        if small and half < middle:
+        if small and half < middle and last - half >= self.world_size:
             costs = (half - first) * durations[first:half].max(), (last - half) * durations[half:last].max()
             if max(costs) <= self.batch_seconds:
                 return [*ends[:-2], half, last]

@@ -8,6 +8,7 @@ import errno
 import json
 import os
 import re
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,12 +34,18 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     unfinished = path.with_name(path.name + ".tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        # A killed run of another user may have left it: only its owner could set its mode.
+        unfinished.unlink(missing_ok=True)
         unfinished.touch()
+        mode = unfinished.stat().st_mode
     except OSError as error:
         raise _write_error(path, error) from error
     try:
         yield unfinished
         with open(unfinished, "rb") as file:
+            # Writers of their own (safetensors: 0600) may not decide who can read it; the umask does.
+            if os.fstat(file.fileno()).st_mode != mode:
+                os.fchmod(file.fileno(), stat.S_IMODE(mode))
             os.fsync(file.fileno())
         os.replace(unfinished, path)
     except BaseException as error:

@@ -6,6 +6,7 @@ messages, so that agreeing on "stop now" never makes the host wait for a device.
 """
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,16 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+WAIT_SECONDS = 600
+"""How long a process waits for another one, s, unless SPEAR_WAIT_SECONDS says so. The longest work that only
+one of them does is to write a checkpoint."""
+# What gloo, nccl and torch's store say when another process died or stands still.
+_LOST = re.compile(
+    r"timed out|timeout|connection (closed|reset|refused|was likely closed)|broken pipe|"
+    r"remote process exited|failed to connect",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
@@ -86,7 +97,11 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
 
 @contextmanager
 def world(device: str = "auto") -> Iterator[World]:
-    """The processes of this run, as torchrun's environment describes them; one process without it."""
+    """The processes of this run, as torchrun's environment describes them; one process without it.
+
+    Raises:
+      RuntimeError: another process did not come, died, or stands still for WAIT_SECONDS.
+    """
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     chosen = choose_device(device, int(os.environ.get("LOCAL_RANK", "0")))
     if chosen.type == "cuda":
@@ -94,10 +109,31 @@ def world(device: str = "auto") -> Iterator[World]:
     if world_size == 1:
         yield World(device=chosen)
         return
-    timeout = timedelta(minutes=30)
-    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=timeout)
-    control = dist.new_group(backend="gloo", timeout=timeout)
+    seconds = wait_seconds()
+    timeout = timedelta(seconds=seconds)
     try:
-        yield World(rank, world_size, chosen, control)
+        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=timeout)
+        yield World(rank, world_size, chosen, dist.new_group(backend="gloo", timeout=timeout))
+    except RuntimeError as error:
+        if not _LOST.search(str(error)):
+            raise
+        raise RuntimeError(
+            f"process {rank} of {world_size} lost another one, which ended or stood still for {seconds} s "
+            "(SPEAR_WAIT_SECONDS): its own lines say why; run the same command again, it goes on from the "
+            f"last checkpoint ({str(error).splitlines()[0]})"
+        ) from error
     finally:
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def wait_seconds() -> int:
+    """SPEAR_WAIT_SECONDS, or its default.
+
+    Raises:
+      ValueError: it is no whole number of at least 1.
+    """
+    given = os.environ.get("SPEAR_WAIT_SECONDS") or str(WAIT_SECONDS)
+    if not given.isdecimal() or int(given) < 1:
+        raise ValueError(f"SPEAR_WAIT_SECONDS is {given!r}: use a whole number of at least 1, or unset it")
+    return int(given)

@@ -84,6 +84,17 @@ class ShardPlan:
         return range(len(self) * (split - 1) // num_splits, len(self) * split // num_splits)
 
 
+def as_ranges(numbers: list[int]) -> str:
+    """Sorted whole numbers as Slurm's --array takes them: 1-3,7."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ",".join(f"{first}" if first == last else f"{first}-{last}" for first, last in runs)
+
+
 def cuts_hash(audio_keys: np.ndarray) -> str:
     """Identity of a corpus: the audio of its cuts (``Manifest.audio_keys``), in order."""
     return hashlib.sha256(np.ascontiguousarray(audio_keys).tobytes()).hexdigest()[:16]

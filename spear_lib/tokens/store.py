@@ -97,13 +97,8 @@ class TokenStoreWriter:
 
     def is_done(self, shard: int, retry_skipped: bool = False) -> bool:
         """Whether a shard is committed and whole; with ``retry_skipped`` also free of skipped cuts."""
-        data = shard_file(self.store, shard)
-        if not data.with_suffix(".json").exists():
-            return False
-        index = read_json(data.with_suffix(".json"))
-        # Checked here too, so that a damaged shard is written again rather than found at the end.
-        whole = data.exists() and data.stat().st_size == index["num_bytes"]
-        return whole and not (retry_skipped and index["skipped"])
+        # Its size too, so that a damaged shard is written again rather than found at the end.
+        return shard_is_whole(self.store, shard) and not (retry_skipped and self.skipped(shard))
 
     def skipped(self, shard: int) -> dict[str, str]:
         """Cut id -> reason, of a committed shard."""
@@ -169,6 +164,29 @@ def write_store(
     writer = TokenStoreWriter(store, facts, ShardPlan((len(cuts),)))
     with writer.claim(0):
         writer.write_shard(0, cuts, codes)
+
+
+def shard_is_whole(store: str | Path, shard: int) -> bool:
+    """Whether a shard is committed and has all its bytes."""
+    data = shard_file(store, shard)
+    if not data.with_suffix(".json").exists():
+        return False
+    return data.exists() and data.stat().st_size == read_json(data.with_suffix(".json"))["num_bytes"]
+
+
+def missing_parts(stores: Iterable[str | Path], num_splits: int) -> list[int]:
+    """Which of the parts 1 to ``num_splits`` of stage 5 have shards that are not made in one of ``stores``;
+    all, where a store was not begun."""
+    parts: set[int] = set()
+    for store in stores:
+        if not (Path(store) / PLAN_FILE).is_file():
+            return list(range(1, num_splits + 1))
+        plan = ShardPlan(tuple(read_json(Path(store) / PLAN_FILE)["ends"]))
+        missing = {shard for shard in range(len(plan)) if not shard_is_whole(store, shard)}
+        parts |= {
+            part for part in range(1, num_splits + 1) if not missing.isdisjoint(plan.share(part, num_splits))
+        }
+    return sorted(parts)
 
 
 class TokenStoreReader:

@@ -18,6 +18,7 @@ from test_token_stages import SHARDS, call, made, snapshot, tokens_only
 from spear_lib.bin import check_tokens, dump_tokens
 from spear_lib.data import decoding
 from spear_lib.quantization import Quantizer
+from spear_lib.tokens.plan import as_ranges
 from spear_lib.tokens.store import ShardPlan, TokenFacts, TokenStoreReader, TokenStoreWriter
 
 __all__ = ["made"]  # a fixture
@@ -202,3 +203,24 @@ def test_torchrun_divides_the_shards(made, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "1 of 2: 2 of 4 shards" in done.stderr and "2 of 2: 2 of 4 shards" in done.stderr
     assert tokens_only(tmp_path / "store") == tokens_only(made / "tokens")
+
+
+def test_missing_parts_are_an_array_of_slurm(made, tmp_path, capsys):
+    store = tmp_path / "store"
+    ask = ("--cuts", made / "audio" / "cuts.jsonl.gz", "--store", store, "--missing", 4)
+
+    def missing() -> str:
+        capsys.readouterr()
+        call(check_tokens, *ask)
+        return capsys.readouterr().out.strip()
+
+    assert missing() == "1-4"  # not begun
+    call(dump_tokens, *dump_of(made, store), "--num_splits", 4, "--split", 2)
+    assert missing() == "1,3-4"
+    call(dump_tokens, *dump_of(made, store))
+    assert missing() == ""
+    # Cut short, as by a disk that was full.
+    damaged = sorted((store / "shards").glob("*.bin"))[-1]
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    assert missing() == "4"
+    assert as_ranges([]) == "" and as_ranges([1, 2, 3, 7, 9, 10]) == "1-3,7,9-10"

@@ -36,7 +36,8 @@ option data_dir data "Data" path
 option exp_dir exp "Where it writes" path
 option nproc 1 "Processes" int
 option num_nodes 1 "Machines" int
-option rendezvous localhost:29400 "Where they meet"
+option node_rank 0 "This machine" int
+option rendezvous "" "Where they meet"
 parse_options "$@"
 find_python
 stage_10() {
@@ -51,31 +52,33 @@ printf '%s\n' "$*" >>"$here/arguments.txt"
 source "$here/behaviour"
 """
 STAND_INS = {
-    "scontrol": 'printf "scontrol %s\\n" "$*" >>"$SPEAR_TEST/calls.txt"',
-    # As Slurm: the processes of the steps get it, not the batch script.
-    "scancel": 'printf "scancel %s\\n" "$*" >>"$SPEAR_TEST/calls.txt"\n'
-    'while read -r group; do kill -USR1 -- "-$group"; done <"$SPEAR_TEST/groups.txt"',
-    "srun": r"""
-nodes=1
-while [[ $1 == --* ]]; do
-  if [[ $1 == --nodes=* ]]; then nodes=${1#*=}; fi
-  shift
-done
-: >"$SPEAR_TEST/groups.txt"
-tasks=()
-for ((node = 0; node < nodes; node++)); do
-  setsid "$@" &
-  tasks+=("$!")
-  printf '%s\n' "$!" >>"$SPEAR_TEST/groups.txt"
-done
-highest=0
-for task in "${tasks[@]}"; do
-  status=0
-  wait "$task" || status=$?
-  if ((status > highest)); then highest=$status; fi
-done
-exit "$highest"
+    "scontrol": """
+if [[ $* == *"show job"* ]]; then
+  printf 'JobId=1 JobState=%s Restarts=0\\n' "${SPEAR_TEST_STATE:-RUNNING}"
+else
+  printf "scontrol %s\\n" "$*" >>"$SPEAR_TEST/calls.txt"
+fi
 """,
+    # As Slurm's: a task has the signals' defaults, SIGUSR1 is passed on to it, the highest status counts.
+    "srun": f"""exec {sys.executable} - "$@" <<'PYTHON'
+import os, signal, subprocess, sys
+command = sys.argv[1:]
+options = {{}}
+while command[0].startswith("--"):
+    name, _, value = command.pop(0).partition("=")
+    options[name] = value
+count, nodes = int(options["--ntasks"]), int(options["--nodes"])
+facts = {{"SLURM_NTASKS": str(count), "SLURM_NNODES": str(nodes), "SLURM_LAUNCH_NODE_IPADDR": "127.0.0.1"}}
+for number in (signal.SIGUSR1, signal.SIGTERM):
+    signal.signal(number, signal.SIG_DFL)
+tasks = []
+signal.signal(signal.SIGUSR1, lambda number, frame: [task.send_signal(number) for task in tasks])
+for rank in range(count):
+    local = rank % (count // nodes)
+    own = {{"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(local), **facts}}
+    tasks.append(subprocess.Popen(command, env={{**os.environ, **own}}, start_new_session=True))
+sys.exit(max(status if status >= 0 else 128 - status for status in [task.wait() for task in tasks]))
+PYTHON""",
 }
 
 
@@ -204,8 +207,7 @@ def test_a_job_of_two_processes_saves_is_requeued_and_goes_on(tmp_path, unbroken
 def test_a_job_of_two_machines_saves_is_requeued_and_goes_on(tmp_path, unbroken, number):
     cluster = Cluster(tmp_path)
     variables = {"SLURM_JOB_NUM_NODES": "2", "SLURM_GPUS_ON_NODE": "1"}
-    calls = interrupt_and_finish(cluster, "multi_node.sh", number, **variables)
-    assert f"scancel --signal=USR1 {os.getpid()}" in calls
+    interrupt_and_finish(cluster, "multi_node.sh", number, **variables)
     both = zip(cluster.losses(), unbroken.losses(), strict=True)
     assert all(ours == pytest.approx(theirs, abs=2e-4) for ours, theirs in both)
 
@@ -213,7 +215,13 @@ def test_a_job_of_two_machines_saves_is_requeued_and_goes_on(tmp_path, unbroken,
 def array_task(tmp_path, behaviour, **variables):
     cluster = Cluster(tmp_path)
     (cluster.recipe / "behaviour").write_text(behaviour, encoding="utf-8")
-    variables = {"SLURM_ARRAY_TASK_ID": "7", "SLURM_ARRAY_TASK_MAX": "100", **variables}
+    variables = {
+        "SLURM_ARRAY_JOB_ID": str(os.getpid()),
+        "SLURM_ARRAY_TASK_ID": "7",
+        "SLURM_ARRAY_TASK_MAX": "100",
+        "SLURM_ARRAY_TASK_COUNT": "100",
+        **variables,
+    }
     return cluster, cluster.submit("tokens_array.sh", "--teacher", "wavlm", **variables)
 
 
@@ -231,7 +239,7 @@ def test_a_task_of_an_array_that_is_told_to_stop_is_requeued(tmp_path, number):
     wait_until((cluster.recipe / "started").exists, process, cluster)
     process.send_signal(number)
     assert process.wait(timeout=30) == 75, cluster.log()
-    assert cluster.calls() == [f"scontrol requeue {os.getpid()}"]
+    assert cluster.calls() == [f"scontrol requeue {os.getpid()}_7"]  # not the whole array
 
 
 def test_a_command_that_fails_is_not_requeued(tmp_path):
@@ -243,7 +251,7 @@ def test_a_command_that_fails_is_not_requeued(tmp_path):
 def test_status_75_is_requeued_until_the_limit(tmp_path):
     cluster, process = array_task(tmp_path, "exit 75", SLURM_RESTART_COUNT="4", SPEAR_MAX_RESTARTS="5")
     assert process.wait(timeout=60) == 75
-    assert cluster.calls() == [f"scontrol requeue {os.getpid()}"]
+    assert cluster.calls() == [f"scontrol requeue {os.getpid()}_7"]
     cluster, process = array_task(
         tmp_path / "more", "exit 75", SLURM_RESTART_COUNT="5", SPEAR_MAX_RESTARTS="5"
     )
@@ -259,6 +267,37 @@ def test_what_does_not_stop_is_requeued_when_the_grace_is_over(tmp_path):
     wait_until((cluster.folder / "calls.txt").exists, process, cluster, 30)
     assert "still running after 1 s" in cluster.log()
     process.wait(timeout=30)
+
+
+@pytest.mark.parametrize("state", ["CANCELLED", "COMPLETING", "PENDING"])
+def test_what_slurm_has_ended_is_not_requeued(tmp_path, state):
+    """scancel cancels; a job that Slurm itself has requeued is not told to be submitted again."""
+    cluster, process = array_task(tmp_path, 'touch "$here/started"\nsleep 60', SPEAR_TEST_STATE=state)
+    wait_until((cluster.recipe / "started").exists, process, cluster)
+    process.send_signal(TERM)
+    assert process.wait(timeout=30) == 75
+    assert cluster.calls() == [] and f"Slurm has ended this job (now {state})" in cluster.log()
+
+
+@pytest.mark.parametrize(
+    "variables, words",
+    [
+        ({"SLURM_ARRAY_TASK_ID": "0"}, "task 0 is no part of 1 to 100: sbatch --array=1-N"),
+        ({"SLURM_ARRAY_TASK_COUNT": "3"}, "the array has 3 tasks up to 100"),
+        ({"SPEAR_NUM_SPLITS": "5"}, "task 7 is no part of 1 to 5"),
+    ],
+)
+def test_an_array_that_does_not_say_which_part_is_refused(tmp_path, variables, words):
+    cluster, process = array_task(tmp_path, "exit 0", **variables)
+    assert process.wait(timeout=30) == 2
+    assert words in cluster.log() and not (cluster.recipe / "arguments.txt").exists()
+
+
+def test_a_command_that_a_signal_killed_is_begun_again_a_stated_number_of_times(tmp_path):
+    cluster, process = array_task(tmp_path, "kill -BUS $$", SPEAR_MAX_RETRIES="1")
+    assert process.wait(timeout=60) == 128 + signal.SIGBUS
+    assert cluster.log().count("begun again, 1 of 1 times (SPEAR_MAX_RETRIES)") == 1
+    assert len((cluster.recipe / "arguments.txt").read_text().splitlines()) == 2 and cluster.calls() == []
 
 
 def test_a_template_without_a_recipe_says_how(tmp_path):

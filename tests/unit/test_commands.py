@@ -1,5 +1,6 @@
 """The one place where commands are run: whatever happens, a user reads one line."""
 
+import os
 import subprocess
 import sys
 
@@ -82,3 +83,28 @@ def test_a_reader_that_has_enough_ends_a_command_quietly():
     err = command.stderr.read()
     command.wait(timeout=120)
     assert command.returncode == 1 and err == b""
+
+
+@pytest.mark.parametrize("full", ["stdout", "stderr", "both", "note"])
+def test_a_full_disk_ends_with_one_line_and_its_status(full, tmp_path):
+    """/dev/full takes no byte, as a full disk: what a command prints meanwhile must not bury its error."""
+    code = {
+        "note": "import sys; sys.exit(75)",
+    }.get(full, "print('x'); raise OSError(28, 'cannot write here: free some space')")
+    with open("/dev/full", "wb") as disk:
+        where = {"stdout": -1, "stderr": -1}
+        for name in ("stdout", "stderr") if full == "both" else (full,):
+            where[name] = disk
+        where.pop("note", None)
+        note = {"SPEAR_INTERRUPTED_NOTE": str(tmp_path / "gone" / "note"), "SPEAR_STAGE_METRICS": "/dev/full"}
+        code = f"from spear_lib.bin.common import run\ndef main():\n    {code}\nrun(main)"
+        process = subprocess.Popen(
+            [sys.executable, "-c", code], env={**os.environ, **note, "PYTHONUNBUFFERED": ""}, **where
+        )
+        _, err = process.communicate(timeout=120)
+    assert process.returncode == (75 if full == "note" else 1)
+    if err is not None:
+        lines = [line for line in err.decode().splitlines() if "is not noted in" not in line]
+        assert lines == ([] if full == "note" else ["error: cannot write here: free some space"]), (
+            err.decode()
+        )

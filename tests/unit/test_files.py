@@ -2,6 +2,7 @@
 
 import os
 import resource
+import stat
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,3 +127,18 @@ def test_error_of_the_writer_goes_through_and_leaves_nothing(tmp_path):
         path.write_text("half")
         raise ValueError("of the caller")
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+@pytest.mark.parametrize("mask, mode", [(0o002, 0o664), (0o022, 0o644)])
+def test_the_umask_says_who_can_read_what_is_written(kind, mask, mode, tmp_path):
+    """safetensors makes its files 0600, which the group of a shared folder cannot read."""
+    write, small, _, name = WRITERS[kind]
+    before = os.umask(mask)
+    try:
+        write(tmp_path, small)
+        write(tmp_path, small)  # replacing is no different
+    finally:
+        os.umask(before)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.rglob("*") if path.is_file()}
+    assert name in modes and set(modes.values()) == {mode}, modes

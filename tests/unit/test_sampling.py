@@ -172,3 +172,16 @@ def test_errors():
         BatchSampler(np.array([1.0, 2.0]), 10, rank=2, world_size=2)
     with pytest.raises(ValueError, match="max_cuts is 1: 2 processes"):
         BatchSampler(np.array([1.0, 2.0]), 10, world_size=2, max_cuts=1)
+
+
+@pytest.mark.parametrize("world_size", [4, 128])
+def test_evening_out_the_last_two_batches_leaves_a_cut_for_every_process(world_size):
+    """One cut more than the processes need fits the batch before last: half of both was less than that."""
+    for seed in range(60):
+        durations = (
+            np.random.default_rng(seed).gamma(4.0, 3.0, world_size * 2 + seed % (3 * world_size)) + 0.5
+        )
+        for batch_seconds in (4.0 * world_size, 12.0 * world_size, 30.0 * world_size):
+            sampler = BatchSampler(durations, batch_seconds, world_size=world_size, seed=seed)
+            sizes = [len(batch) for batch in global_batches(sampler, 0)]
+            assert min(sizes) >= world_size and sum(sizes) == len(durations)

@@ -3,7 +3,7 @@
 #
 #   sbatch --nodes=4 tools/slurm/multi_node.sh egs/librispeech --conf large
 #
-# run.sh runs once, on the first machine; what has several processes (torchrun) is started by srun on all of them.
+# run.sh runs once, on the first machine; training is started by srun on all of them, one task for each GPU.
 # Change the lines below to what your cluster calls things.
 #SBATCH --job-name=spear
 #SBATCH --nodes=2
@@ -23,8 +23,4 @@ source tools/slurm/job.sh
 
 recipe=${1:?give the recipe: sbatch --nodes=4 tools/slurm/multi_node.sh egs/librispeech [options of run.sh]}
 shift
-nodes=$SLURM_JOB_NUM_NODES
-# One port for each job, so that two jobs of one machine do not meet.
-rendezvous=$(hostname):$((20000 + SLURM_JOB_ID % 20000))
-export SPEAR_ON_ALL_NODES="srun --nodes=$nodes --ntasks=$nodes --ntasks-per-node=1 --kill-on-bad-exit=0"
-run_job save "$recipe/run.sh" --nproc "${SLURM_GPUS_ON_NODE:-1}" --num-nodes "$nodes" --rendezvous "$rendezvous" "$@"
+run_training "$recipe" "$@"

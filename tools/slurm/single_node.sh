@@ -22,4 +22,4 @@ source tools/slurm/job.sh
 
 recipe=${1:?give the recipe: sbatch tools/slurm/single_node.sh egs/librispeech [options of run.sh]}
 shift
-run_job save "$recipe/run.sh" --nproc "${SLURM_GPUS_ON_NODE:-1}" "$@"
+run_training "$recipe" "$@"

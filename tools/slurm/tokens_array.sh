@@ -26,7 +26,18 @@ source tools/slurm/job.sh
 
 recipe=${1:?give the recipe: sbatch --array=1-100 tools/slurm/tokens_array.sh egs/librispeech [options of prepare.sh]}
 shift
-# The parts are 1 to --num-splits, so the array must begin at 1 (a part that failed may be submitted alone, with
-# SPEAR_NUM_SPLITS=100 in the environment).
+# The parts are 1 to --num-splits (0 would mean all of them), so the array begins at 1. An array of some parts alone, as
+# check_tokens --missing prints it, needs their whole number.
 splits=${SPEAR_NUM_SPLITS:-$SLURM_ARRAY_TASK_MAX}
-run_job end "$recipe/prepare.sh" --stage 5 --stop-stage 5 --num-splits "$splits" --split "$SLURM_ARRAY_TASK_ID" "$@"
+# The second array of a corpus with more parts than MaxArraySize begins at 1 again (submit.sh).
+part=$((SLURM_ARRAY_TASK_ID + ${SPEAR_SPLIT_OFFSET:-0}))
+how="sbatch --array=1-N, or SPEAR_NUM_SPLITS=N sbatch --array=3,7-9 for some parts of N"
+if ((SLURM_ARRAY_TASK_ID < 1 || part > splits)); then
+  say "task $part is no part of 1 to $splits: $how"
+  exit 2
+fi
+if [[ -z ${SPEAR_NUM_SPLITS:-} ]] && ((${SLURM_ARRAY_TASK_COUNT:-$splits} != splits)); then
+  say "the array has ${SLURM_ARRAY_TASK_COUNT} tasks up to $splits, so how many parts are there? $how"
+  exit 2
+fi
+run_job end "$recipe/prepare.sh" --stage 5 --stop-stage 5 --num-splits "$splits" --split "$part" "$@"
