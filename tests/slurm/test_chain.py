@@ -14,7 +14,6 @@ from cluster import Slurm, why_not
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 KINDS = ["data", "quantizer", "tokens", "close", "pretrain", "average", "finetune", "evaluate", "report"]
-SLOW = [pytest.mark.slow, pytest.mark.skipif(bool(why_not()), reason=why_not() or "there is a Slurm")]
 SMALL = "all: --cpus-per-task=2 --time=60\npretrain: --gpus-per-node=1\nfinetune: --gpus-per-node=1\n"
 
 
@@ -138,8 +137,10 @@ class Chain:
         }
 
 
-@pytest.mark.parametrize("_", [pytest.param(0, marks=SLOW)], ids=["tiny"])
-def test_the_chain_of_a_recipe_killed_at_three_moments_gives_the_same(tmp_path, _):
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+@pytest.mark.skipif(bool(why_not()), reason=why_not() or "there is a Slurm")
+def test_the_chain_of_a_recipe_killed_at_three_moments_gives_the_same(tmp_path):
     random.seed(21)
     with Slurm(tmp_path / "slurm", nodes=2) as slurm:
         whole = Chain(slurm, tmp_path / "whole")
