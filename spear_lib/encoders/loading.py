@@ -111,7 +111,11 @@ def _read_folder(folder: Path) -> tuple[dict[str, Tensor], EncoderConfig | dict,
     description = read_json(config_path)
     state = read_weights(weights)
     if "format" not in description:  # a Hugging Face release
-        return state.get("model", state), description, {"source": str(folder)}
+        return (
+            state.get("model", state),
+            description,
+            {"source": str(folder)} | description.get("provenance", {}),
+        )
     if description["format"] != FORMAT or description.get("encoder") not in KINDS:
         raise ValueError(
             f"{config_path} describes format {description['format']!r}, encoder "

@@ -32,7 +32,7 @@ FLOORS = [
     ["training"],
     ["evaluation"],
     TASKS,
-    ["report"],
+    ["report", "sharing"],
     ["bin"],
 ]
 
