@@ -30,7 +30,7 @@ PREFIX = "model.model."
 """In front of the encoder's tensors in published files."""
 TOLERANCE = 1e-4
 """Largest difference to this library, relative to the largest value, with which an export is accepted."""
-INSTALL = "pip install 'spear_lib[teachers]', or pip install transformers"
+INSTALL = "pip install 'spear_lib[hub]', or pip install transformers"
 _HEADS = {AsrModel: "ctc_output.", TaggingModel: "audio_tagging_proj."}
 _LISTS = (
     "frontend_channels",
