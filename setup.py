@@ -1,17 +1,23 @@
 """Package metadata. Ranges say what the code accepts; requirements.txt pins what is tested together."""
 
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
+HERE = Path(__file__).parent
+# The one place of the version; read, not imported: an empty environment has no torch yet.
+VERSION = re.search(r'__version__ = "(.+)"', (HERE / "spear_lib" / "__init__.py").read_text(encoding="utf-8"))
+
 setup(
-    name="spear_lib",
-    version="0.1.0",
+    name="spear-lib",
+    version=VERSION[1],
     description="SPEAR: self-supervised speech and audio encoders that predict multi-codebook tokens",
-    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10,<3.13",
+    entry_points={"console_scripts": ["spear = spear_lib.bin.spear:main"]},
     packages=find_packages(include=["spear_lib", "spear_lib.*"]),
     install_requires=[
         "torch>=2.6",
@@ -35,6 +41,8 @@ setup(
     extras_require={
         # Teachers other than the embedded spectral one.
         "teachers": ["transformers>=4.45"],
+        # Folders for transformers, and encoders by the names of huggingface.co.
+        "hub": ["transformers>=4.45", "huggingface_hub>=0.23"],
         # Kernels of the transducer losses on CUDA (torch's CUDA builds bring it along).
         "triton": ["triton>=3.2; sys_platform == 'linux'"],
         # SUPERB tasks (evaluate_superb): what s3prl imports, declared or not; torchaudio, which it declares,

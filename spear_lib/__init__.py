@@ -7,7 +7,7 @@ Users who only want features need one name::
     output = encoder.extract(waveforms, lengths)
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 __all__ = ["__version__", "load_encoder"]
 

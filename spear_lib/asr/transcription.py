@@ -24,7 +24,7 @@ from spear_lib.asr.searcher import Searcher
 from spear_lib.asr.words import Unit, Word, join, mean_confidence, unit_confidences, words_of
 from spear_lib.data.audio import SILENT, AudioError, AudioProblems, load_audio
 from spear_lib.data.audio_batches import MIN_SAMPLES
-from spear_lib.data.audio_files import open_audio
+from spear_lib.data.audio_files import ManifestCut, open_audio
 from spear_lib.data.audio_windows import WindowConfig, plan_windows
 from spear_lib.data.batch import pad_waveforms
 from spear_lib.features.fbank import SAMPLE_RATE
@@ -68,9 +68,9 @@ class Recogniser:
 
 @dataclass
 class Transcript:
-    """What was recognised in one file."""
+    """What was recognised in one file or cut."""
 
-    path: Path
+    path: Path | ManifestCut
     seconds: float = 0.0
     """Length of the recording."""
     sampling_rate: int = 0
@@ -105,7 +105,7 @@ class Transcript:
 class _File:
     """A file on its way: its windows are read one by one and recognised in anybody's batch."""
 
-    def __init__(self, path: Path, config: WindowConfig):
+    def __init__(self, path: Path | ManifestCut, config: WindowConfig):
         self.transcript = Transcript(path)
         self.windows: list[tuple[float, float]] = []
         self.found: list[list[Word]] = []
@@ -118,7 +118,7 @@ class _File:
         self.windows = plan_windows(self.cut.duration, config)
         self.transcript.seconds = self.cut.duration
         self.transcript.sampling_rate = self.cut.sampling_rate
-        self.transcript.num_channels = self.cut.recording.num_channels
+        self.transcript.num_channels = self.cut.num_channels
         self.transcript.num_windows = len(self.windows)
 
     def samples(self) -> Iterator[np.ndarray]:
@@ -153,7 +153,9 @@ def _moved(word: Word, seconds: float) -> Word:
     return Word(word.text, tuple(units))
 
 
-def transcribe(recogniser: Recogniser, paths: Iterable[Path], config: WindowConfig) -> Iterator[Transcript]:
+def transcribe(
+    recogniser: Recogniser, paths: Iterable[Path | ManifestCut], config: WindowConfig
+) -> Iterator[Transcript]:
     """Recognise files, in order; one that cannot be read has an ``error`` and the others go on."""
     waiting: deque[_File] = deque()
     batch: list[tuple[_File, np.ndarray]] = []

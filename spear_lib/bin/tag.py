@@ -1,6 +1,5 @@
 """Say what is heard in audio files: the most probable classes, and when."""
 
-import json
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,10 +12,11 @@ from spear_lib.data.audio_files import find_audio, result_names
 from spear_lib.data.audio_windows import WindowConfig
 from spear_lib.runtime.files import atomic_file, write_text
 from spear_lib.runtime.log import commit, first_screen
-from spear_lib.runtime.progress import format_seconds, progress
+from spear_lib.runtime.progress import RealTime, format_seconds, progress
 from spear_lib.runtime.world import choose_device
 from spear_lib.tagging.events import EventConfig, find_events
 from spear_lib.tagging.inference import TaggedFile, Tagger, load_tagger, tag_file
+from spear_lib.tagging.tag_files import FORMATS
 
 logger = logging.getLogger(__name__)
 
@@ -25,8 +25,8 @@ logger = logging.getLogger(__name__)
 class TagOptions:
     """What is tagged, by which model, and where the results go."""
 
-    audio: list[str] = positional("Audio files, and folders whose audio files are taken.")
-    """Audio files, and folders whose audio files are taken."""
+    audio: list[str] = positional("Audio files, folders of them, patterns, manifests of cuts, or - (stdin).")
+    """Audio files, folders of them, patterns, manifests of cuts, or - (stdin)."""
     experiment_dir: str
     """Folder of finetune_tagging."""
     average: int = 1
@@ -34,8 +34,11 @@ class TagOptions:
     top: int = 10
     """How many classes are shown."""
     output_dir: str = ""
-    """Receives <file>.json (all of what is shown, and the events) and <file>.png (time by class); empty: only
-    the classes are printed."""
+    """Receives a file of each format for each recording, and <file>.png (time by class); empty: only the
+    classes are printed."""
+    format: str = "json"
+    """Of json (all of what is shown, and the events), csv (the events), audacity (the events as labels:
+    <file>.labels.txt); with commas."""
     device: str = "auto"
     """cpu, cuda or auto."""
     windows: WindowConfig = field(default_factory=lambda: WindowConfig(10.0, 2.0, 100.0))
@@ -46,6 +49,13 @@ class TagOptions:
     def __post_init__(self) -> None:
         if self.top < 1:
             raise ValueError(f"top is {self.top}: at least one class must be shown")
+        if not self.formats or set(self.formats) - set(FORMATS):
+            raise ValueError(f"format is {self.format!r}: use {', '.join(FORMATS)}, with commas")
+
+    @property
+    def formats(self) -> list[str]:
+        """The names in ``format``."""
+        return [name.strip() for name in self.format.split(",") if name.strip()]
 
 
 def results(tagger: Tagger, file: TaggedFile, top: int, events: EventConfig) -> dict:
@@ -100,14 +110,15 @@ def main(argv: list[str] | None = None) -> None:
             "results": options.output_dir or "standard output",
         },
     )
-    bad, seconds = [], 0.0
-    for number, path in enumerate(progress(files, description="tagging", unit="files")):
+    bad, clock = [], RealTime()
+    shown = progress(files, description="tagging", unit="files", note=lambda: str(clock))
+    for number, path in enumerate(shown):
         file = tag_file(tagger, path, options.windows)
         if file.error is not None:
             logger.warning("skipped: %s", file.error)
             bad.append(str(path))
             continue
-        seconds += file.seconds
+        clock.audio_seconds += file.seconds
         if file.silent:
             logger.warning("%s is silent: every sample is zero", path)
         content = results(tagger, file, options.top, options.events)
@@ -118,10 +129,13 @@ def main(argv: list[str] | None = None) -> None:
             from spear_lib.tagging.picture import time_by_class
 
             place = Path(options.output_dir) / names[number]
-            write_text(f"{place}.json", json.dumps({**content, **facts}, indent=1, ensure_ascii=False) + "\n")
+            for name in options.formats:
+                ending, form = FORMATS[name]
+                write_text(f"{place}{ending}", form(content, facts))
             with atomic_file(f"{place}.png") as picture:
                 picture.write(time_by_class(file.tags, list(tagger.classes.values()), options.top, path.name))
-    logger.info("%d of %d files, %s of audio", len(files) - len(bad), len(files), format_seconds(seconds))
+    good, length = len(files) - len(bad), format_seconds(clock.audio_seconds)
+    logger.info("%d of %d files, %s of audio, %s", good, len(files), length, clock)
     if bad:
         named = ", ".join(bad[:5]) + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")
         raise RuntimeError(f"{len(bad)} of {len(files)} files could not be tagged (see above): {named}")

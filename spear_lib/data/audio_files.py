@@ -1,8 +1,10 @@
 """Audio files by name, without a manifest: what a user types to transcribe or to tag (ours)."""
 
+import glob
 import logging
 import os
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from lhotse import Recording
@@ -10,6 +12,7 @@ from lhotse.cut import Cut
 
 from spear_lib.data.audio import CORRUPT, EMPTY, MISSING, AudioError, cut_of, unreadable
 from spear_lib.data.containers import cut_short
+from spear_lib.data.manifests import Manifest
 from spear_lib.runtime.walking import files_below
 
 logger = logging.getLogger(__name__)
@@ -21,18 +24,50 @@ AUDIO_ENDINGS = (
 """How names of audio files in a folder end; a file that is named itself may end as it likes."""
 
 
-def find_audio(paths: Iterable[str | os.PathLike]) -> list[Path]:
-    """The files among ``paths`` and the audio files below the folders among them, each once, in order.
+MANIFEST_ENDINGS = (".jsonl", ".jsonl.gz")
+
+
+@dataclass(frozen=True)
+class ManifestCut:
+    """One cut of a manifest, where a file of audio may stand too."""
+
+    manifest: Manifest
+    position: int
+
+    def __str__(self) -> str:
+        return self.manifest.ids[self.position]
+
+    @property
+    def name(self) -> str:
+        """The cut's id."""
+        return str(self)
+
+    @property
+    def stem(self) -> str:
+        """Name of its results: the id, without what folders mean."""
+        return str(self).replace("/", "_")
+
+
+def find_audio(paths: Iterable[str | os.PathLike]) -> list[Path | ManifestCut]:
+    """The files among ``paths``, the audio files below the folders among them and the cuts of the manifests
+    (*.jsonl, *.jsonl.gz) among them, each once, in order. A pattern (``talks/*.wav``, ``**``) that no file is
+    called stands for the files that it fits.
 
     ``-`` is standard input. Folders are walked as ``runtime.walking`` says: links are followed, no folder is
     entered twice, also when several of ``paths`` lead to it. A path that does not exist is kept:
     ``open_audio`` says so when its turn comes, and the others are not lost.
 
     Raises:
-      ValueError: a folder without audio; nothing to read.
+      ValueError: a folder without audio, a pattern that fits nothing, a broken manifest; nothing to read.
     """
-    found: dict[str, Path] = {}  # by folder's real place and name: a link to a file has a name of its own
-    for path in (Path("/dev/stdin" if str(path) == "-" else path) for path in paths):
+    # By folder's real place and name: a link to a file has a name of its own.
+    found: dict[str, Path | ManifestCut] = {}
+    for path in (Path("/dev/stdin" if str(path) == "-" else path) for path in _expanded(paths)):
+        if str(path).endswith(MANIFEST_ENDINGS) and path.is_file():
+            manifest = Manifest(path)
+            for position in range(len(manifest)):
+                found.setdefault(f"cut {manifest.ids[position]}", ManifestCut(manifest, position))
+            continue
         files = files_below(path, *AUDIO_ENDINGS) if path.is_dir() else [str(path)]
         if not files:
             raise ValueError(
@@ -46,13 +81,27 @@ def find_audio(paths: Iterable[str | os.PathLike]) -> list[Path]:
     return list(found.values())
 
 
-def open_audio(path: str | os.PathLike) -> Cut:
+def _expanded(paths: Iterable[str | os.PathLike]) -> Iterable[str]:
+    """``paths`` with the files that patterns stand for."""
+    for path in map(str, paths):
+        if os.path.lexists(path) or not glob.has_magic(path):
+            yield path
+            continue
+        files = sorted(glob.glob(path, recursive=True))
+        if not files:
+            raise ValueError(f"no file fits the pattern {path}: name files, folders or manifests")
+        yield from files
+
+
+def open_audio(path: str | os.PathLike | ManifestCut) -> Cut:
     """The whole file as one cut of any rate and any number of channels; nothing but its header is read, but
     for a pipe, which is taken into memory.
 
     Raises:
       AudioError: the file is missing, empty, or no audio.
     """
+    if isinstance(path, ManifestCut):
+        return path.manifest[path.position]
     path = Path(path)
     if not path.exists():
         raise AudioError(MISSING, f"{path} does not exist")
@@ -79,16 +128,19 @@ def open_audio(path: str | os.PathLike) -> Cut:
     return cut_of(recording)
 
 
-def result_names(files: list[Path], folders: list[str]) -> list[str]:
+def result_names(files: list[Path | ManifestCut], folders: list[str]) -> list[str]:
     """For each file the name of its results, without ending: its place in the folder that was named.
 
     Raises:
       ValueError: two files would write the same results.
     """
-    names: dict[str, Path] = {}
+    names: dict[str, Path | ManifestCut] = {}
     for file in files:
-        parent = next((Path(f) for f in folders if Path(f).is_dir() and file.is_relative_to(f)), file.parent)
-        name = str(file.relative_to(parent).with_suffix(""))
+        if isinstance(file, ManifestCut):
+            name = file.stem
+        else:
+            within = (Path(f) for f in folders if Path(f).is_dir() and file.is_relative_to(f))
+            name = str(file.relative_to(next(within, file.parent)).with_suffix(""))
         if name in names:
             raise ValueError(
                 f"{names[name]} and {file} would both write {name}.json: give them two runs, "

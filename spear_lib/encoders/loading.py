@@ -20,6 +20,7 @@ from spear_lib.encoders.kinds import (
 )
 from spear_lib.encoders.weights import load_strictly, read_weights
 from spear_lib.runtime.files import atomic_path, read_json, write_json
+from spear_lib.runtime.hub import download_encoder, is_hub_name
 
 logger = logging.getLogger(__name__)
 
@@ -43,20 +44,25 @@ def load_encoder(path_or_config: str | Path | dict | EncoderConfig, **changes: A
         a folder in the layout of the authors' Hugging Face releases;
         a folder of WavLM Base in the layout of transformers (our Transformer encoder);
         a published checkpoint of SpidR or DinoSR (.pt), also DinoSR's in the form of fairseq;
+        "OWNER/NAME", "hub:OWNER/NAME", either with "@REVISION": such a folder on huggingface.co, through its
+        cache; only its configuration and safetensors are fetched;
         a ``ZipformerConfig``, ``TransformerConfig`` or ``SpidrConfig``, or a dict of its fields: a new
         encoder with random weights.
       changes: settings to replace that do not change shapes, e.g. ``padding="reference"`` for parity with
         published numbers.
 
     Raises:
-      FileNotFoundError: nothing at this path.
+      FileNotFoundError: nothing at this path or name.
+      RuntimeError: a name, and the package huggingface_hub is missing.
       ValueError: not an encoder, or one whose names or shapes do not fit; lists every name.
     """
     if isinstance(path_or_config, (EncoderConfig, dict)):
         config = path_or_config
         config = config_from_settings(config, "the given dict") if isinstance(config, dict) else config
         return _for_clients(build_encoder(replace(config, **changes)))
-    path = Path(path_or_config)
+    path, source = Path(path_or_config), None
+    if not path.exists() and is_hub_name(str(path_or_config)):
+        path, source = download_encoder(str(path_or_config))
     if not path.exists():
         raise FileNotFoundError(
             f"no encoder at {path}: give a folder with {CONFIG_NAME} and {WEIGHTS_NAME}, or a .pt checkpoint"
@@ -70,7 +76,7 @@ def load_encoder(path_or_config: str | Path | dict | EncoderConfig, **changes: A
         config = kind.published_config(state, config, path)
     encoder = build_encoder(replace(config, **changes))
     load_strictly(encoder, state, path, "encoder")
-    encoder.provenance = provenance
+    encoder.provenance = provenance if source is None else {**provenance, "source": source}
     return _for_clients(encoder)
 
 
@@ -123,7 +129,11 @@ def _read_folder(folder: Path) -> tuple[dict[str, Tensor], EncoderConfig | dict,
     description = read_json(config_path)
     state = read_weights(weights)
     if "format" not in description:  # a Hugging Face release
-        return state.get("model", state), description, {"source": str(folder)}
+        return (
+            state.get("model", state),
+            description,
+            {"source": str(folder)} | description.get("provenance", {}),
+        )
     if description["format"] != FORMAT or description.get("encoder") not in KINDS:
         raise ValueError(
             f"{config_path} describes format {description['format']!r}, encoder "

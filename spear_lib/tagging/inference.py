@@ -15,7 +15,7 @@ import torch
 from spear_lib.config import load as load_options
 from spear_lib.data.audio import SILENT, AudioError, AudioProblems, check_whole, load_audio
 from spear_lib.data.audio_batches import MIN_SAMPLES, position_batches
-from spear_lib.data.audio_files import open_audio
+from spear_lib.data.audio_files import ManifestCut, open_audio
 from spear_lib.data.audio_windows import WindowConfig, plan_windows
 from spear_lib.data.batch import pad_waveforms
 from spear_lib.data.manifests import Manifest
@@ -142,7 +142,7 @@ def _flat(batches: list[list[int]]) -> Iterator[list[int] | int]:
 class TaggedFile:
     """What a tagger says of a file of any length."""
 
-    path: Path
+    path: Path | ManifestCut
     seconds: float = 0.0
     sampling_rate: int = 0
     """Of the file, Hz."""
@@ -156,7 +156,7 @@ class TaggedFile:
     """Why there are no tags."""
 
 
-def tag_file(tagger: Tagger, path: Path, config: WindowConfig) -> TaggedFile:
+def tag_file(tagger: Tagger, path: Path | ManifestCut, config: WindowConfig) -> TaggedFile:
     """Tags of a file of any rate and any number of channels (their mean).
 
     A recording longer than a window is tagged in overlapping windows, of which only one batch is in memory: a
@@ -170,7 +170,7 @@ def tag_file(tagger: Tagger, path: Path, config: WindowConfig) -> TaggedFile:
         cut = open_audio(path)
         windows = plan_windows(cut.duration, config)
         result.seconds, result.sampling_rate = cut.duration, cut.sampling_rate
-        result.num_channels, result.num_windows = cut.recording.num_channels, len(windows)
+        result.num_channels, result.num_windows = cut.num_channels, len(windows)
         size = max(1, int(config.batch_seconds / config.window_seconds))
         for start in range(0, len(windows), size):
             pieces = [

@@ -1,7 +1,7 @@
 """Dasheng as a teacher (base, 0.6B, 1.2B): 25 Hz, the paper's audio teacher.
 
 Weights, official or in their format: a .pt file (Zenodo), a .safetensors file with the same names, a Hugging
-Face folder (config.json beside model.safetensors), or hub:OWNER/NAME (``spear_lib.teachers.hub``).
+Face folder (config.json beside model.safetensors), or hub:OWNER/NAME (``spear_lib.runtime.hub``).
 """
 
 from pathlib import Path
@@ -12,10 +12,10 @@ from torch import Tensor
 
 from spear_lib.encoders.weights import load_strictly, read_weights
 from spear_lib.runtime.files import read_json
+from spear_lib.runtime.hub import HUB_PREFIX, download
 from spear_lib.teachers.base import Teacher, weights_hash
 from spear_lib.teachers.dasheng_encoder import CHUNK_TOKENS, RELEASED, DashengEncoder, DashengSize
 from spear_lib.teachers.decibel_mel import mel_length
-from spear_lib.teachers.hub import HUB_PREFIX, download
 from spear_lib.teachers.patch_transformer import FRAMES_PER_TOKEN, num_blocks, run_in_chunks
 
 _ANCHOR = "patch_embed.proj.weight"

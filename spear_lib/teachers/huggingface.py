@@ -24,8 +24,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spear_lib.runtime.files import read_json
+from spear_lib.runtime.hub import HUB_PREFIX, download
 from spear_lib.teachers.base import Teacher, weights_hash
-from spear_lib.teachers.hub import HUB_PREFIX, download
 
 _WEIGHT_FILES = (
     "model.safetensors",

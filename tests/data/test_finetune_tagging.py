@@ -233,6 +233,23 @@ def test_files_of_any_kind_are_tagged(trained, tmp_path, capsys):
         assert (tmp_path / "out" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_tables_and_labels_of_events(trained, tmp_path):
+    soundfile.write(tmp_path / "one.wav", 0.1 * np.random.default_rng(0).standard_normal(16000), 16000)
+    arguments = ("--experiment_dir", trained[0], "--events.threshold", "0.01", "--output_dir", tmp_path)
+    call(tag, tmp_path / "one.wav", *arguments, "--format", "json,csv,audacity")
+    events = json.loads((tmp_path / "one.json").read_text())["events"]
+    with open(tmp_path / "one.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert events and [row["name"] for row in rows] == [event["name"] for event in events]
+    assert [float(row["end"]) for row in rows] == [event["end"] for event in events]
+    labels = [line.split("\t") for line in (tmp_path / "one.labels.txt").read_text().splitlines()]
+    assert [(float(start), float(end)) for start, end, _ in labels] == [
+        (e["start"], e["end"]) for e in events
+    ]
+    with pytest.raises(ValueError, match="use json, csv, audacity"):
+        tag.TagOptions(["one.wav"], "x", format="xml")
+
+
 def test_bad_files_are_named_and_the_others_tagged(trained, tmp_path, capsys):
     soundfile.write(tmp_path / "good.wav", np.zeros(16000), 16000)
     (tmp_path / "empty.wav").write_bytes(b"")

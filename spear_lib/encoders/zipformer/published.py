@@ -17,7 +17,8 @@ from spear_lib.encoders.zipformer.config import ZipformerConfig
 _UNMASKED = {512: 256, 1024: 512, 1280: 768}
 _POS_HEAD_DIM = 4
 # Settings of a Hugging Face config that shapes do not show; the rest is checked against the shapes.
-_HIDDEN = ("encoder_unmasked_dim", "chunk_size", "left_context_frames")
+_HIDDEN = ("encoder_unmasked_dim", "chunk_size", "left_context_frames", "padding")
+_STREAMING = ("chunk_size", "left_context_frames")
 _CHECKED = (
     "downsampling_factor",
     "num_encoder_layers",
@@ -112,10 +113,12 @@ def published_config(state: dict[str, Tensor], settings: dict[str, Any], path: P
     Raises:
       ValueError: weights of something else, or settings that contradict them.
     """
-    config = config_from_shapes(state)
+    # Ours write it; the authors' do not, and have 4.
+    known = {name: _numbers(settings[name]) for name in ("pos_head_dim",) if name in settings}
+    config = config_from_shapes(state, **{name: _as_tuple(value)[0] for name, value in known.items()})
     hidden = {name: _numbers(settings[name]) for name in _HIDDEN if name in settings}
     if not config.causal:
-        hidden = {name: value for name, value in hidden.items() if name == "encoder_unmasked_dim"}
+        hidden = {name: value for name, value in hidden.items() if name not in _STREAMING}
     config = replace(config, **hidden)
     for name in _CHECKED:
         if name not in settings:
