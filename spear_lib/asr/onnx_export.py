@@ -38,14 +38,14 @@ _VERIFIED_SIZES = ((1, 9), (1, 16), (2, 77), (3, 300), (2, 1001))  # (N, T)
 
 
 class _Encoder(nn.Module):
-    def __init__(self, encoder: SpearEncoder, project: nn.Module):
+    def __init__(self, encoder: SpearEncoder, project: nn.Module, layers: bool):
         super().__init__()
-        self.encoder, self.project = encoder, project
+        self.encoder, self.project, self.layers = encoder, project, layers
 
-    def forward(self, x: Tensor, x_lens: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, x_lens: Tensor) -> tuple[Tensor, ...]:
         embedded, lengths = self.encoder.encoder_embed(x, x_lens)
-        encoded, lengths, _, _ = self.encoder.encoder(embedded, lengths)
-        return self.project(encoded), lengths
+        encoded, lengths, hidden, _ = self.encoder.encoder(embedded, lengths)
+        return self.project(encoded), lengths, *(hidden if self.layers else ())
 
 
 class _Decoder(nn.Module):
@@ -109,7 +109,14 @@ def _record(
     onnx.save(graph, path)
 
 
-def _write_encoder(encoder: SpearEncoder, project: nn.Module, path: Path, facts: dict[str, Any]) -> None:
+def layer_names(encoder: SpearEncoder) -> list[str]:
+    """Names of the outputs of single layers: layer_01, layer_02, ..."""
+    return [f"layer_{number:02d}" for number in range(1, len(encoder.hidden_dims) + 1)]
+
+
+def _write_encoder(
+    encoder: SpearEncoder, project: nn.Module, path: Path, facts: dict[str, Any], layers: bool = False
+) -> None:
     if not isinstance(encoder, SpearEncoder):
         raise ValueError(
             f"the encoder is a {type(encoder).__name__}: only Zipformer encoders, which read log-mel "
@@ -128,8 +135,9 @@ def _write_encoder(encoder: SpearEncoder, project: nn.Module, path: Path, facts:
         "first_frame_center_ms": encoder.first_frame_center_ms,
         **facts,
     }
+    names = layer_names(encoder) if layers else []
     _record(
-        _Encoder(encoder, project),
+        _Encoder(encoder, project, layers),
         (fbank, torch.tensor([203, 150])),
         path,
         {
@@ -137,8 +145,9 @@ def _write_encoder(encoder: SpearEncoder, project: nn.Module, path: Path, facts:
             "x_lens": {0: "N"},
             "encoder_out": {0: "N", 1: "U"},
             "encoder_out_lens": {0: "N"},
+            **{name: {0: "N", 1: "V"} for name in names},
         },
-        (["x", "x_lens"], ["encoder_out", "encoder_out_lens"]),
+        (["x", "x_lens"], ["encoder_out", "encoder_out_lens", *names]),
         metadata,
     )
 
@@ -160,17 +169,30 @@ def _into(folder: str | os.PathLike, write: Callable[[Path], dict[str, float]]) 
 
 
 def export_encoder(
-    encoder: SpearEncoder, folder: str | os.PathLike, facts: dict[str, Any] | None = None
+    encoder: SpearEncoder,
+    folder: str | os.PathLike,
+    facts: dict[str, Any] | None = None,
+    layers: bool = False,
+    int8: bool = False,
 ) -> dict[str, float]:
     """Write ``folder``/encoder.onnx: x (N, T, F), x_lens (N,) -> encoder_out (N, U, D), its lengths (N,).
+
+    Args:
+      layers: also the output of every layer, layer_01 ... (N, V, D_i), V frames at 50 Hz.
+      int8: also write ``encoder.int8.onnx``, with weights of 8 bits.
 
     Returns:
       Largest difference to PyTorch.
     """
 
     def write(aside: Path) -> dict[str, float]:
-        _write_encoder(encoder, nn.Identity(), aside / ENCODER, facts or {})
-        return {ENCODER: _verify_encoder(encoder, nn.Identity(), aside / ENCODER)}
+        _write_encoder(encoder, nn.Identity(), aside / ENCODER, facts or {}, layers)
+        differences = {ENCODER: _verify_encoder(encoder, nn.Identity(), aside / ENCODER)}
+        if int8:
+            name = "encoder.int8.onnx"
+            _quantise(aside / ENCODER, aside / name)
+            differences[name] = _verify_encoder(encoder, nn.Identity(), aside / name, float("inf"))
+        return differences
 
     _require_onnx()
     return _into(folder, write)
@@ -282,7 +304,7 @@ def _verify_encoder(
         lengths = torch.randint(9, frames + 1, (batch,), generator=random)
         lengths[0] = frames
         expected = encoder(fbank, lengths)
-        found, found_lengths = part(x=fbank, x_lens=lengths)
+        found, found_lengths, *layers = part(x=fbank, x_lens=lengths)
         if found_lengths.tolist() != expected.lengths.tolist():
             raise RuntimeError(f"{path.name} gives lengths {found_lengths.tolist()}, not {expected.lengths}")
         ours = project(expected.encoder_out)
@@ -290,6 +312,10 @@ def _verify_encoder(
             place = f"{path.name} (batch of {batch}, {frames} frames)"
             difference = _difference(place, ours[row, :length], found[row, :length], tolerance)
             largest = max(largest, difference)
+            frames_50 = int(lengths[row] - 7) // 2
+            for name, mine, other in zip(layer_names(encoder), expected.hidden_states, layers):
+                mine, other = mine[row, :frames_50], other[row, :frames_50]
+                largest = max(largest, _difference(f"{place}, {name}", mine, other, tolerance))
     return largest
 
 

@@ -31,13 +31,17 @@ class ExportOptions:
     average: int = 1
     """Average the model over the last so many save intervals; 0: the last weights as they are."""
     int8: bool = False
-    """Also write encoder.int8.onnx and joiner.int8.onnx, whose weights have 8 bits."""
+    """Also write encoder.int8.onnx (and joiner.int8.onnx), whose weights have 8 bits."""
+    layers: bool = False
+    """Of an encoder alone: every layer is an output too, layer_01 and so on, at 50 Hz."""
 
 
 def main(argv: list[str] | None = None) -> None:
     options = parse(ExportOptions, argv, prog="python -m spear_lib.bin.export_onnx", description=__doc__)
     if bool(options.experiment_dir) == bool(options.encoder):
         raise ValueError("give either experiment_dir (a fine-tuned transducer) or encoder (an encoder alone)")
+    if options.layers and options.experiment_dir:
+        raise ValueError("layers is for an encoder alone: sherpa-onnx reads a transducer's last one only")
     first_screen(
         "Exporting to ONNX",
         {"of": options.experiment_dir or options.encoder, "writes to": options.output_dir},
@@ -45,7 +49,7 @@ def main(argv: list[str] | None = None) -> None:
     if options.encoder:
         encoder = load_encoder(options.encoder)
         facts = {"code": commit(), "weights": options.encoder, "weights_hash": encoder_id(encoder)}
-        differences = export_encoder(encoder, options.output_dir, facts)
+        differences = export_encoder(encoder, options.output_dir, facts, options.layers, options.int8)
     else:
         units = units_of(options.experiment_dir, options.units)
         weights = load_weights(options.experiment_dir, options.average)

@@ -23,8 +23,13 @@ def synthesise(kind: str, folder: Path, options: list[str]) -> None:
       kind: speech, noise or events.
 
     Raises:
-      RuntimeError: it failed; its own message stands above.
+      RuntimeError: it failed; its own message stands above. Or it is not there: it comes with the repository.
     """
+    if not SYNTHESIS_TOOL.is_file():
+        raise RuntimeError(
+            f"--mini true needs {SYNTHESIS_TOOL.name} of the repository, and the installed package has none: "
+            "run the recipe in a checkout, or give --corpus-dir"
+        )
     command = [sys.executable, str(SYNTHESIS_TOOL), kind, "--output", str(folder), *options]
     logger.info("%s", shlex.join(command[1:]))
     # The tool is no stage of its own: its cost is counted with this process, which waits for it.

@@ -74,6 +74,27 @@ def test_files_compute_what_pytorch_does(changes, tmp_path):
             torch.testing.assert_close(found[row, :length], ours[row, :length], rtol=0, atol=2e-5)
 
 
+def test_an_encoder_with_all_its_layers(tmp_path):
+    encoder = tiny_model(**WIDE, output_downsampling_factor=2).encoder
+    save_encoder(encoder, tmp_path / "encoder", {})
+    arguments = ("--encoder", tmp_path / "encoder", "--output_dir", tmp_path / "onnx", "--layers", "true")
+    call(export_onnx, *arguments, "--int8", "true")
+    assert {path.name for path in (tmp_path / "onnx").iterdir()} == {"encoder.onnx", "encoder.int8.onnx"}
+    graph = onnx.load(tmp_path / "onnx" / "encoder.onnx").graph
+    assert [output.name for output in graph.output][2:] == ["layer_01", "layer_02", "layer_03"]
+    fbank, lengths = torch.randn(2, 201, 128), torch.tensor([201, 90])
+    with torch.no_grad():
+        expected = encoder(fbank, lengths)
+    for name, limit in (("encoder.onnx", 2e-5), ("encoder.int8.onnx", 1.0)):
+        _, _, *layers = OnnxPart(tmp_path / "onnx" / name)(x=fbank, x_lens=lengths)
+        for mine, other in zip(expected.hidden_states, layers, strict=True):
+            assert mine.shape == other.shape
+            for row, frames in enumerate(((lengths - 7) // 2).tolist()):
+                assert (mine[row, :frames] - other[row, :frames]).abs().mean() < limit
+    with pytest.raises(ValueError, match="layers is for an encoder alone"):
+        call(export_onnx, "--experiment_dir", "x", "--output_dir", "y", "--layers", "true")
+
+
 def test_a_size_that_became_a_constant_is_found(tmp_path, monkeypatch):
     """The check of the export can fail: here recording is not noticed, and sizes of the example stay."""
     monkeypatch.setattr("spear_lib.encoders.zipformer.modules.recording", lambda: False)

@@ -22,7 +22,9 @@ SCRIPTS = {"prepare.sh", "run.sh"}
 
 def modules() -> list[str]:
     folder = REPOSITORY / "spear_lib" / "bin"
-    return sorted(path.stem for path in folder.glob("*.py") if path.stem not in ("__init__", "common", "spear"))
+    return sorted(
+        path.stem for path in folder.glob("*.py") if path.stem not in ("__init__", "common", "spear")
+    )
 
 
 def table_of_commands() -> list[str]:
