@@ -1,6 +1,7 @@
 """Runs that meet on one machine, several machines on one folder, a process that stands still: no Slurm."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -41,9 +42,15 @@ import os, signal, sys, time
 import torch
 from spear_lib.bin.common import run
 from spear_lib.runtime.world import world
+from spear_lib.training.health import stop_on_signal
 
 def main():
     with world("cpu") as processes:
+        if os.environ.get("TRAIN"):
+            with stop_on_signal() as request:
+                while not processes.any(bool(request)):
+                    time.sleep(0.05)
+            request.exit(7)
         total = processes.sum(torch.tensor([processes.rank + 1.0])).item()
         if os.environ.get("HOLD"):
             open(f"{sys.argv[1]}.{processes.rank}", "w").close()
@@ -155,6 +162,33 @@ def test_a_process_that_stands_still_ends_the_run_with_a_line(tmp_path):
     err = finish(run, 1)
     assert "error: process 0 of 2 lost another one, which ended or stood still for 4 s" in err, err
     assert time.monotonic() - began < 55
+
+
+def test_a_signal_to_torchrun_is_heard_however_early_and_often_it_comes(tmp_path):
+    """Sent while nobody listens yet, and again: it is ignored until training hears it, and never kills."""
+    machine = Machine(tmp_path)
+    run = machine.start("--nproc", "2", "--stop-stage", "10", TRAIN="1")
+
+    def launchers() -> list[int]:
+        found = []
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                words = (process / "cmdline").read_bytes().decode().split("\0")
+            except OSError:
+                continue
+            if words[1:2] and words[1].endswith("/torchrun.py") and str(tmp_path) in " ".join(words):
+                found.append(int(process.name))
+        return found
+
+    deadline = time.monotonic() + 100
+    while not launchers() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.5)  # Python starts
+    (launcher,) = launchers()
+    for _ in range(3):
+        os.kill(launcher, signal.SIGUSR1)
+        time.sleep(0.2)
+    assert "was told to stop and saved its state" in finish(run, 75)
 
 
 def test_a_time_to_wait_that_is_none_is_refused(tmp_path):
