@@ -207,3 +207,14 @@ def test_stage_5_of_parts_is_closed_where_all_are_made_and_makes_nothing_itself(
     assert result.returncode == 1
     assert "error: of the 3 parts of stage 5 these are not made: 1-3. Run each with --split" in result.stderr
     assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize("script", ["egs/common/run.sh", "egs/mixed/run.sh"])
+def test_stages_that_launch_are_those_in_which_all_machines_take_part(script):
+    text = (REPOSITORY / script).read_text(encoding="utf-8")
+    together = [
+        line.split()[1]
+        for line in text.splitlines()
+        if line.startswith("run_stage") and "--machines all" in line
+    ]
+    assert together == ["10", "12"]
