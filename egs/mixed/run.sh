@@ -110,9 +110,9 @@ stage_14() {
     --output_dir "$exp_dir/report" --exp_dir "$exp_dir" --title "$report_title"
 }
 
-run_stage 10 "pre-training" stage_10 --after "6 2" --options "group strategy seed" --config "$pretrain_config" \
+run_stage 10 "pre-training" stage_10 --machines all --after "6 2" --options "group strategy seed" --config "$pretrain_config" \
   --leaves "$exp_dir/pretrain"
 run_stage 11 "averaging" stage_11 --after 10 --leaves "$exp_dir/pretrain/encoder"
-run_stage 12 "fine-tuning" stage_12 --after "11 7" --options "compare_scratch seed"
+run_stage 12 "fine-tuning" stage_12 --machines all --after "11 7" --options "compare_scratch seed"
 run_stage 13 "evaluation" stage_13 --after 12 --options seed
 run_stage 14 "report" stage_14 --after 13 --leaves "$exp_dir/report/report.html"

@@ -1,6 +1,7 @@
 """Runs that meet on one machine, several machines on one folder, a process that stands still: no Slurm."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -41,9 +42,15 @@ import os, signal, sys, time
 import torch
 from spear_lib.bin.common import run
 from spear_lib.runtime.world import world
+from spear_lib.training.health import stop_on_signal
 
 def main():
     with world("cpu") as processes:
+        if os.environ.get("TRAIN"):
+            with stop_on_signal() as request:
+                while not processes.any(bool(request)):
+                    time.sleep(0.05)
+            request.exit(7)
         total = processes.sum(torch.tensor([processes.rank + 1.0])).item()
         if os.environ.get("HOLD"):
             open(f"{sys.argv[1]}.{processes.rank}", "w").close()
@@ -157,6 +164,33 @@ def test_a_process_that_stands_still_ends_the_run_with_a_line(tmp_path):
     assert time.monotonic() - began < 55
 
 
+def test_a_signal_to_torchrun_is_heard_however_early_and_often_it_comes(tmp_path):
+    """Sent while nobody listens yet, and again: it is ignored until training hears it, and never kills."""
+    machine = Machine(tmp_path)
+    run = machine.start("--nproc", "2", "--stop-stage", "10", TRAIN="1")
+
+    def launchers() -> list[int]:
+        found = []
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                words = (process / "cmdline").read_bytes().decode().split("\0")
+            except OSError:
+                continue
+            if words[1:2] and words[1].endswith("/torchrun.py") and str(tmp_path) in " ".join(words):
+                found.append(int(process.name))
+        return found
+
+    deadline = time.monotonic() + 100
+    while not launchers() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.5)  # Python starts
+    (launcher,) = launchers()
+    for _ in range(3):
+        os.kill(launcher, signal.SIGUSR1)
+        time.sleep(0.2)
+    assert "was told to stop and saved its state" in finish(run, 75)
+
+
 def test_a_time_to_wait_that_is_none_is_refused(tmp_path):
     run = Machine(tmp_path).start("--nproc", "2", "--stop-stage", "10", SPEAR_WAIT_SECONDS="soon")
     assert "SPEAR_WAIT_SECONDS is 'soon': use a whole number" in finish(run, 1)
@@ -173,3 +207,14 @@ def test_stage_5_of_parts_is_closed_where_all_are_made_and_makes_nothing_itself(
     assert result.returncode == 1
     assert "error: of the 3 parts of stage 5 these are not made: 1-3. Run each with --split" in result.stderr
     assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize("script", ["egs/common/run.sh", "egs/mixed/run.sh"])
+def test_stages_that_launch_are_those_in_which_all_machines_take_part(script):
+    text = (REPOSITORY / script).read_text(encoding="utf-8")
+    together = [
+        line.split()[1]
+        for line in text.splitlines()
+        if line.startswith("run_stage") and "--machines all" in line
+    ]
+    assert together == ["10", "12"]

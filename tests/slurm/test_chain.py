@@ -124,16 +124,16 @@ class Chain:
         metrics = (exp / "pretrain" / "metrics.jsonl").read_text().splitlines()
         losses = [{key: json.loads(line).get(key) for key in ("kind", "step", "loss")} for line in metrics]
         weights = (exp / "pretrain" / "encoder" / "model.safetensors").read_bytes()
-        hypotheses = {
-            str(path.relative_to(exp)): path.read_text()
-            for path in sorted(exp.rglob("*"))
-            if path.is_file() and "hyp" in path.name
-        }
+        # Below the first line, which names the folder.
+        recognised = [
+            path.read_text().split("\n", 1)[1] for path in sorted(exp.glob("finetune_*/decode/errs-*.txt"))
+        ]
+        assert tokens and len(recognised) == 6
         return {
             "tokens": tokens,
             "losses": losses,
             "encoder": hashlib.sha256(weights).hexdigest(),
-            "hypotheses": hypotheses,
+            "recognised": recognised,
         }
 
 
