@@ -222,7 +222,7 @@ run_stage() {
   if command -v flock >/dev/null; then
     exec 9>"$_done_dir/stage-$_number.lock${_part:+.${_part//\//-of-}}"
     _status=0
-    flock -E 75 -w 20 9 || _status=$?
+    flock -w 20 -E 75 9 || _status=$?
     if ((_status == 75)); then die "stage $_number is already running on $_done_dir: wait for it, or end that process"; fi
     if ((_status)); then
       die "cannot lock $_done_dir: its file system has no locks, so two runs could write the same files; use a folder on another one"

@@ -25,7 +25,7 @@ def load_ngram_model(path: str | os.PathLike) -> NgramModel:
       ValueError: there is no such file, or it is damaged.
     """
     path = Path(path)
-    if not path.is_file():
+    if not path.exists():
         raise ValueError(
             f"{path} does not exist: train a language model with python -m spear_lib.bin.train_lm "
             "(prepare.sh stage 7 does), or give an ARPA file"

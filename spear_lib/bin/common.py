@@ -63,9 +63,9 @@ def one_line(error: Exception) -> str:
     if isinstance(error, MemoryError):
         return "out of memory: give the command more, or lower its batch_seconds or num_workers"
     if isinstance(error, ValueError | RuntimeError | OSError) and not isinstance(error, RecursionError):
-        # "[Errno 28]" says nothing where the text says what, which file and what to do.
-        worded = isinstance(error, OSError) and error.strerror and error.filename is None
-        text = str(error.strerror if worded else error)
+        text = str(error)
+        if isinstance(error, OSError) and error.strerror:  # "[Errno 28]" says nothing to a user
+            text = error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
     else:
         frame = (traceback.extract_tb(error.__traceback__) or [None])[-1]
         place = f" in {Path(frame.filename).name}, line {frame.lineno}" if frame else ""
@@ -104,5 +104,8 @@ def _append_metrics(wall_seconds: float) -> None:
         "wall_seconds": round(wall_seconds, 2),
         "peak_memory_mb": round(peak_memory_mb(), 1),
     }
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
+    try:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+    except OSError as error:  # the work is done, or its own error was said
+        print(f"the cost of the command is not noted in {path} ({error.strerror})", file=sys.stderr)

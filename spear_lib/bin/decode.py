@@ -10,7 +10,7 @@ import numpy as np
 from spear_lib.asr.decoding import build_model, load_weights, model_units, recognise, write_recognised
 from spear_lib.asr.searcher import SearchConfig, Searcher
 from spear_lib.asr.tuning import TuneConfig, choose_search
-from spear_lib.asr.units import unwritable_references
+from spear_lib.asr.units import units_of, unwritable_references
 from spear_lib.asr.wer import score, write_errors
 from spear_lib.bin.common import command_line, run
 from spear_lib.config import parse, to_dict
@@ -29,11 +29,12 @@ class DecodeOptions:
 
     experiment_dir: str
     """Folder of finetune_asr."""
-    units: str
-    """The text units that it was trained with: bpe.model or its folder (a model of characters needs none)."""
     cuts: list[str]
     """Sets to recognise: manifests, or name=manifest. The name is part of the result files' names;
     left out, it is what follows "_cuts_" in the name of the manifest."""
+    units: str = ""
+    """The text units that it was trained with: bpe.model or its folder; empty: those that its folder holds (a
+    model of characters needs none)."""
     output_dir: str = ""
     """Receives recogs-<set>.jsonl, wer-<set>.json and errs-<set>.txt; empty: decode in experiment_dir."""
     average: int = 1
@@ -61,7 +62,10 @@ def main(argv: list[str] | None = None) -> None:
     # Before anything is computed: a set without transcripts cannot be scored.
     texts = {name: references(manifest) for name, manifest in sets.items()}
     weights = load_weights(options.experiment_dir, options.average)
-    units = model_units(weights, options.units)
+    if options.units:
+        units = model_units(weights, options.units)
+    else:
+        units = units_of(options.experiment_dir, "")
     device = choose_device(options.device)
     model = build_model(weights, units).to(device)
     dev = options.tune.dev_set

@@ -54,7 +54,7 @@ def sentences_of(cuts: list[str], text: list[str]) -> Iterator[list[str]]:
         for position in range(len(manifest)):
             yield transcript(manifest[position]).split()
     for path in map(Path, text):
-        if not path.is_file():
+        if not path.exists():
             raise ValueError(f"{path} does not exist: give text files, one sentence per line")
         for _, line in text_lines(path):
             yield line.split()

@@ -62,7 +62,7 @@ def select_ids(manifest: Manifest, source: str) -> list[Cut]:
     path = Path(source)
     if path.is_dir():
         wanted = {Path(file).stem for file in files_below(path, ".flac", ".wav")}
-    elif path.is_file():
+    elif path.exists():  # a file, or a pipe
         wanted = {line.split()[0] for _, line in text_lines(path)}
     else:
         raise ValueError(f"{path} does not exist: give a text file of utterance ids, or a folder of audio")

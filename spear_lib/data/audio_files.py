@@ -24,15 +24,15 @@ AUDIO_ENDINGS = (
 def find_audio(paths: Iterable[str | os.PathLike]) -> list[Path]:
     """The files among ``paths`` and the audio files below the folders among them, each once, in order.
 
-    Folders are walked as ``runtime.walking`` says: links are followed, no folder is entered twice, also when
-    several of ``paths`` lead to it. A path that does not exist is kept: ``open_audio`` says so when its turn
-    comes, and the others are not lost.
+    ``-`` is standard input. Folders are walked as ``runtime.walking`` says: links are followed, no folder is
+    entered twice, also when several of ``paths`` lead to it. A path that does not exist is kept:
+    ``open_audio`` says so when its turn comes, and the others are not lost.
 
     Raises:
       ValueError: a folder without audio; nothing to read.
     """
     found: dict[str, Path] = {}  # by folder's real place and name: a link to a file has a name of its own
-    for path in map(Path, paths):
+    for path in (Path("/dev/stdin" if str(path) == "-" else path) for path in paths):
         files = files_below(path, *AUDIO_ENDINGS) if path.is_dir() else [str(path)]
         if not files:
             raise ValueError(

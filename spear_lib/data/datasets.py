@@ -148,8 +148,8 @@ class CutData:
         for found, spare in ((labels, 0), (files, 1)):
             named = {manifest.ids[number]: why for number, why in sorted(found.items())}
             self._add_problems(named, ValueError, spare)
-        bad = labels.keys() | files.keys()
-        left = np.array([number for number in kept.tolist() if number not in bad], dtype=kept.dtype)
+        bad = np.fromiter(labels.keys() | files.keys(), dtype=kept.dtype)
+        left = kept[~np.isin(kept, bad)] if len(bad) else kept
         if not len(left):
             shown = _examples_of(self.problems)
             raise ValueError(f"none of the {len(kept)} cuts of {manifest.describe()} can be used: {shown}")

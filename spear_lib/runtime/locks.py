@@ -58,12 +58,23 @@ def exclusive(path: str | Path, what: str, wait: bool = False) -> Iterator[None]
         left_by = _holder(path)
         if left_by:
             logger.info("%s: taken over from %s, which ended without finishing", what, left_by)
-        path.write_text(json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}))
+        _write_holder(path)
         yield
     finally:
         # Removed while it is held: whoever waits for it finds another file at the path and tries again.
         path.unlink(missing_ok=True)
         lock.release()
+
+
+def _write_holder(path: Path) -> None:
+    try:
+        path.write_text(json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}))
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"cannot write {path} ({error.strerror}): free some space, or choose another folder, and run the "
+            "same command again",
+        ) from error
 
 
 def try_lock(file: IO, path: str | Path) -> bool:

@@ -56,6 +56,19 @@ def test_a_folder_of_another_shape_is_a_clear_error(tmp_path):
     assert "train-clean-100" in result.stderr
 
 
+def test_a_corpus_without_the_test_sets_is_found_by_stage_0(corpus, tmp_path):
+    """The layout of mini LibriSpeech, which has train-clean-5 and dev-clean-2 alone."""
+    folder = tmp_path / "LibriSpeech"
+    folder.mkdir()
+    for part in ("train-clean-100", "dev-clean"):
+        (folder / part).symlink_to(corpus / part)
+    result = prepare(tmp_path, "--corpus-dir", str(folder), "--conf", "tiny", "--stop-stage", "1")
+    assert result.returncode == 1
+    assert "error: the corpus has no test-clean, test-other: complete it, or edit local/" in result.stderr
+    assert "test_sets to those that are there (dev-clean/ train-clean-100/ are)" in result.stderr
+    assert not (tmp_path / "data" / "manifests").exists()
+
+
 def test_stage_5_alone_takes_a_split(tmp_path):
     result = prepare(tmp_path, "--split", "2", "--num-splits", "3")
     assert result.returncode == 2

@@ -194,7 +194,25 @@ def test_two_runs_of_one_stage_exclude_each_other(toy):
     toy.succeed()
 
 
-@pytest.mark.parametrize("data_dir", ["with space", "quo'te"])
+def test_a_file_system_without_locks_is_told_from_another_run(toy, tmp_path):
+    # What flock says on Lustre without -o flock: EX_UNAVAILABLE, not the status of a lock that is held.
+    fake = tmp_path / "bin" / "flock"
+    fake.parent.mkdir()
+    fake.write_text("#!/bin/sh\nexit 69\n")
+    fake.chmod(0o755)
+    error = toy.refuse(PATH=f"{fake.parent}:{os.environ['PATH']}")
+    assert "its file system has no locks" in error and "already running" not in error
+
+
+@pytest.mark.parametrize("words", [["a b", "a,b: [c] #d"], ['quo"te', "back\\slash\\"], []])
+def test_lists_for_options_are_quoted(words):
+    stages = REPOSITORY / "egs" / "common" / "stages.sh"
+    call = ["bash", "-c", 'source "$1"; shift; list_of "$@"', "bash", str(stages), *words]
+    output = subprocess.run(call, capture_output=True, text=True, check=True).stdout
+    assert json.loads(output) == words
+
+
+@pytest.mark.parametrize("data_dir", ["with space", "quo'te", "a,b: [c] #d", 'quo"te'])
 def test_folders_with_odd_names(toy, data_dir):
     toy.succeed("--data-dir", data_dir)
     error = toy.refuse("--data-dir", data_dir, "--word", "bye")

@@ -52,6 +52,14 @@ def test_the_keyboard_stops_without_a_trace(capsys):
     assert ends_with(capsys, KeyboardInterrupt()) == (130, "error: stopped by the keyboard (Ctrl-C)\n")
 
 
+def test_a_measurement_that_cannot_be_written_hides_nothing(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("SPEAR_STAGE_METRICS", str(tmp_path / "gone" / "metrics.jsonl"))
+    run(lambda: None)
+    assert "is not noted in" in capsys.readouterr().err
+    status, err = ends_with(capsys, ValueError("the cause"))
+    assert status == 1 and "error: the cause" in err
+
+
 def python(code: str, **options) -> subprocess.Popen:
     code = f"from spear_lib.bin.common import run\n{code}"
     return subprocess.Popen([sys.executable, "-c", code], stdout=-1, stderr=-1, **options)

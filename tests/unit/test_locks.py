@@ -28,6 +28,16 @@ def test_a_run_says_that_there_are_no_locks(no_locks, tmp_path):
         pass
 
 
+def test_a_full_disk_names_the_lock(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.write_text", full)
+    with pytest.raises(OSError, match=r"cannot write .*lock \(No space left on device\): free some"):  # noqa: SIM117
+        with exclusive(tmp_path / "lock", "the store"):
+            pass
+
+
 def test_a_lock_that_is_held_is_another_thing(tmp_path):
     with (tmp_path / "lock").open("w") as one, (tmp_path / "lock").open("w") as two:
         assert try_lock(one, "lock") and not try_lock(two, "lock")

@@ -12,6 +12,7 @@ import io
 import json
 import logging
 import math
+import re
 import runpy
 import shutil
 import typing
@@ -37,6 +38,14 @@ TINY = """
 --data.mixing.noise_probability 0 --model.decoder_dim 32 --model.joiner_dim 32 --training.average_period 2
 --training.device cpu --training.max_steps 1
 """
+
+
+# What Python and the libraries say of values they were not made for: no words for a user without the place.
+RAW = re.compile(
+    r"codec can't|values to unpack|has no attribute|not subscriptable|invalid literal|out of range for|"
+    r"could not convert|unexpected keyword|unsupported operand|must be real number|not iterable|NoneType|"
+    r"positional argument|Expecting value|index out of range|bad escape|cannot reshape|Invalid argument"
+)
 
 
 class Broken(AssertionError):
@@ -66,6 +75,9 @@ def call(main, *arguments: object) -> Seen:
     errors = [line for line in seen.err.splitlines() if line.startswith("error: ")]
     if "Traceback" in seen.err or any(line.startswith("error: unexpected ") for line in errors):
         raise Broken(f"not foreseen: {(errors or seen.err.splitlines())[-1][:300]}")
+    raw = next((line for line in errors if RAW.search(line) and "/" not in line), None)
+    if raw is not None:
+        raise Broken(f"in Python's words, without a place: {raw[:300]}")
     if status not in (0, 1, 2):
         raise Broken(f"status {status}")
     if status and not any(len(line) > 20 for line in errors):

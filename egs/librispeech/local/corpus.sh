@@ -25,7 +25,7 @@ check_corpus() {
   done
   if [[ -z $missing ]]; then return 0; fi
   die "the corpus has no $missing: complete it, or edit local/corpus.sh: test_sets to those that are there" \
-    "($(cd "$folder" && printf '%s ' */)are), with none of them also probe=false; labelled_subsets to what it has"
+    "($(cd "$folder" && printf '%s ' */)are), where there are none probe to false, labelled_subsets to what it has"
 }
 
 # Facts that depend on the size: corpus_facts CONF (mini, base, large, tiny).
