@@ -10,7 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spear_lib.encoders.base import EncoderOutput, check_range
+from spear_lib.encoders.base import (
+    EncoderOutput,
+    check_range,
+    check_waveforms,
+    computing_as_in_evaluation,
+)
 from spear_lib.encoders.spidr.config import SpidrConfig
 from spear_lib.encoders.spidr.extractor import FeatureProjection, WaveformExtractor, standardise
 from spear_lib.encoders.spidr.layers import SpidrTransformer
@@ -32,7 +37,9 @@ class SpidrEncoder(nn.Module):
       output_dim: channels of encoder_out.
       frame_rate: 50 Hz.
       first_frame_center_ms: 12.5.
-      hidden_dims, hidden_first_center_ms: the same of the hidden states, which are at 50 Hz.
+      hidden_dims, hidden_frame_rates, hidden_first_center_ms: the same of the hidden states.
+      ends_with_hidden_state: False, encoder_out is none of the hidden states.
+      grouped_frames: 1, no frames are grouped.
       min_samples: the shortest audio with a frame, 25 ms.
     """
 
@@ -42,6 +49,8 @@ class SpidrEncoder(nn.Module):
     frame_rate = 50
     first_frame_center_ms = hidden_first_center_ms = 12.5
     min_samples = MIN_SAMPLES
+    ends_with_hidden_state = False
+    grouped_frames = 1
 
     def __init__(self, config: SpidrConfig):
         super().__init__()
@@ -55,8 +64,10 @@ class SpidrEncoder(nn.Module):
         self.heads = nn.ModuleList(
             nn.Sequential(nn.Linear(dim, config.codebook_size)) for _ in range(config.num_codebooks)
         )
+        self._needs_step = max(config.dropout, config.attention_dropout, config.layerdrop) > 0.0
         self.output_dim = dim
         self.hidden_dims = [dim] * config.num_layers
+        self.hidden_frame_rates = [self.frame_rate] * config.num_layers
 
     def begin_step(
         self, batch_count: float, step_key: int, utterance_keys: Tensor, gradient_scale: float = 1.0
@@ -108,6 +119,12 @@ class SpidrEncoder(nn.Module):
           RuntimeError: training without ``begin_step``.
         """
         self._check_input(waveforms, lengths, time_mask)
+        if self.training and self._needs_step and self.context.without_steps():
+            with computing_as_in_evaluation(self):
+                return self._encode(waveforms, lengths, time_mask)
+        return self._encode(waveforms, lengths, time_mask)
+
+    def _encode(self, waveforms: Tensor, lengths: Tensor, time_mask: Tensor | None) -> EncoderOutput:
         self.take_step(waveforms.shape[0], waveforms.device)
         x, frames, valid = self.project(waveforms, lengths)
         masked = None if time_mask is None else self.masked_frames(time_mask, x.shape[1])
@@ -118,8 +135,7 @@ class SpidrEncoder(nn.Module):
 
     def take_step(self, batch_size: int, device: torch.device) -> None:
         """Use up the step that ``begin_step`` prepared, where anything is drawn."""
-        config = self.config
-        if self.training and max(config.dropout, config.attention_dropout, config.layerdrop) > 0.0:
+        if self.training and self._needs_step:
             self.context.take(batch_size, device)
 
     def extract(
@@ -164,11 +180,7 @@ class SpidrEncoder(nn.Module):
 
     @staticmethod
     def _check_input(waveforms: Tensor, lengths: Tensor, time_mask: Tensor | None) -> None:
-        if waveforms.dim() != 2 or not waveforms.is_floating_point():
-            raise ValueError(
-                f"waveforms must be (B, N) float, got {waveforms.dtype} {tuple(waveforms.shape)}; this "
-                "encoder takes samples in [-1, 1] at 16 kHz, not features"
-            )
+        check_waveforms(waveforms)
         batch, num_samples = waveforms.shape
         if lengths.shape != (batch,):
             raise ValueError(
