@@ -7,24 +7,22 @@ Shapes: B utterances, N samples, T frames at 50 Hz, D channels of the layers, K 
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spear_lib.encoders.base import (
     EncoderOutput,
-    check_range,
-    check_waveforms,
     computing_as_in_evaluation,
 )
 from spear_lib.encoders.spidr.config import SpidrConfig
 from spear_lib.encoders.spidr.extractor import FeatureProjection, WaveformExtractor, standardise
 from spear_lib.encoders.spidr.layers import SpidrTransformer
 from spear_lib.encoders.step_context import StepContext
-from spear_lib.encoders.transformer.extractor import MIN_SAMPLES, extracted_frames
+from spear_lib.encoders.transformer.extractor import extracted_frames
+from spear_lib.encoders.transformer.waveform import WaveformEncoder
 from spear_lib.runtime.devices import on_host
 
 
-class SpidrEncoder(nn.Module):
+class SpidrEncoder(WaveformEncoder):
     """Extractor, student Transformer and heads.
 
     The output of an utterance does not depend on its batch mates. In training mode call ``begin_step`` before
@@ -44,13 +42,7 @@ class SpidrEncoder(nn.Module):
     """
 
     encoder_type = "spidr"
-    input_kind = "waveform"
-    sample_rate = 16000
-    frame_rate = 50
-    first_frame_center_ms = hidden_first_center_ms = 12.5
-    min_samples = MIN_SAMPLES
     ends_with_hidden_state = False
-    grouped_frames = 1
 
     def __init__(self, config: SpidrConfig):
         super().__init__()
@@ -68,15 +60,6 @@ class SpidrEncoder(nn.Module):
         self.output_dim = dim
         self.hidden_dims = [dim] * config.num_layers
         self.hidden_frame_rates = [self.frame_rate] * config.num_layers
-
-    def begin_step(
-        self, batch_count: float, step_key: int, utterance_keys: Tensor, gradient_scale: float = 1.0
-    ) -> None:
-        """Prepare the next training forward; arguments as those of ``StepContext.begin``."""
-        self.context.begin(batch_count, step_key, utterance_keys, gradient_scale)
-
-    def limit_gradients(self) -> None:
-        """Does nothing: this encoder limits no parameters."""
 
     def project(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Standardised waveforms to what student and teacher read.
@@ -162,31 +145,3 @@ class SpidrEncoder(nn.Module):
         """The most probable code of every codebook, (B, T, num_codebooks) int64, in the order of layers."""
         inputs = self.head_inputs(list(output.hidden_states), output.encoder_out)
         return torch.stack([head(x).float().argmax(-1) for head, x in zip(self.heads, inputs)], dim=2)
-
-    def masked_frames(self, time_mask: Tensor, num_frames: int) -> Tensor:
-        """Which frames are masked: (B, F) bool -> (B, num_frames) bool; frame m, centred at 20 m + 12.5 ms,
-        follows fbank frame 2 m + 1, centred at 20 m + 15 ms."""
-        masked = time_mask[:, 1::2]
-        return F.pad(masked, (0, max(0, num_frames - masked.shape[1])))[:, :num_frames]
-
-    def hidden_length(self, num_samples: int | Tensor) -> int | Tensor:
-        """Frames of the hidden states for so many samples (int or integer tensor) at 16 kHz; 0 where that is
-        too short."""
-        return extracted_frames(num_samples)
-
-    def output_length(self, num_samples: int) -> int:
-        """Frames of encoder_out for ``num_samples`` samples at 16 kHz; 0 where that is too short."""
-        return extracted_frames(num_samples)
-
-    @staticmethod
-    def _check_input(waveforms: Tensor, lengths: Tensor, time_mask: Tensor | None) -> None:
-        check_waveforms(waveforms)
-        batch, num_samples = waveforms.shape
-        if lengths.shape != (batch,):
-            raise ValueError(
-                f"lengths must be ({batch},), one per utterance, got shape {tuple(lengths.shape)}"
-            )
-        if on_host(lengths):
-            check_range("lengths", lengths, MIN_SAMPLES, num_samples, "samples (25 ms at 16 kHz)")
-        if time_mask is not None and (time_mask.dim() != 2 or time_mask.shape[0] != batch):
-            raise ValueError(f"time_mask must be ({batch}, fbank frames), got {tuple(time_mask.shape)}")

@@ -14,15 +14,14 @@ from torch import Tensor, nn
 from spear_lib.encoders.base import (
     MASKED_SCORE,
     EncoderOutput,
-    check_range,
     check_trains_in,
-    check_waveforms,
     computing_as_in_evaluation,
 )
 from spear_lib.encoders.step_context import StepContext
 from spear_lib.encoders.transformer.config import TransformerConfig
-from spear_lib.encoders.transformer.extractor import MIN_SAMPLES, WaveformExtractor, extracted_frames
+from spear_lib.encoders.transformer.extractor import WaveformExtractor, extracted_frames
 from spear_lib.encoders.transformer.layer import ChannelDropout, TransformerLayer
+from spear_lib.encoders.transformer.waveform import WaveformEncoder
 from spear_lib.runtime.devices import on_host
 
 
@@ -83,7 +82,7 @@ class TransformerLayers(nn.Module):
         return outputs
 
 
-class TransformerEncoder(nn.Module):
+class TransformerEncoder(WaveformEncoder):
     """WavLM Base's shape, trained and used like a ``SpearEncoder``.
 
     The output of an utterance does not depend on its batch mates; without padding it is WavLM's. In training
@@ -104,13 +103,7 @@ class TransformerEncoder(nn.Module):
     """
 
     encoder_type = "transformer"
-    input_kind = "waveform"
-    sample_rate = 16000
-    frame_rate = 50
-    first_frame_center_ms = hidden_first_center_ms = 12.5
-    min_samples = MIN_SAMPLES
     ends_with_hidden_state = True
-    grouped_frames = 1
 
     def __init__(self, config: TransformerConfig):
         super().__init__()
@@ -130,15 +123,6 @@ class TransformerEncoder(nn.Module):
                 nn.init.normal_(module.weight, std=0.02)
                 if getattr(module, "bias", None) is not None:
                     nn.init.zeros_(module.bias)
-
-    def begin_step(
-        self, batch_count: float, step_key: int, utterance_keys: Tensor, gradient_scale: float = 1.0
-    ) -> None:
-        """Prepare the next training forward; arguments as those of ``StepContext.begin``."""
-        self.context.begin(batch_count, step_key, utterance_keys, gradient_scale)
-
-    def limit_gradients(self) -> None:
-        """Does nothing: this encoder limits no parameters."""
 
     def forward(self, waveforms: Tensor, lengths: Tensor, time_mask: Tensor | None = None) -> EncoderOutput:
         """Encode waveforms.
@@ -190,34 +174,3 @@ class TransformerEncoder(nn.Module):
     ) -> EncoderOutput:
         """As ``forward``; ``channel_mask`` has no effect, as there are no mel bins to hide."""
         return self(waveforms, lengths, time_mask)
-
-    def masked_frames(self, time_mask: Tensor, num_frames: int) -> Tensor:
-        """Which frames are masked: (B, F) bool -> (B, num_frames) bool.
-
-        Frame m is centred at 20 m + 12.5 ms and follows fbank frame 2 m + 1, centred at 20 m + 15 ms: a span
-        of 10 fbank frames hides exactly 5 frames, wherever it starts.
-        """
-        masked = time_mask[:, 1::2]
-        return F.pad(masked, (0, max(0, num_frames - masked.shape[1])))[:, :num_frames]
-
-    def hidden_length(self, num_samples: int | Tensor) -> int | Tensor:
-        """Frames of the hidden states for so many samples (int or integer tensor) at 16 kHz; 0 where that is
-        too short."""
-        return extracted_frames(num_samples)
-
-    def output_length(self, num_samples: int) -> int:
-        """Frames of encoder_out for ``num_samples`` samples at 16 kHz; 0 where that is too short."""
-        return extracted_frames(num_samples)
-
-    @staticmethod
-    def _check_input(waveforms: Tensor, lengths: Tensor, time_mask: Tensor | None) -> None:
-        check_waveforms(waveforms)
-        batch, num_samples = waveforms.shape
-        if lengths.shape != (batch,):
-            raise ValueError(
-                f"lengths must be ({batch},), one per utterance, got shape {tuple(lengths.shape)}"
-            )
-        if on_host(lengths):
-            check_range("lengths", lengths, MIN_SAMPLES, num_samples, "samples (25 ms at 16 kHz)")
-        if time_mask is not None and (time_mask.dim() != 2 or time_mask.shape[0] != batch):
-            raise ValueError(f"time_mask must be ({batch}, fbank frames), got {tuple(time_mask.shape)}")
