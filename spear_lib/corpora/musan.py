@@ -23,6 +23,23 @@ logger = logging.getLogger(__name__)
 WINDOW_SECONDS = 10.0
 MIN_SECONDS = 2.0
 PARTS = ("music", "noise", "speech")
+RIR_FOLDER = "rir"
+"""Beside a folder ``noise``: impulse responses of rooms (not MUSAN's)."""
+
+
+def find_noises(noise_dir: str | Path) -> Path:
+    """The folder itself where it holds ``noise`` and ``rir``, noises and rooms, else ``find_musan``'s.
+
+    Raises:
+      ValueError: neither of the two, or without audio.
+    """
+    folder = Path(noise_dir)
+    if not all((folder / part).is_dir() for part in ("noise", RIR_FOLDER)):
+        return find_musan(noise_dir)
+    for part in ("noise", RIR_FOLDER):
+        if not files_below(folder / part, *AUDIO_ENDINGS):
+            raise ValueError(f"--noise-dir: {folder / part} holds no audio ({', '.join(AUDIO_ENDINGS)})")
+    return folder
 
 
 def find_musan(noise_dir: str | Path) -> Path:
@@ -53,7 +70,8 @@ def noise_cuts(musan: Path, problems: Problems) -> list[Cut]:
     Args:
       problems: counts the files that cannot be read.
     """
-    return [cut for part in PARTS for cut in _windows(musan / part, part, problems)]
+    parts = [part for part in PARTS if (musan / part).is_dir()]
+    return [cut for part in parts for cut in _windows(musan / part, part, problems)]
 
 
 def _windows(folder: Path, kind: str, problems: Problems) -> Iterator[Cut]:
