@@ -48,6 +48,7 @@ source ../common/stages.sh
 source local/corpus.sh
 # shellcheck source=../../egs/realmini/local/evaluation.sh
 source local/evaluation.sh
+part_facts "$conf"
 # shellcheck source=side_by_side.sh
 source "$repository/tools/studies/side_by_side.sh"
 # Runs go side by side, one thread each.

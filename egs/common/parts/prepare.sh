@@ -94,6 +94,7 @@ for teacher in $domains; do
 done
 find_python
 choose_conf
+part_facts "$conf"
 
 # own_stage STAGE: a stage of this part's own recipe: run where the part is synthesised, else checked.
 own_stage() {
@@ -101,7 +102,7 @@ own_stage() {
   if [[ $recipe == - ]]; then
     if (($1 == 1)); then
       "$python" local/prepare_part.py --corpus "$part" --corpus-dir "$data_dir/$part/corpus" \
-        --output "$data_dir/$part/manifests" --num-jobs "$num_jobs"
+        --output "$data_dir/$part/manifests" --num-jobs "$num_jobs" "${part_options[@]}"
     fi
     return 0
   fi

@@ -49,6 +49,7 @@ check_machines
 find_python
 choose_conf
 choose_group
+part_facts "$conf"
 # Models of one domain are those of its own recipe.
 declare -A recipe_of_domain=([speech]=../librispeech [audio]=../audioset ["speech audio"]="")
 pretrain_config=$(config_file pretrain "${pretrain_conf:-$conf}" "${recipe_of_domain[$domains]}")

@@ -139,6 +139,20 @@ TASKS: dict[str, tuple[str, Callable[[Path], Rows]]] = {
 """Task -> folder of its corpus, and what makes its table."""
 
 
+def limited(rows: Rows, count: int) -> Rows:
+    """The rows of the first ``count`` recordings of each part, of clips of each part and label."""
+    if not count:
+        return rows
+    kept: dict[tuple, dict[object, None]] = {}
+    for row in rows:
+        group = (row["part"],) if "start" in row else (row["part"], row["label"])
+        own = kept.setdefault(group, {})
+        if len(own) < count:
+            own[row["path"]] = None
+    names = {path for own in kept.values() for path in own}
+    return [row for row in rows if row["path"] in names]
+
+
 def main(argv: list[str] | None = None) -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(
@@ -147,6 +161,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--corpus-dir", type=Path, nargs="+", required=True, help="folders of the corpora")
     parser.add_argument("--output", type=Path, required=True, help="folder for the tables")
     parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS), help="which")
+    parser.add_argument(
+        "--max-recordings", type=int, default=0, help="of each part, and of clips of each label (0: all)"
+    )
     arguments = parser.parse_args(argv)
     for task in arguments.tasks:
         name, make = TASKS[task]
@@ -157,7 +174,7 @@ def main(argv: list[str] | None = None) -> None:
             where = " or ".join(map(str, arguments.corpus_dir))
             logger.warning("no folder %s in %s: %s is not measured", name, where, task)
             continue
-        rows = make(corpora.resolve())
+        rows = limited(make(corpora.resolve()), arguments.max_recordings)
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, list(rows[0]), delimiter="\t", lineterminator="\n")
         writer.writeheader()

@@ -8,6 +8,8 @@ convolves it with an impulse response whenever it is read, so that the teacher h
 import argparse
 import json
 import logging
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +62,15 @@ def cut_from(item: Item, domain: str, strings: Path) -> Cut:
     )
 
 
+def first_of_each(items: Iterable[Item], count: int) -> Iterator[Item]:
+    """The first ``count`` of each set (0: all)."""
+    seen: Counter[str] = Counter()
+    for item in items:
+        seen[item.set] += 1
+        if not count or seen[item.set] <= count:
+            yield item
+
+
 def in_a_room(cut: Cut, rooms: list[Recording]) -> Cut:
     """The cut itself, or as it sounds in one of the rooms; which, its id decides."""
     random = generator("room", cut.id)
@@ -79,6 +90,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--corpus-dir", type=Path, required=True, help="folder that holds its corpora")
     parser.add_argument("--output", type=Path, required=True, help="folder for the manifests")
     parser.add_argument("--num-jobs", type=int, default=2, help="files read at the same time")
+    parser.add_argument("--max-recordings", type=int, default=0, help="of each corpus and set (0: all)")
     arguments = parser.parse_args(argv)
     part, folder = arguments.corpus, arguments.corpus_dir.resolve()
     missing = [name for name in READERS[part] if not (folder / name).is_dir()]
@@ -89,7 +101,11 @@ def main(argv: list[str] | None = None) -> None:
         )
     strings = arguments.output.resolve().parent / "strings"
     rooms = [Recording.from_file(path) for path in sorted((folder / ROOMS).glob("*.flac"))]
-    items = [item for name, read in READERS[part].items() for item in read(folder / name)]
+    items = [
+        item
+        for name, read in READERS[part].items()
+        for item in first_of_each(read(folder / name), arguments.max_recordings)
+    ]
     facts: dict[str, object] = {}
     for name in (TRAIN, "dev"):
         cuts = [cut_from(item, part, strings) for item in items if item.set == name]

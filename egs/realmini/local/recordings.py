@@ -12,7 +12,7 @@ from typing import NamedTuple
 TRAIN, DEV = "train", "dev"
 AN4_DEV_UTTERANCES = 100
 FSDD_TEST_INDICES = 5
-ESC10_DEV_TAKES = 20  # clips in dev
+ESC10_DEV_TAKES = 20  # every so many-th clip is in dev
 
 
 class Item(NamedTuple):
@@ -91,7 +91,7 @@ READERS: dict[str, dict[str, Reader]] = {
     "audio": {"esc10": esc10},
 }
 """Part -> folder below --corpus-dir -> its reader."""
-NOISES, ROOMS = "noise_rir/noise", "noise_rir/rir"
-"""Folders below --corpus-dir: noises, and impulse responses of rooms."""
+ROOMS = "noise_rir/rir"
+"""Folder below --corpus-dir: impulse responses of rooms; where it is not there, nothing sounds in a room."""
 ROOM_SHARE = 0.5
 """Of the training speech, how much is heard in a room."""
