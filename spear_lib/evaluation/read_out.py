@@ -7,13 +7,15 @@ Legend: N rows (clips or frames), T frames, D channels, K classes, L layers.
 """
 
 import csv
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from lhotse.cut import Cut
 from torch import Tensor
 
 from spear_lib.data.audio import load_audio
@@ -22,9 +24,11 @@ from spear_lib.evaluation.clip_sets import TEST, TRAIN, VALID, Clip
 from spear_lib.evaluation.probe_features import statistics
 from spear_lib.evaluation.ridge import STRENGTHS, Ridge
 from spear_lib.evaluation.xares import NEIGHBOURS, knn_scores
+from spear_lib.features.fbank import SAMPLE_RATE
 from spear_lib.interfaces.aligned import AlignedEncoder
 from spear_lib.runtime.progress import progress
 
+_BATCH_SECONDS = 30.0  # audio that runs at once; changes speed, not results
 _COLUMNS = ("path", "start", "end", "label")
 
 
@@ -99,17 +103,33 @@ def labels_at(times: np.ndarray, segments: Sequence[Segment]) -> list[str | None
 
 
 @torch.no_grad()
+def _encoded(encoder: AlignedEncoder, cuts: Sequence[Callable[[], Cut]], what: str) -> Iterator[list[Tensor]]:
+    """Of every cut in turn the states (T, D) of all layers, on the host; several run at once."""
+    waiting: list[Tensor] = []
+
+    def run() -> Iterator[list[Tensor]]:
+        output = encoder(waiting)
+        for row, length in enumerate(output.lengths.tolist()):
+            yield [state[row, :length].float().cpu() for state in output.states]
+        waiting.clear()
+
+    for cut in progress(cuts, len(cuts), what, "recordings"):
+        waiting.append(torch.from_numpy(load_audio(cut())))
+        if sum(map(len, waiting)) >= _BATCH_SECONDS * SAMPLE_RATE:
+            yield from run()
+    if waiting:
+        yield from run()
+
+
 def clip_vectors(encoder: AlignedEncoder, clips: Sequence[Clip], what: str) -> list[np.ndarray]:
     """(N, 2 D) of every layer: mean and standard deviation of the frames of each clip."""
     rows: list[list[Tensor]] = [[] for _ in encoder.state_dims]
-    for clip in progress(clips, len(clips), what, "clips"):
-        output = encoder(torch.from_numpy(load_audio(clip.cut())))
-        for of_layer, state in zip(rows, output.states):
-            of_layer.append(statistics(state.float(), output.lengths).cpu())
+    for states in _encoded(encoder, [clip.cut for clip in clips], what):
+        for of_layer, state in zip(rows, states):
+            of_layer.append(statistics(state.unsqueeze(0), torch.tensor([len(state)])))
     return [torch.cat(of_layer).numpy() for of_layer in rows]
 
 
-@torch.no_grad()
 def frame_vectors(
     encoder: AlignedEncoder, recordings: Sequence[LabelledRecording], what: str
 ) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
@@ -117,16 +137,15 @@ def frame_vectors(
     rows: list[list[Tensor]] = [[] for _ in encoder.state_dims]
     labels: list[str] = []
     parts: list[str] = []
-    for recording in progress(recordings, len(recordings), what, "recordings"):
-        output = encoder(torch.from_numpy(load_audio(open_audio(recording.path))))
-        count = int(output.lengths[0])
-        times = encoder.first_center_ms / 1000 + np.arange(count) / encoder.frame_rate
+    cuts = [partial(open_audio, recording.path) for recording in recordings]
+    for recording, states in zip(recordings, _encoded(encoder, cuts, what)):
+        times = encoder.first_center_ms / 1000 + np.arange(len(states[0])) / encoder.frame_rate
         found = labels_at(times, recording.segments)
         kept = [index for index, label in enumerate(found) if label is not None]
         labels += [label for label in found if label is not None]
         parts += [recording.part] * len(kept)
-        for of_layer, state in zip(rows, output.states):
-            of_layer.append(state[0, kept].float().cpu())
+        for of_layer, state in zip(rows, states):
+            of_layer.append(state[kept])
     return [torch.cat(of_layer).double().numpy() for of_layer in rows], np.array(labels), np.array(parts)
 
 
