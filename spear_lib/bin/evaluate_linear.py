@@ -9,29 +9,12 @@ Several tasks go to one output_dir, one command each. Run the same command again
 """
 
 from dataclasses import dataclass, field
-from typing import Any
-
-import numpy as np
 
 from spear_lib.bin.common import command_line, run
 from spear_lib.config import parse
-from spear_lib.evaluation.clip_sets import TEST, TRAIN, VALID, Clip, read_clips, rounds
-from spear_lib.evaluation.measured import (
-    MeasureOptions,
-    Results,
-    encoder_facts,
-    fingerprint,
-    log_table,
-    mean_and_deviation,
-)
-from spear_lib.evaluation.read_out import (
-    LabelledRecording,
-    clip_vectors,
-    frame_vectors,
-    read_out,
-    read_segments,
-)
-from spear_lib.interfaces.aligned import AlignedEncoder
+from spear_lib.evaluation.clip_sets import read_clips
+from spear_lib.evaluation.measured import MeasureOptions, Results, encoder_facts, fingerprint, log_table
+from spear_lib.evaluation.read_out import measure_clips, measure_frames, read_segments
 from spear_lib.runtime.log import first_screen
 
 
@@ -58,39 +41,6 @@ class LinearOptions(MeasureOptions):
             raise ValueError("give either clips or frames")
 
 
-def _clip_rounds(clips: list[Clip], seed: int) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    several = next((clip for clip in clips if len(clip.labels) != 1), None)
-    if several is not None:
-        raise ValueError(f"{several.name} has the labels {several.labels}: one each is needed (see probe)")
-    row = {clip.name: index for index, clip in enumerate(clips)}
-    return [
-        tuple(np.array([row[clip.name] for clip in part]) for part in parts)
-        for _, *parts in rounds(clips, seed)
-    ]
-
-
-def measure(
-    encoder: AlignedEncoder, data: list[Clip] | list[LabelledRecording], what: str, options: LinearOptions
-) -> dict[str, Any]:
-    """The result of one encoder."""
-    if options.clips:
-        vectors = clip_vectors(encoder, data, what)
-        labels = np.array([clip.labels[0] for clip in data])
-        parts = _clip_rounds(data, options.seed)
-    else:
-        vectors, labels, part = frame_vectors(encoder, data, what)
-        parts = [tuple(np.flatnonzero(part == name) for name in (TRAIN, VALID, TEST))]
-    found = read_out(vectors, labels, parts, options.positive, neighbours=bool(options.clips))
-    return {
-        "metric": f"average precision of {options.positive} (%)" if options.positive else "accuracy (%)",
-        "better": "higher",
-        **mean_and_deviation([found.pop("score")]),
-        **found,
-        "rounds": len(parts),
-        "counts": {"rows": len(labels), "classes": len(set(labels.tolist()))},
-    }
-
-
 def main(argv: list[str] | None = None) -> None:
     options = parse(LinearOptions, argv, prog="python -m spear_lib.bin.evaluate_linear", description=__doc__)
     if options.clips:
@@ -108,6 +58,7 @@ def main(argv: list[str] | None = None) -> None:
             "result": results.path,
         },
     )
+    measure = measure_clips if options.clips else measure_frames
     protocol = {"data": fingerprint(known), "positive": options.positive, "protocol": 1}
     table = {}
     for name, encoder in options.load("all"):
@@ -115,7 +66,9 @@ def main(argv: list[str] | None = None) -> None:
             name,
             options.task,
             encoder_facts(encoder) | protocol,
-            lambda name=name, encoder=encoder: measure(encoder, data, f"{options.task}, {name}", options),
+            lambda name=name, encoder=encoder: measure(
+                encoder, data, f"{options.task}, {name}", options.positive
+            ),
         )
         table[name] = {options.task: f"{result['mean']:.1f}"}
         if "knn" in result:

@@ -21,6 +21,8 @@ from torch import Tensor
 from spear_lib.data.audio import load_audio
 from spear_lib.data.audio_files import open_audio
 from spear_lib.evaluation.clip_sets import TEST, TRAIN, VALID, Clip
+from spear_lib.evaluation.clip_sets import rounds as clip_rounds
+from spear_lib.evaluation.measured import mean_and_deviation
 from spear_lib.evaluation.probe_features import statistics
 from spear_lib.evaluation.ridge import STRENGTHS, Ridge
 from spear_lib.evaluation.xares import NEIGHBOURS, knn_scores
@@ -206,6 +208,47 @@ def read_out(
             found["knn"].append(_knn(layers[int(np.argmax(by_layer))], targets, both, test))
     means = {name: 100 * float(np.mean(values)) for name, values in found.items() if values}
     return {**means, "layers": chosen, "num_layers": len(layers)}
+
+
+def measure_clips(
+    encoder: AlignedEncoder, clips: Sequence[Clip], what: str, positive: str = ""
+) -> dict[str, Any]:
+    """The result of one encoder on clips with one label each: ``read_out`` in the rounds of ``clip_sets``."""
+    several = next((clip for clip in clips if len(clip.labels) != 1), None)
+    if several is not None:
+        raise ValueError(
+            f"{several.name} has the labels {', '.join(several.labels)}: one each is needed here "
+            "(evaluate_xares takes several)"
+        )
+    row = {clip.name: index for index, clip in enumerate(clips)}
+    parts = [
+        tuple(np.array([row[clip.name] for clip in part]) for part in three)
+        for _, *three in clip_rounds(list(clips))
+    ]
+    labels = np.array([clip.labels[0] for clip in clips])
+    return _result(
+        read_out(clip_vectors(encoder, clips, what), labels, parts, positive, True), labels, positive
+    )
+
+
+def measure_frames(
+    encoder: AlignedEncoder, recordings: Sequence[LabelledRecording], what: str, positive: str = ""
+) -> dict[str, Any]:
+    """The result of one encoder on the frames of recordings."""
+    vectors, labels, part = frame_vectors(encoder, recordings, what)
+    parts = tuple(np.flatnonzero(part == name) for name in (TRAIN, VALID, TEST))
+    return _result(read_out(vectors, labels, [parts], positive), labels, positive)
+
+
+def _result(found: dict[str, Any], labels: np.ndarray, positive: str) -> dict[str, Any]:
+    return {
+        "metric": f"average precision of {positive} (%)" if positive else "accuracy (%)",
+        "better": "higher",
+        **mean_and_deviation([found.pop("score")]),
+        **found,
+        "rounds": len(found["layers"]),
+        "counts": {"rows": len(labels), "classes": len(set(labels.tolist()))},
+    }
 
 
 def _average_precision(scores: np.ndarray, targets: np.ndarray) -> float:
