@@ -61,12 +61,12 @@ finetune_conf=${finetune_conf:-$conf}
 compare_scratch=${compare_scratch:-$mini}
 corpus_facts "$conf"
 # What stages 12 and 13 call, the labels they read, the configuration and the folder of the evaluation.
-labels=() evaluation_labels=() labels_stage="" finetune_command="" evaluation_command="" evaluation=""
+labels=() evaluation_labels=() labels_stage="" finetune_command="" evaluation_command="" evaluation="" searches=false
 case $finetune in
   asr)
     labels=(--units "$data_dir/units")
     evaluation_labels=("${labels[@]}")
-    labels_stage=7 finetune_command=finetune_asr evaluation_command=decode evaluation=decode
+    labels_stage=7 finetune_command=finetune_asr evaluation_command=decode evaluation=decode searches=true
     ;;
   tagging)
     labels=(--classes "$class_list")
@@ -103,7 +103,7 @@ if [[ $probe == true ]]; then
   evaluation_made+=(--config "$probe_config" --leaves "$probe_dir/probes.json")
 fi
 if [[ $decode_lm == true ]]; then
-  if [[ $finetune != asr ]]; then die "--decode-lm is for speech recognition (finetune=$finetune in local/corpus.sh)"; fi
+  if [[ $searches != true ]]; then die "--decode-lm is for speech recognition (finetune=$finetune in local/corpus.sh)"; fi
   evaluation_made+=(--config "$lm_config")
 fi
 encoder_of_stage_12=${encoder:-$exp_dir/pretrain/encoder}
