@@ -21,6 +21,7 @@ import numpy as np
 from spear_lib.config import MAY_CHANGE
 from spear_lib.data.batch import Batch
 from spear_lib.data.loading import Work, load_ahead
+from spear_lib.data.local_copies import keep_copies
 from spear_lib.data.manifests import Manifest
 from spear_lib.data.mixing import MixingConfig
 from spear_lib.data.sampling import BatchSampler, Pick
@@ -67,6 +68,9 @@ class LoadingConfig:
     """Batches that each worker makes ahead (ours)."""
     worker_timeout: float = field(default=600.0, metadata=MAY_CHANGE)
     """A batch that takes longer is an error, s (ours)."""
+    local_dir: str = field(default="", metadata=MAY_CHANGE)
+    """A folder on a disk of this machine to which token shards and Shar archives are copied, and from which
+    they are read; by default the one that Slurm gives a job (SLURM_TMPDIR), where it does (ours)."""
     max_bad_fraction: float = field(default=0.001, metadata=MAY_CHANGE)
     """Share of the cuts that may lack audio or tokens before training stops (ours, augment_and_mask §6)."""
 
@@ -138,6 +142,7 @@ class CutData:
             groups=np.asarray(manifest.sounds)[kept] if training and loading.mix_domains else None,
         )
         examples.check(manifest, kept)
+        keep_copies(examples.archives(manifest, kept), loading.local_dir)
 
     def _without_unusable(self, manifest, examples, kept: np.ndarray) -> np.ndarray:
         """The cut numbers that can be used as far as manifests tell: all labels are looked at now, and of a
