@@ -32,6 +32,12 @@ def config(tmp_path_factory):
     return path
 
 
+def equal(expected: list[float]):
+    """To rounding: with accumulation the same gradients are summed in another order. (Without it two shares
+    are equal to the last bit: test_two_processes.py.)"""
+    return pytest.approx(expected, abs=2e-5)
+
+
 def losses(folder: Path) -> list[float]:
     lines = [line for line in read_metrics(folder / "metrics.jsonl") if line["kind"] == "train"]
     assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
@@ -50,7 +56,7 @@ def test_two_then_one(config, two, tmp_path, stop):
     run(command(config, tmp_path, "--training.max_steps", str(stop), processes=2))
     log = run(command(config, tmp_path))
     assert "saved on 2 processes, going on with 1: the same 2 shares of each batch, 2 in turn" in log
-    assert losses(tmp_path) == two
+    assert losses(tmp_path) == equal(two)
 
 
 def test_one_with_two_shares_then_two_then_one(config, two, tmp_path):
@@ -58,7 +64,7 @@ def test_one_with_two_shares_then_two_then_one(config, two, tmp_path):
     run(command(config, tmp_path, *shares, "--training.max_steps", "3"))
     run(command(config, tmp_path, *shares, "--training.max_steps", "6", processes=2))
     run(command(config, tmp_path, *shares))
-    assert losses(tmp_path) == two
+    assert losses(tmp_path) == equal(two)
 
 
 def test_three_shares_on_two_processes(config, tmp_path):
@@ -66,8 +72,7 @@ def test_three_shares_on_two_processes(config, tmp_path):
     run(command(config, tmp_path / "mixed", "--training.max_steps", "4", processes=3))
     log = run(command(config, tmp_path / "mixed", processes=2))
     assert "the same 3 shares of each batch, 1 or 2 in turn" in log
-    # Sums of three in another order.
-    assert losses(tmp_path / "mixed") == pytest.approx(losses(tmp_path / "three"), abs=1e-4)
+    assert losses(tmp_path / "mixed") == equal(losses(tmp_path / "three"))
 
 
 def test_one_then_two_measures_other_shares(config, two, tmp_path):
@@ -75,7 +80,7 @@ def test_one_then_two_measures_other_shares(config, two, tmp_path):
     log = run(command(config, tmp_path, processes=2))
     assert "the same batches, but what each process measures by itself (Balancer, Whiten) changes" in log
     found = losses(tmp_path)
-    assert found == pytest.approx(two, abs=0.05) and found != two
+    assert found == pytest.approx(two, abs=0.05) and found != equal(two)
 
 
 def test_more_processes_than_shares_are_refused(config, tmp_path):
