@@ -72,7 +72,7 @@ def plan_lines(options: Any) -> dict[str, object]:
     if len(fields) != len(assumed_fields(options.objective, PlanConfig())):
         fields = assumed_fields(options.objective, plan)
     longest = corpus.longest if corpus else data.max_duration
-    shape = worst_shape(data.batch_seconds, longest, plan.gpus)
+    shape = worst_shape(data.batch_seconds, longest, max(plan.gpus, data.shares))
     encoder = options.encoder_config
     precision = plan.precision if training.precision == "auto" else training.precision
 
