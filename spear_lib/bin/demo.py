@@ -63,6 +63,9 @@ class DemoOptions:
             raise ValueError(f"port is {self.port}: use 0 (any free one) to 65535")
 
 
+_ROLES = {"asr": "recogniser", "tagging": "tagger"}
+
+
 def kind_of(folder: str) -> str:
     """What a folder holds: asr, tagging, the kind of another run, or encoder."""
     if is_onnx_folder(folder):
@@ -83,8 +86,9 @@ def open_models(options: DemoOptions, device: torch.device) -> tuple[Models, dic
     facts: dict[str, str] = {}
     for folder in as_list(options.experiment_dir):
         kind = kind_of(folder)
-        if kind in facts:
-            raise ValueError(f"{folder} is a second model of the kind {kind!r}: give one of each")
+        role = _ROLES.get(kind, "encoder")
+        if role in facts:
+            raise ValueError(f"{folder} is a second {role}: give one of each kind")
         if kind == "asr":
             arguments = {"units": options.units, "average": options.average, "search": options.search}
             wanted = TranscribeOptions(audio=[], experiment_dir=folder, **arguments)
@@ -98,7 +102,7 @@ def open_models(options: DemoOptions, device: torch.device) -> tuple[Models, dic
             encoder = tagger.model.encoder
         else:
             encoder, weights = _encoder(folder)
-        facts[kind] = f"{folder} ({weights})"
+        facts[role] = f"{folder} ({weights})"
         if encoder is not None:
             found.setdefault("encoder", encoder.to(device))
     return Models(**found), facts

@@ -32,7 +32,7 @@ from spear_lib.tagging.picture import time_by_class
 
 PIECE_SECONDS = 30.0
 """Of a long recording at once in memory, where it is drawn."""
-MEGABYTE = 1_000_000
+MEGABYTE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,8 @@ class PageLimits:
     seconds: float = 600.0
     """Longest recording, s."""
     megabytes: float = 200.0
-    """Largest file, MB."""
-    layer_seconds: float = 30.0
+    """Largest file, MB of 2^20 bytes."""
+    layer_seconds: float = 10.0
     """How much of a recording, from its start, is drawn layer by layer, s."""
 
     def __post_init__(self) -> None:
@@ -70,7 +70,8 @@ class Shown:
     """Its name, length, rate and channels, and what is worth telling."""
     waveform: bytes = b""
     """PNG."""
-    text: str = ""
+    text: str | None = None
+    """None where nothing was transcribed yet, empty where nothing is said."""
     words: list[Word] = field(default_factory=list)
     tags: bytes = b""
     """PNG: time by class."""
@@ -137,9 +138,9 @@ class Listener:
         cut = open_audio(path)
         if cut.duration > limits.seconds:
             raise PageLimitError(
-                f"{path} lasts {format_seconds(cut.duration)}, the page takes "
-                f"{format_seconds(limits.seconds)}: {more}.seconds; the command spear transcribe takes files "
-                "of any length"
+                f"{path} lasts {cut.duration:.1f} s ({format_seconds(cut.duration)}), the page takes "
+                f"{limits.seconds:g} s: {more}.seconds; the command spear transcribe takes files of any "
+                "length"
             )
         return cut
 

@@ -10,12 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from spear_lib.demo.listening import Listener, Shown
+from spear_lib.runtime.progress import format_seconds
 
 logger = logging.getLogger(__name__)
 
 INSTALL = "pip install 'spear_lib[demo]', or pip install gradio"
 FAILED = "error: "
 """How the line under the recording begins when nothing could be made of it."""
+_ABOUT_LAYERS = (
+    "A strip for each layer: frames of like colour have like features. Red, green and blue are the three "
+    "directions in which the layer's frames differ most, so colours of two layers do not compare; on the "
+    "right, the share of the variance that they hold."
+)
 STYLE = """
 .gradio-container {max-width: 1120px !important; margin: 0 auto !important}
 #facts p {margin: 0}
@@ -60,59 +66,74 @@ def build_page(listener: Listener, title: str, model_facts: dict[str, str], say:
     """
     gradio = import_gradio()
     models, limits = listener.models, listener.limits
+    parts: dict[str, Any] = {}
+    sections: dict[str, Any] = {}
+    picture = {
+        "format": "png",
+        "show_label": False,
+        "container": False,
+        "buttons": ["download", "fullscreen"],
+    }
+
+    @contextmanager
+    def section(name: str, heading: str) -> Iterator[None]:
+        """Seen when the part ``name`` is there."""
+        with gradio.Column(visible=False, elem_id=f"section-{name}") as sections[name]:
+            gradio.Markdown(f"### {heading}")
+            yield
+
+    def table(name: str, heading: str, headers: list[str]) -> None:
+        with gradio.Accordion(heading, open=False):
+            parts[name] = gradio.Dataframe(
+                headers=headers, interactive=False, max_height=320, show_label=False, elem_id=name
+            )
+
     with gradio.Blocks(title=f"SPEAR: {title}", analytics_enabled=False, delete_cache=(600, 3600)) as page:
         gradio.HTML(_heading(title, model_facts), padding=False)
         audio = gradio.Audio(
             sources=["upload", "microphone"],
             type="filepath",
-            label=f"A recording: drop a file, or use the microphone (at most {limits.seconds:g} s, "
-            f"{limits.megabytes:g} MB; scissors cut a part out)",
+            label=f"Drop a recording here, or use the microphone (at most {format_seconds(limits.seconds)} "
+            f"and {limits.megabytes:g} MB; the scissors cut a part out)",
             buttons=[],
             elem_id="audio",
         )
-        button = gradio.Button("Listen", variant="primary", elem_id="listen")
-        parts = {"facts": gradio.HTML(elem_id="facts", padding=False)}
-        picture = {"format": "png", "show_label": False, "buttons": ["download", "fullscreen"]}
-        title_of_wave = "Waveform, and words where they were emitted" if models.recogniser else "Waveform"
-        with _section(gradio, title_of_wave):
+        with gradio.Row():
+            button = gradio.Button("Listen", variant="primary", elem_id="listen", scale=3)
+            other = gradio.UploadButton("Open a file of any other kind", elem_id="other")
+        parts["facts"] = gradio.HTML(elem_id="facts", padding=False)
+        heading = "Waveform, and words where they were emitted" if models.recogniser else "Waveform"
+        with section("waveform", heading):
             parts["waveform"] = gradio.Image(elem_id="waveform", **picture)
         if models.recogniser is not None:
-            with _section(gradio, "Transcript"):
+            with section("text", "Transcript"):
                 parts["text"] = gradio.Textbox(
-                    show_label=False, interactive=False, buttons=["copy"], elem_id="text", lines=2
+                    show_label=False, container=False, interactive=False, buttons=["copy"], elem_id="text"
                 )
-                with gradio.Accordion("Words with times", open=False):
-                    parts["words"] = _table(gradio, ["word", "start (s)", "end (s)", "confidence"], "words")
+                table("words", "Words with times", ["word", "start (s)", "end (s)", "confidence"])
         if models.tagger is not None:
-            with _section(gradio, "Sounds over time"):
+            with section("tags", "Sounds over time"):
                 parts["tags"] = gradio.Image(elem_id="tags", **picture)
-                heading = f"Events (probability of {listener.events.threshold:g} or more)"
-                with gradio.Accordion(heading, open=False):
-                    columns = ["start (s)", "end (s)", "class", "probability"]
-                    parts["events"] = _table(gradio, columns, "events")
+                heading = f"Events (frames of {listener.events.threshold:g} or more)"
+                table("events", heading, ["start (s)", "end (s)", "class", "probability"])
         if listener.layers is not None:
-            with _section(gradio, f"Layers of the encoder (the first {limits.layer_seconds:g} s)"):
+            with section("layers", f"Layers of the encoder (the first {limits.layer_seconds:g} s)"):
                 parts["layers"] = gradio.Image(elem_id="layers", **picture)
-                gradio.Markdown(
-                    "A strip for each layer: frames of like colour have like features. Red, green and blue "
-                    "are the three directions in which the layer's frames differ most, so colours of two "
-                    "layers do not compare; on the right, the share of the variance that they hold."
-                )
+                gradio.Markdown(_ABOUT_LAYERS)
+
+        def updates(values: dict[str, Any]) -> list:
+            seen = [gradio.update(visible=values[name] is not None) for name in sections]
+            return [*(values[name] for name in parts), *seen]
 
         def answer(path: str | None) -> Iterator[list]:
             for values in answers(listener, path, say):
-                yield [values[name] for name in parts]
+                yield updates(values)
 
-        gradio.on(
-            [audio.upload, audio.stop_recording, button.click],
-            answer,
-            inputs=audio,
-            outputs=list(parts.values()),
-            show_progress_on=parts["facts"],
-            trigger_mode="once",
-            api_name="listen",
-        )
-        audio.clear(lambda: list(component_values(Shown(), "").values()), None, list(parts.values()))
+        outputs = [*parts.values(), *sections.values()]
+        common = {"outputs": outputs, "show_progress_on": parts["facts"]}
+        gradio.on([audio.upload, audio.stop_recording, button.click], answer, audio, **common)
+        other.upload(answer, other, **common)
+        audio.clear(lambda: updates(component_values(Shown(), "")), None, outputs)
     return page
 
 
@@ -141,7 +162,7 @@ def component_values(shown: Shown, error: str) -> dict[str, Any]:
     return {
         "facts": state or (f"<p>{html.escape(shown.facts)}</p>" if shown.facts else ""),
         "waveform": _image(shown.waveform),
-        "text": shown.text,
+        "text": shown.text,  # empty where nothing is said
         "words": [[w.text, f"{w.start:.2f}", f"{w.end:.2f}", f"{w.confidence:.2f}"] for w in shown.words],
         "tags": _image(shown.tags),
         "events": [[f"{a:.2f}", f"{b:.2f}", name, f"{p:.2f}"] for a, b, name, p in shown.events],
@@ -152,19 +173,6 @@ def component_values(shown: Shown, error: str) -> dict[str, Any]:
 def _heading(title: str, model_facts: dict[str, str]) -> str:
     lines = (f"<b>{html.escape(name)}</b> {html.escape(value)}" for name, value in model_facts.items())
     return f"<h1>{html.escape(title)}</h1><p>{'<br>'.join(lines)}</p>"
-
-
-@contextmanager
-def _section(gradio: Any, title: str) -> Iterator[None]:
-    with gradio.Group():
-        gradio.Markdown(f"### {title}", padding=True)
-        yield
-
-
-def _table(gradio: Any, headers: list[str], name: str) -> Any:
-    return gradio.Dataframe(
-        headers=headers, datatype="str", interactive=False, max_height=320, show_label=False, elem_id=name
-    )
 
 
 def _image(png: bytes) -> Any:

@@ -89,6 +89,7 @@ def serve(build: Callable[[], Any], host: str, port: int, max_bytes: int) -> Non
         os.environ["NO_PROXY"] = os.environ["no_proxy"] = ",".join(
             filter(None, [os.environ.get("NO_PROXY") or os.environ.get("no_proxy"), *LOOPBACK])
         )
+        logging.getLogger("httpx").setLevel(logging.WARNING)
         page = build()
         font = ["system-ui", "sans-serif"]
         page.launch(
