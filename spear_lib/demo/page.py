@@ -100,7 +100,7 @@ def build_page(listener: Listener, title: str, model_facts: dict[str, str], say:
         )
         with gradio.Row():
             button = gradio.Button("Listen", variant="primary", elem_id="listen", scale=3)
-            other = gradio.UploadButton("Open a file of any other kind", elem_id="other")
+            other = gradio.UploadButton("Another kind of file", elem_id="other")
         parts["facts"] = gradio.HTML(elem_id="facts", padding=False)
         heading = "Waveform, and words where they were emitted" if models.recogniser else "Waveform"
         with section("waveform", heading):

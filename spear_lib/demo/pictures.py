@@ -11,7 +11,7 @@ import numpy as np
 from spear_lib.asr.words import Word
 
 _INK, _WAVE = "#26324a", "#7d9cc4"
-_ROW_SECONDS, _MOST_ROWS = 10.0, 6
+_ROW_SECONDS, _MOST_ROWS = 12.0, 6
 _POINTS = 1100
 """Of a row of the waveform; each is the lowest and the highest sample of its stretch."""
 _HEIGHTS = (1.12, 1.42, 1.72)
@@ -45,7 +45,7 @@ def points_of(seconds: float, of_seconds: float) -> int:
 
 
 def number_of_rows(seconds: float) -> int:
-    """Rows of the waveform's picture: 10 s each, no more than six."""
+    """Rows of the waveform's picture: of 12 s at most, but no more than six."""
     return int(min(_MOST_ROWS, max(1, np.ceil(seconds / _ROW_SECONDS - 1e-6))))
 
 
@@ -53,7 +53,7 @@ def waveform_picture(envelope: Envelope, words: list[Word]) -> bytes:
     """PNG: the waveform in rows, each word above where it was emitted; a word without room is left out (the
     table has it)."""
     rows = number_of_rows(envelope.seconds)
-    length = max(envelope.seconds / rows, _ROW_SECONDS if rows > 1 else 0.0, 0.1)
+    length = max(envelope.seconds / rows, 0.01)
     figure = _figure(0.55 + rows * (1.35 if words else 0.9))
     axes = figure.subplots(rows, 1, squeeze=False)[:, 0]
     step = envelope.seconds / len(envelope.low)

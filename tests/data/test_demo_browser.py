@@ -1,4 +1,4 @@
-"""``spear demo`` in headless Chromium: a recording goes in through the page, and the results are read off it."""
+"""``spear demo`` in headless Chromium: a recording goes in, and the results are read off the page."""
 
 import json
 import os

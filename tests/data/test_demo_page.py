@@ -194,13 +194,13 @@ def test_names_of_files_and_words_are_text_not_html(listener, utterance, tmp_pat
     assert component_values(shown, "")["words"] == [["A", "0.25", "0.30", "0.50"]]
 
 
-def test_an_envelope_holds_every_peak_and_rows_are_ten_seconds():
+def test_an_envelope_holds_every_peak_and_rows_are_twelve_seconds():
     samples = np.zeros(1000)
     samples[123], samples[877] = 1.0, -0.5
     low, high = envelope_of(samples, 10)
     assert np.flatnonzero(high).tolist() == [1] and np.flatnonzero(low).tolist() == [8]
     assert len(envelope_of(samples[:3], 10)[0]) == 3
-    assert [number_of_rows(s) for s in (0.01, 10.0, 10.1, 60.0, 600.0)] == [1, 1, 2, 6, 6]
+    assert [number_of_rows(s) for s in (0.01, 12.0, 12.1, 72.0, 600.0)] == [1, 1, 2, 6, 6]
     words = [Word("W" * 9, (Unit("W", t / 10, t / 10 + 0.04, 0.9),)) for t in range(590)]
     flat = Envelope(np.full(2000, -0.1), np.full(2000, 0.1), 59.0)
     assert size_of(waveform_picture(flat, words))[0] > size_of(waveform_picture(flat, []))[0] > 300
