@@ -16,7 +16,7 @@ setup(
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    python_requires=">=3.10,<3.13",
+    python_requires=">=3.10,<3.14",
     entry_points={"console_scripts": ["spear = spear_lib.bin.spear:main"]},
     packages=find_packages(include=["spear_lib", "spear_lib.*"]),
     install_requires=[
