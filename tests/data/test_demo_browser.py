@@ -209,11 +209,11 @@ def test_what_cannot_be_used_is_a_line_and_takes_the_old_results_away(page, utte
 
 def test_any_file_by_the_other_button(page, utterance, tmp_path):
     page.open()
-    path = tmp_path / "speech.sph"
-    soundfile.write(path, soundfile.read(utterance)[0], 16000, format="NIST")
+    path = tmp_path / "speech.w64"
+    soundfile.write(path, soundfile.read(utterance)[0], 16000, format="W64", subtype="PCM_16")
     page.all("input[type=file][data-testid^='Another kind']")[0].send_keys(str(path))
     wait_for(lambda: page.seen("#layers img"), "the last part")
-    assert page.text("#facts p").startswith("speech.sph, ") and page.text("#text textarea")
+    assert page.text("#facts p").startswith("speech.w64, ") and page.text("#text textarea")
 
 
 def test_the_microphone(page):
