@@ -18,6 +18,7 @@ from spear_lib.demo.page import build_page, import_gradio
 from spear_lib.demo.serving import serve
 from spear_lib.encoders import load_encoder
 from spear_lib.interfaces.upstreams import load_upstream
+from spear_lib.runtime.hub import HUB_PREFIX
 from spear_lib.runtime.log import first_screen
 from spear_lib.runtime.task_file import FILE_NAME, read_task
 from spear_lib.runtime.world import choose_device
@@ -67,7 +68,17 @@ _ROLES = {"asr": "recogniser", "tagging": "tagger"}
 
 
 def kind_of(folder: str) -> str:
-    """What a folder holds: asr, tagging, the kind of another run, or encoder."""
+    """What a folder holds: asr, tagging, the kind of another run, or encoder.
+
+    Raises:
+      ValueError: there is none.
+    """
+    # Only a name that says so is looked for on the network.
+    if not Path(folder).exists() and not folder.startswith(HUB_PREFIX):
+        raise ValueError(
+            f"experiment_dir {folder} does not exist: give the folder of a run (exp/finetune_pretrained), an "
+            f"encoder, or {HUB_PREFIX}OWNER/NAME"
+        )
     if is_onnx_folder(folder):
         return "asr"
     if (Path(folder) / FILE_NAME).is_file():

@@ -130,7 +130,8 @@ def build_page(listener: Listener, title: str, model_facts: dict[str, str], say:
                 yield updates(values)
 
         outputs = [*parts.values(), *sections.values()]
-        common = {"outputs": outputs, "show_progress_on": parts["facts"]}
+        # One recording at a time, whatever it came through.
+        common = {"outputs": outputs, "show_progress_on": parts["facts"], "concurrency_id": "models"}
         gradio.on([audio.upload, audio.stop_recording, button.click], answer, audio, **common)
         other.upload(answer, other, **common)
         audio.clear(lambda: updates(component_values(Shown(), "")), None, outputs)

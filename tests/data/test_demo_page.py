@@ -162,6 +162,11 @@ def test_limits_of_bytes_and_of_the_pictures(models, utterance):
     )
     steps = list(short.listen(utterance))
     assert len(steps) == 2 and steps[-1].layers and steps[-1].text is None
+    # A recogniser of ONNX files has no layers.
+    plain = Listener(replace(models, tagger=None, encoder=None), PageLimits(), *WINDOWS, EventConfig())
+    assert not last(plain, utterance).layers and last(plain, utterance).text
+    with pytest.raises(ValueError, match="there is no model to try"):
+        Models()
 
 
 def test_silence_and_the_shortest_audio(listener, tmp_path):
@@ -243,8 +248,13 @@ def test_which_model_is_in_a_folder(trained_toy, tmp_path):
     )
     with pytest.raises(ValueError, match="is a second recogniser: give one of each kind"):
         demo.open_models(replace(both, experiment_dir=[folder, folder]), torch.device("cpu"))
-    with pytest.raises((ValueError, FileNotFoundError), match="no encoder|not an encoder"):
+    with pytest.raises(ValueError, match="has no config.json; it is not an encoder folder"):
         demo.open_models(demo.DemoOptions(str(tmp_path)), torch.device("cpu"))
+    for gone in (str(tmp_path / "gone"), "owner/name"):  # and not a name of the hub
+        with pytest.raises(
+            ValueError, match=f"experiment_dir {gone} does not exist: give the folder of a run"
+        ):
+            demo.open_models(demo.DemoOptions(gone), torch.device("cpu"))
 
 
 def test_the_command_says_what_is_missing_in_one_line(trained_toy, capsys, monkeypatch):
