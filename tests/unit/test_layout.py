@@ -37,7 +37,7 @@ FLOORS = [
     ["evaluation"],
     TASKS,
     [COMBINING],
-    ["report", "sharing"],
+    ["report", "sharing", "demo"],
     ["bin"],
 ]
 
