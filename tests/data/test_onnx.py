@@ -9,14 +9,14 @@ import soundfile
 import torch
 from asr_fixtures import TINY_ENCODER
 
-from spear_lib.asr import onnx_export
 from spear_lib.asr.model import AsrModel, TransducerConfig
-from spear_lib.asr.onnx_export import export_encoder, export_transducer, token_lines
-from spear_lib.asr.onnx_runtime import OnnxPart, OnnxTransducer, TokenTable
 from spear_lib.asr.searcher import SearchConfig, Searcher
 from spear_lib.asr.units import TextUnits, character_units, train_bpe
 from spear_lib.bin import export_onnx, transcribe
 from spear_lib.encoders import load_encoder, save_encoder
+from spear_lib.sharing.onnx import encoders, export, files
+from spear_lib.sharing.onnx.export import export_encoder, export_transducer, token_lines
+from spear_lib.sharing.onnx.runtime import OnnxPart, OnnxTransducer, TokenTable
 
 
 def call(module, *arguments: object) -> None:
@@ -103,9 +103,10 @@ def test_a_size_that_became_a_constant_is_found(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_wrong_numbers_are_found(tmp_path, monkeypatch):
-    monkeypatch.setattr(onnx_export, "TOLERANCE", 0.0)
-    with pytest.raises(RuntimeError, match="decoder.onnx differs from PyTorch by .*nothing was written"):
+@pytest.mark.parametrize(("module", "name"), [(encoders, "encoder"), (export, "decoder")])
+def test_wrong_numbers_are_found(module, name, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "check_equal", lambda *values: files.check_equal(*values[:3], 0.0))
+    with pytest.raises(RuntimeError, match=f"{name}.onnx .*differs from PyTorch by .*nothing was written"):
         export_transducer(tiny_model(), character_units(), tmp_path / "onnx")
 
 
