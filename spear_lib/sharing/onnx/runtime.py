@@ -54,6 +54,11 @@ class OnnxPart:
             )
         except Exception as error:  # onnxruntime's own classes, one for each kind of damage
             reason = " ".join(str(error).split())[:300]
+            if "external data" in reason.lower():
+                raise RuntimeError(
+                    f"{path} cannot be read: its weights lie beside it in {path.name}.data, which is missing "
+                    "or of another export; copy both files"
+                ) from error
             raise RuntimeError(f"{path} cannot be read ({reason}): export or copy it again") from error
         self.metadata: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
 
