@@ -17,7 +17,7 @@ from spear_lib.asr.units import character_units
 from spear_lib.bin import export_onnx, finetune_asr, transcribe
 from spear_lib.encoders import load_encoder, save_encoder
 from spear_lib.encoders.zipformer.streaming import StreamingEncoder
-from spear_lib.features.fbank import FbankExtractor
+from spear_lib.features.fbank import FbankExtractor, fbank_length
 from spear_lib.sharing.onnx.encoders import Chunks
 from spear_lib.sharing.onnx.export import export_encoder, export_transducer, streaming_encoder
 from spear_lib.sharing.onnx.runtime import OnnxPart, OnnxStreamingEncoder, OnnxTransducer
@@ -253,6 +253,8 @@ def test_what_cannot_stream_says_why(tmp_path):
         return load_encoder({**TINY_ENCODER, **changes})
 
     endless = {"causal": True, "chunk_size": [16], "left_context_frames": [-1]}
+    with pytest.raises(ValueError, match="is a Linear: only Zipformer"):
+        streaming_encoder(torch.nn.Linear(2, 2))
     with pytest.raises(ValueError, match="needs an encoder with causal: true.*without streaming"):
         streaming_encoder(encoder())
     with pytest.raises(ValueError, match=r"trained with left_context_frames \[-1\], without limit: give"):
@@ -309,9 +311,9 @@ def test_a_trained_causal_model_in_sherpa_onnx(trained_toy, tmp_path, capsys, ca
     transducer = OnnxTransducer(folder)
     for samples, text in zip(recordings, theirs):
         padded = torch.from_numpy(np.concatenate([samples, TAIL, np.zeros(16000, np.float32)]))[None]
-        num_frames = 1 + (len(samples) + len(TAIL)) // 160
+        num_frames = fbank_length(len(samples) + len(TAIL))
         encoded = transducer.encoder.extract(padded, torch.tensor([padded.shape[1]])).encoder_out
-        num_chunks = -(-(num_frames - 1 - 45) // 32)
+        num_chunks = -(-(num_frames - 45) // 32)
         lengths = torch.tensor([16 * num_chunks])
         (hypothesis,) = greedy_search_batch(transducer, encoded, lengths)
         assert text == transducer.units.decode(hypothesis.ids)

@@ -18,7 +18,7 @@ from spear_lib.encoders.zipformer import SpearEncoder
 from spear_lib.encoders.zipformer.streaming import StreamingEncoder
 from spear_lib.runtime.files import write_text
 from spear_lib.sharing.onnx import files
-from spear_lib.sharing.onnx.encoders import Chunks, EncoderGraph, WholeUtterances
+from spear_lib.sharing.onnx.encoders import Chunks, EncoderGraph, WholeUtterances, check_encoder
 from spear_lib.sharing.onnx.files import LARGEST_FILE_MB, Graph, check_equal
 from spear_lib.sharing.onnx.runtime import DECODER, ENCODER, JOINER, TOKENS, OnnxPart, eight_bit_name
 
@@ -52,8 +52,9 @@ def streaming_encoder(
     encoder: SpearEncoder, chunk_size: int = 0, left_context_frames: int = 0
 ) -> StreamingEncoder:
     """``encoder`` in chunks, for an export; 0 takes the first limited size of its training."""
-    config = getattr(encoder, "config", None)
-    if not getattr(config, "causal", False):
+    check_encoder(encoder)
+    config = encoder.config
+    if not config.causal:
         raise ValueError(
             "streaming needs an encoder with causal: true, and this one sees whole utterances: train one "
             "(encoder_config: causal, chunk_size, left_context_frames), or export it without streaming"
