@@ -20,12 +20,11 @@ from spear_lib.runtime.log import commit, first_screen
 from spear_lib.sharing.onnx.comparison import compare
 from spear_lib.sharing.onnx.export import export_encoder, export_transducer, streaming_encoder
 from spear_lib.sharing.onnx.files import LARGEST_FILE_MB
-from spear_lib.sharing.onnx.runtime import OnnxTransducer
+from spear_lib.sharing.onnx.runtime import ERROR_RATES, OnnxTransducer
 
 logger = logging.getLogger(__name__)
 
 SHERPA_FRAME_RATE = 25  # encoder frames per second that its online recogniser assumes
-WER = "wer.json"
 
 
 @dataclass(frozen=True)
@@ -182,7 +181,7 @@ def _compare(
             searchers[name] = Searcher(exported, exported.units, options.search)
     found = {name: compare(searchers, manifest, name) for name, manifest in sets.items()}
     write_json(
-        Path(options.output_dir) / WER,
+        Path(options.output_dir) / ERROR_RATES,
         {
             "sets": found,
             "search": to_dict(options.search),

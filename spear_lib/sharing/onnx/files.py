@@ -22,7 +22,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spear_lib.sharing.onnx.runtime import INSTALL
+from spear_lib.sharing.onnx.runtime import (
+    DECODER,
+    ENCODER,
+    ERROR_RATES,
+    INSTALL,
+    JOINER,
+    TOKENS,
+    eight_bit_name,
+)
 
 OPSET = 17
 """Operators that onnxruntime 1.13 and later have, also inside older builds of sherpa-onnx."""
@@ -30,6 +38,8 @@ TOLERANCE = 1e-3
 """Largest difference to PyTorch, relative to the largest value, with which an export is accepted."""
 LARGEST_FILE_MB = 1900.0
 """Weights above so many MB (1e6 bytes) lie beside the file: protobuf ends at 2 GiB, the graph included."""
+_NAMES = [name for part in (ENCODER, DECODER, JOINER) for name in (part, eight_bit_name(part))]
+_PRODUCTS = {*_NAMES, *(f"{name}.data" for name in _NAMES), TOKENS, ERROR_RATES}
 
 
 @dataclass
@@ -124,7 +134,8 @@ def weights_beside(path: Path) -> Path:
 def write_aside(folder: str | os.PathLike, write: Callable[[Path], dict[str, float]]) -> dict[str, float]:
     """``write`` files aside; they are moved into ``folder`` when all of them are there and verified.
 
-    Weights that lay beside a file of the same name before, and no longer do, are removed.
+    What an earlier export left there and this one does not write is removed: its 8-bit files, its weights
+    beside a file, its error rates would be another model's.
     """
     require_onnx()
     folder = Path(folder)
@@ -134,10 +145,11 @@ def write_aside(folder: str | os.PathLike, write: Callable[[Path], dict[str, flo
     try:
         differences = write(aside)
         folder.mkdir(parents=True, exist_ok=True)
-        for path in sorted(aside.iterdir()):
-            if path.suffix == ".onnx" and not weights_beside(path).exists():
-                weights_beside(folder / path.name).unlink(missing_ok=True)
-            os.replace(path, folder / path.name)
+        written = sorted(path.name for path in aside.iterdir())
+        for name in _PRODUCTS.difference(written):
+            (folder / name).unlink(missing_ok=True)
+        for name in written:
+            os.replace(aside / name, folder / name)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return differences

@@ -20,6 +20,7 @@ from spear_lib.features.fbank import SAMPLE_RATE, FbankExtractor, fbank_length
 from spear_lib.runtime.text_files import text_lines
 
 ENCODER, DECODER, JOINER, TOKENS = "encoder.onnx", "decoder.onnx", "joiner.onnx", "tokens.txt"
+ERROR_RATES = "wer.json"
 _PROVENANCE = ("weights", "weights_hash", "step")  # metadata that say where the weights come from
 INSTALL = "pip install 'spear_lib[onnx]', or pip install onnx onnxruntime"
 
