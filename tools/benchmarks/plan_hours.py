@@ -72,7 +72,7 @@ def table(runs: Iterable[PaperRun]) -> Iterable[str]:
         yield (
             f"| {_NAMES[each.size]}, {each.domain} | {each.gpus} | {each.gpu_hours:,} "
             f"| {hours['a800']:,.0f} ({hours['a800'] / each.gpu_hours:.2f}) | {hours['h100']:,.0f} "
-            f"| {len(memory.work):,} | {moved:.0f} |"
+            f"| {memory.kernels:,} | {moved:.0f} |"
         )
 
 
