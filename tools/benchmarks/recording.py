@@ -1,4 +1,4 @@
-"""What a benchmark found as a record of docs/results, from which tools/results.py writes RESULTS.md (ours)."""
+"""What a benchmark found as a record of docs/results, of which tools/results.py makes RESULTS.md (ours)."""
 
 import json
 import os

@@ -1,12 +1,11 @@
 """The reference's training step as a sequence of operations, written from the specification.
 
-``ReferenceEncoder`` computes what our encoder with ``padding: reference`` computes, from the same weights, but
-takes the steps that the specification describes (zipformer.md, scaling.md): time-major activations, one
-function for each regulariser that calls the autograd engine in its backward pass, scores that are filled,
-softmax in float32, residuals, masks and bypasses one by one, and k2's Swoosh, a kernel each way (operators
-``spear_stand_in::``; on a CPU they compute the same with several). ``ReferenceScaledAdam`` copies parameters one
-by one out of its stacks. Where the specification leaves the order open, the plain one was taken. It is no copy
-of the reference and was not compared with its speed.
+``ReferenceEncoder`` computes what our encoder with ``padding: reference`` computes, from the same weights,
+by the steps that the specification describes (zipformer.md, scaling.md): time-major activations, scores that
+are filled, softmax in float32, residuals, masks and bypasses one by one, regularisers that call the autograd
+engine in their backward pass, and k2's Swoosh (reference_functions.py). ``ReferenceScaledAdam`` copies
+parameters one by one out of its stacks. Where the specification leaves the order open, the plain one was
+taken. It is no copy of the reference, and was not compared with its speed.
 
 Coins: Balancers act in their share of the calls, Whiten in 2.5 %, its share below the limit.
 
@@ -19,6 +18,16 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from reference_functions import (
+    Balance,
+    BiasNormByAutograd,
+    Limit,
+    ScaleGradient,
+    Softmax,
+    Swoosh,
+    SwooshLinear,
+    White,
+)
 from torch import Tensor, nn
 
 from spear_lib.encoders.zipformer import SpearEncoder
@@ -32,223 +41,6 @@ from spear_lib.optim import ScaledAdam
 from spear_lib.optim.scaled_adam import _Stack
 
 WHITEN_PROBABILITY = 0.025
-_SHIFT = {"L": (4.0, 0.035), "R": (1.0, 0.313261687)}
-
-
-def _define(name: str, compute: Any, pretend: Any) -> Any:
-    operator = torch.library.custom_op(f"spear_stand_in::{name}", compute, mutates_args=())
-    operator.register_fake(pretend)
-    return operator
-
-
-def _forward(x: Tensor, kind: str) -> Tensor:
-    shift, offset = _SHIFT[kind]
-    x = x.float()
-    return F.softplus(x - shift) - 0.08 * x - offset
-
-
-def _forward_and_slope(x: Tensor, kind: str) -> tuple[Tensor, Tensor]:
-    return _forward(x, kind), torch.sigmoid(x.float() - _SHIFT[kind][0]) - 0.08
-
-
-def _forward_and_code(x: Tensor, kind: str) -> tuple[Tensor, Tensor]:
-    slope = torch.sigmoid(x.float() - _SHIFT[kind][0])
-    return _forward(x, kind), (slope * (255 / 1.005) + torch.rand_like(slope)).to(torch.uint8)
-
-
-def _backward(code: Tensor, grad: Tensor) -> Tensor:
-    return grad * (code * (1.005 / 255) - 0.08)
-
-
-def _wide(x: Tensor) -> Tensor:
-    return torch.empty_like(x, dtype=torch.float32)
-
-
-swoosh_forward = _define("swoosh_forward", _forward, lambda x, kind: _wide(x))
-swoosh_forward_and_slope = _define(
-    "swoosh_forward_and_slope", _forward_and_slope, lambda x, kind: (_wide(x), _wide(x))
-)
-swoosh_forward_and_code = _define(
-    "swoosh_forward_and_code",
-    _forward_and_code,
-    lambda x, kind: (_wide(x), torch.empty_like(x, dtype=torch.uint8)),
-)
-swoosh_backward = _define("swoosh_backward", _backward, lambda code, grad: torch.empty_like(grad))
-
-
-class _Swoosh(torch.autograd.Function):
-    """Of the front end: the derivative is kept in 8 bits (scaling.md 2)."""
-
-    @staticmethod
-    def forward(ctx, x, kind):
-        y, code = swoosh_forward_and_code(x, kind)
-        ctx.save_for_backward(code)
-        ctx.dtype = x.dtype
-        return y
-
-    @staticmethod
-    def backward(ctx, grad):
-        return swoosh_backward(ctx.saved_tensors[0], grad).to(ctx.dtype), None
-
-
-class _SwooshLinear(torch.autograd.Function):
-    """Activation, dropout and linear layer as one unit (scaling.md 3)."""
-
-    @staticmethod
-    def forward(ctx, x, weight, bias, kind, mask):
-        ctx.save_for_backward(x, weight, mask)
-        ctx.kind = kind
-        ctx.bias_dtype = bias.dtype
-        y = swoosh_forward(x, kind)
-        y = y if mask is None else y * mask
-        return F.linear(y, weight, bias)
-
-    @staticmethod
-    def backward(ctx, grad):
-        x, weight, mask = ctx.saved_tensors
-        y, slope = swoosh_forward_and_slope(x, ctx.kind)
-        y = y if mask is None else y * mask
-        rows = grad.reshape(-1, grad.shape[-1])
-        y = y.reshape(-1, y.shape[-1])
-        grad_weight = torch.matmul(rows.t(), y.to(grad.dtype))
-        grad_y = torch.matmul(grad, weight.to(grad.dtype))
-        grad_x = grad_y * slope
-        grad_x = grad_x if mask is None else grad_x * mask
-        return (
-            grad_x.to(x.dtype),
-            grad_weight.to(weight.dtype),
-            rows.sum(dim=0).to(ctx.bias_dtype),
-            None,
-            None,
-        )
-
-
-class _Balance(torch.autograd.Function):
-    """scaling.md 7, its gradient by the autograd engine."""
-
-    @staticmethod
-    def forward(ctx, x, dim, limits):
-        ctx.save_for_backward(x)
-        ctx.dim, ctx.limits = dim, limits
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx, grad):
-        limits: BalancerLimits = ctx.limits
-        (x,) = ctx.saved_tensors
-        with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
-            x = x.float().detach().requires_grad_()
-            axes = [axis for axis in range(x.dim()) if axis != ctx.dim % x.dim()]
-            square = (x**2).mean(dim=axes, keepdim=True)
-            mean = x.mean(dim=axes, keepdim=True)
-            deviation = (square - mean * mean).clamp(min=1.0e-20).sqrt()
-            rms = square.clamp(min=1.0e-20).sqrt()
-            ratio = mean / deviation
-            loss = (ratio - ratio.clamp(min=limits.min_mean, max=limits.max_mean)).abs()
-            bounded = rms.clamp(min=limits.min_rms, max=limits.max_rms)
-            loss = loss + (bounded / rms).log().abs()
-            loss.backward(torch.ones_like(loss))
-            change = x.grad
-            size = (change**2).mean(dim=axes, keepdim=True) ** 0.5
-            change = change * (limits.grad_scale / size.clamp(min=1.0e-20))
-            wide = grad.float()
-            return (wide + wide.abs() * change).to(grad.dtype), None, None
-
-
-class _White(torch.autograd.Function):
-    """scaling.md 8, its gradient by the autograd engine; the host reads the metric."""
-
-    @staticmethod
-    def forward(ctx, x, groups, limit, scale):
-        ctx.save_for_backward(x)
-        ctx.settings = groups, limit, scale
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx, grad):
-        groups, limit, scale = ctx.settings
-        (x,) = ctx.saved_tensors
-        with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
-            x = x.float().detach().requires_grad_()
-            rows = x.reshape(-1, x.shape[-1])
-            rows = rows.reshape(rows.shape[0], groups, -1).transpose(0, 1)
-            rows = rows - rows.mean(dim=1, keepdim=True)
-            covariance = torch.matmul(rows.transpose(1, 2), rows)
-            diagonal = covariance.diagonal(dim1=1, dim2=2).mean()
-            power = (covariance**2).sum() / (groups * covariance.shape[1])
-            metric = power / (diagonal**2 + 1.0e-20)
-            if float(metric.detach()) < limit:
-                return grad, None, None, None
-            metric.backward()
-            change, wide = x.grad, grad.float()
-            change = change * (scale * (wide.norm() / (change.norm() + 1.0e-20)))
-            return (wide + change).to(grad.dtype), None, None, None
-
-
-class _Limit(torch.autograd.Function):
-    """scaling.md 6: of a parameter, in each call."""
-
-    @staticmethod
-    def forward(ctx, value, low, high):
-        ctx.save_for_backward(value)
-        ctx.bounds = low, high
-        return value.view_as(value)
-
-    @staticmethod
-    def backward(ctx, grad):
-        (value,), (low, high) = ctx.saved_tensors, ctx.bounds
-        grad = grad * torch.where((grad > 0) & (value < low), -1.0, 1.0)
-        return grad * torch.where((grad < 0) & (value > high), -1.0, 1.0), None, None
-
-
-class _Softmax(torch.autograd.Function):
-    """scaling.md 10."""
-
-    @staticmethod
-    def forward(ctx, scores, dtype):
-        weights = scores.float().softmax(dim=-1).to(dtype)
-        ctx.save_for_backward(weights)
-        ctx.dtype = scores.dtype
-        return weights
-
-    @staticmethod
-    def backward(ctx, grad):
-        with torch.autocast(grad.device.type, enabled=False):
-            weights, grad = ctx.saved_tensors[0].float(), grad.float()
-            product = grad * weights
-            return (product - weights * product.sum(dim=-1, keepdim=True)).to(ctx.dtype), None
-
-
-class _BiasNorm(torch.autograd.Function):
-    """zipformer.md 10, its gradient by the autograd engine."""
-
-    @staticmethod
-    def forward(ctx, x, bias, log_scale):
-        with torch.autocast(x.device.type, enabled=False):
-            gain = ((x - bias) ** 2).mean(dim=-1, keepdim=True) ** -0.5 * log_scale.exp()
-            ctx.save_for_backward(x, bias, log_scale, gain)
-            return x * gain
-
-    @staticmethod
-    def backward(ctx, grad):
-        x, bias, log_scale, gain = ctx.saved_tensors
-        with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
-            given = [each.detach().requires_grad_() for each in (x, bias, log_scale)]
-            x, bias, log_scale = given
-            gain = ((x - bias) ** 2).mean(dim=-1, keepdim=True) ** -0.5 * log_scale.exp()
-            (x * gain).backward(grad.to(x.dtype))
-            return tuple(each.grad for each in given)
-
-
-class _Scale(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, scale):
-        ctx.scale = scale
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx, grad):
-        return grad * ctx.scale, None
 
 
 class ReferenceEncoder(nn.Module):
@@ -300,20 +92,20 @@ class ReferenceEncoder(nn.Module):
             return x.view_as(x)
         positive = (balancer.min_positive(count), balancer.max_positive(count))
         absolute = (balancer.min_abs(count), balancer.max_abs(count))
-        return _Balance.apply(x, dim, BalancerLimits.of(positive, absolute, balancer.grad_scale))
+        return Balance.apply(x, dim, BalancerLimits.of(positive, absolute, balancer.grad_scale))
 
     def _whiten(self, whiten: Whiten, x: Tensor) -> Tensor:
         if not (x.requires_grad and self._act(WHITEN_PROBABILITY)):
             return x.view_as(x)
-        return _White.apply(x, whiten.num_groups, whiten.limit(self.batch_count), whiten.grad_scale)
+        return White.apply(x, whiten.num_groups, whiten.limit(self.batch_count), whiten.grad_scale)
 
     def _limited(self, value: Tensor, limiter: Limiter | None) -> Tensor:
         if limiter is None or not self._act(limiter.probability):
             return value
-        return _Limit.apply(value, limiter.minimum(self.batch_count), limiter.maximum)
+        return Limit.apply(value, limiter.minimum(self.batch_count), limiter.maximum)
 
     def _norm(self, norm: BiasNorm, x: Tensor) -> Tensor:
-        return _BiasNorm.apply(x, norm.bias, self._limited(norm.log_scale, norm.limiter))
+        return BiasNormByAutograd.apply(x, norm.bias, self._limited(norm.log_scale, norm.limiter))
 
     def _bypass(self, bypass: Bypass, x: Tensor, h: Tensor) -> Tensor:
         scale = self._limited(bypass.bypass_scale, bypass.limiter)
@@ -340,11 +132,11 @@ class ReferenceEncoder(nn.Module):
         for number, balancer in (("0", "2"), ("4", "5"), ("7", "8")):
             x = front.conv[number](x)
             if number == "0" and self.training:
-                x = _Scale.apply(x, front.conv["1"].scale)
-            x = _Swoosh.apply(self._balance(front.conv[balancer], x, 1), "R")
+                x = ScaleGradient.apply(x, front.conv["1"].scale)
+            x = Swoosh.apply(self._balance(front.conv[balancer], x, 1), "R")
         block = front.convnext
         h = block.pointwise_conv1(block.depthwise_conv(x))
-        h = block.pointwise_conv2(_Swoosh.apply(self._balance(block.hidden_balancer, h, 1), "L"))
+        h = block.pointwise_conv2(Swoosh.apply(self._balance(block.hidden_balancer, h, 1), "L"))
         if self.training:
             keep = torch.rand(x.shape[0], 1, 1, 1, device=x.device) > block.layerdrop_rate(self.batch_count)
             h = h * keep.to(h.dtype)
@@ -423,7 +215,7 @@ class ReferenceEncoder(nn.Module):
             scores = scores + places
         dtype = scores.dtype
         scores = scores.masked_fill(padding.unsqueeze(1), -1000)
-        return _Softmax.apply(scores, dtype)
+        return Softmax.apply(scores, dtype)
 
     def _self_attention(self, part: SelfAttention, x: Tensor, weights: Tensor) -> Tensor:
         num_frames, batch, _ = x.shape
@@ -440,7 +232,7 @@ class ReferenceEncoder(nn.Module):
     def _feed_forward(self, part: FeedForward, x: Tensor) -> Tensor:
         x = self._balance(part.hidden_balancer, part.in_proj(x))
         mask = self._shared_mask(x, part.dropout(self.batch_count))
-        x = _SwooshLinear.apply(x, part.out_proj.weight, part.out_proj.bias, "L", mask)
+        x = SwooshLinear.apply(x, part.out_proj.weight, part.out_proj.bias, "L", mask)
         return self._whiten(part.out_whiten, x)
 
     def _convolution(self, part: ConvolutionModule, x: Tensor, padding: Tensor) -> Tensor:
@@ -448,7 +240,7 @@ class ReferenceEncoder(nn.Module):
         x = (x * self._balance(part.balancer1, gate).sigmoid()).permute(1, 2, 0)
         x = part.depthwise_conv(x.masked_fill(padding.unsqueeze(1), 0.0))
         x = self._whiten(part.whiten, self._balance(part.balancer2, x, 1).permute(2, 0, 1))
-        return _SwooshLinear.apply(x, part.out_proj.weight, part.out_proj.bias, "R", None)
+        return SwooshLinear.apply(x, part.out_proj.weight, part.out_proj.bias, "R", None)
 
 
 class _CopiedBack(_Stack):
