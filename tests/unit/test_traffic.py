@@ -106,7 +106,7 @@ def test_table_and_record(tmp_path, monkeypatch, capsys):
 
 
 def test_a_row_by_hand():
-    """420 s of audio; 1.428 TB is a second of an A800 at 70 % of 2.04 TB/s, 200,000 starts of 5 us another."""
+    """420 s of audio; 1.428 TB is a second of an A800 at 70 % of its speed, 200,000 starts of 5 us another."""
     import traffic
 
     from spear_lib.pretraining.plan_kernels import Work
