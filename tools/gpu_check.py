@@ -114,7 +114,7 @@ def steps(options: argparse.Namespace) -> list[Step]:
         Step(
             "tests",
             120,
-            ["-m", "pytest", "-q", "-p", "no:cacheprovider", *tests],
+            ["-m", "pytest", "-o", "addopts=", "-p", "no:cacheprovider", *tests],
             lines_with(r"^(FAILED|ERROR)", r"\d+ (passed|failed|skipped)"),
         ),
         Step(

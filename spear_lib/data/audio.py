@@ -228,7 +228,8 @@ def _read_plainly(cut: Cut) -> np.ndarray | None:
         with soundfile.SoundFile(place) as file:
             if file.channels != 1 or file.samplerate != cut.sampling_rate or begin + count > file.frames:
                 return None
-            file.seek(begin)
+            if begin:
+                file.seek(begin)
             samples = file.read(count, dtype="float32")
     except soundfile.LibsndfileError:
         return None  # lhotse knows more formats, and the reason

@@ -1,20 +1,12 @@
 """tools/benchmarks/growth.py: exponents by hand, and what it finds of known growth."""
 
 import math
-from pathlib import Path
 
+import growth
 import pytest
 
 
-@pytest.fixture(autouse=True)
-def growth(monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "tools" / "benchmarks"))
-    import growth
-
-    return growth
-
-
-def test_exponents_by_hand(growth):
+def test_exponents_by_hand():
     sizes = [1, 10, 100]
     assert growth.exponent(sizes, [3, 30, 300]) == pytest.approx(1.0)
     assert growth.exponent(sizes, [5, 500, 50_000]) == pytest.approx(2.0)
@@ -32,13 +24,13 @@ def test_exponents_by_hand(growth):
         ({"lengths": (10.0, 5.0)}, "two or more growing positive sizes"),
     ],
 )
-def test_wrong_options(growth, changes, message):
+def test_wrong_options(changes, message):
     with pytest.raises(ValueError, match=message):
         growth.Options(**changes)
 
 
 @pytest.mark.slow
-def test_a_step_grows_with_the_batch_and_faster_with_the_length(growth):
+def test_a_step_grows_with_the_batch_and_faster_with_the_length():
     options = growth.Options(size="tiny", lengths=(10.0, 60.0), utterances=(4, 8), measure=False)
     rows = {(row[0][:6], row[1]): float(row[4]) for row in (each.row() for each in growth.of_steps(options))}
     assert abs(rows["uttera", "kernels"]) < 0.02 and abs(rows["length", "kernels"]) < 0.1
@@ -47,7 +39,7 @@ def test_a_step_grows_with_the_batch_and_faster_with_the_length(growth):
     assert 1.05 < rows["length", "GFLOP"] < 2.0
 
 
-def test_tables_of_cuts(growth, capsys):
+def test_tables_of_cuts(capsys):
     growth.main(["--parts", "[stage_5, sampler]", "--stage_5_cuts", "[20, 40]", "--cuts", "[50, 100]"])
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| cuts of")]
     assert [row.split(" | ")[1] for row in rows] == [

@@ -2,27 +2,24 @@
 
 import json
 import math
-from pathlib import Path
 
 import pytest
+import recording
+import reference_encoder
 import torch
+import traffic
+from reference_encoder import ReferenceEncoder, reference_loss
 
 from spear_lib.encoders.zipformer import SpearEncoder, ZipformerConfig
 from spear_lib.optim import ScaledAdam, parameter_groups
+from spear_lib.pretraining.plan_kernels import Work
+from spear_lib.pretraining.plan_memory import StepMemory
 
-TOOLS = Path(__file__).parents[2] / "tools" / "benchmarks"
 OFF = {"balancer": False, "whiten": False, "limit_gradients": False, "stochastic": False}
 SMALL = {"encoder_dim": (32,), "feedforward_dim": (64,), "encoder_unmasked_dim": (24,)}
 
 
-@pytest.fixture(autouse=True)
-def _path(monkeypatch):
-    monkeypatch.syspath_prepend(str(TOOLS))
-
-
 def _both(**changes):
-    from reference_encoder import ReferenceEncoder
-
     torch.manual_seed(0)
     ours = SpearEncoder(ZipformerConfig.mini(padding="reference", **SMALL, **changes))
     with torch.no_grad():
@@ -52,8 +49,6 @@ def test_the_references_sequence_gives_our_outputs_and_gradients(factor):
 
 
 def test_a_training_step_of_the_sequence_with_every_regulariser(monkeypatch):
-    import reference_encoder
-
     monkeypatch.setattr(reference_encoder, "WHITEN_PROBABILITY", 1.0)
     ours, reference = _both()
     reference.train()
@@ -78,8 +73,6 @@ def test_a_training_step_of_the_sequence_with_every_regulariser(monkeypatch):
 
 
 def test_the_references_loss_by_hand():
-    from reference_encoder import reference_loss
-
     out, tokens = torch.tensor([[[1.0, 0.0], [0.0, 0.0]]]), torch.tensor([[[0, 1], [-100, -100]]])
     weight = torch.tensor([[[1.0, 0.0], [0.0, 0.0]], [[0.0, 0.0], [0.0, 0.0]]])  # (2 codebooks, 2, 2)
     loss = reference_loss(out, weight, torch.zeros(2, 2), tokens)
@@ -87,9 +80,6 @@ def test_the_references_loss_by_hand():
 
 
 def test_table_and_record(tmp_path, monkeypatch, capsys):
-    import recording
-    import traffic
-
     monkeypatch.setattr(recording.Record.save, "__defaults__", (tmp_path, ["tools/benchmarks/traffic.py"]))
     arguments = ["--sizes", "[mini]", "--utterances", "2", "--seconds", "2", "--record", "traffic"]
     traffic.main([*arguments, "--largest", "3"])
@@ -106,12 +96,7 @@ def test_table_and_record(tmp_path, monkeypatch, capsys):
 
 
 def test_a_row_by_hand():
-    """420 s of audio; 1.428 TB is a second of an A800 at 70 % of its speed, 200,000 starts of 5 us another."""
-    import traffic
-
-    from spear_lib.pretraining.plan_kernels import Work
-    from spear_lib.pretraining.plan_memory import StepMemory
-
+    """420 s of audio; 1.428 TB is a second of an A800 at 70 %, 200,000 starts of 5 us are another."""
     memory = StepMemory(*[0] * 7, [Work(4.2e12, int(1.428e12)), Work(0.0, 0, 200_000)])
     row = traffic.row(traffic.Options(), "base", "eager", memory)
     assert row[:6] == ["Base", "eager", "200,001", "3400", "10.0", "210"]
@@ -130,31 +115,42 @@ def test_a_row_by_hand():
     ],
 )
 def test_wrong_options(changes, message):
-    import traffic
-
     with pytest.raises(ValueError, match=message):
         traffic.Options(**changes)
 
 
 @pytest.mark.parametrize("name", ["", "a/b"])
 def test_names_of_records(name, tmp_path):
-    import recording
-
     with pytest.raises(ValueError, match="use a plain name"):
         recording.Record(name, ["a"], [["1"]], "nothing").save(tmp_path)
 
 
 def test_rows_of_records_fit_their_columns(tmp_path):
-    import recording
-
     with pytest.raises(ValueError, match="a row of 2 cells for 1 columns"):
         recording.Record("x", ["a"], [["1", "2"]], "nothing").save(tmp_path)
 
 
 @pytest.mark.parametrize(("load", "said"), [(9.0, "LOADED by other work (8.0 more"), (1.0, "otherwise idle")])
 def test_a_loaded_machine_is_said_so(monkeypatch, load, said):
-    import recording
-
     monkeypatch.setattr(recording.os, "getloadavg", lambda: (load, load, load))
     monkeypatch.setattr(recording.os, "cpu_count", lambda: 2)
     assert said in recording.machine()
+
+
+def test_a_benchmark_with_record_leaves_its_tables(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(recording.Record.save, "__defaults__", (tmp_path, None))
+
+    @recording.recorded("noise")
+    def main(argv=None):
+        print("| a | b |\n|---|---|\n| 1 | 2 |\n\nbetween\n\n| c |\n|---|\n| 3 |")
+        return 1 if argv == ["bad"] else None
+
+    assert main(["bad", "--record", "x"]) == 1 and not list(tmp_path.iterdir())
+    assert main(["good", "--record", "x"]) is None
+    first, second = (json.loads((tmp_path / name).read_text()) for name in ("x.json", "x-2.json"))
+    assert (first["columns"], first["rows"], second["rows"]) == (["a", "b"], [["1", "2"]], [["3"]])
+    assert first["command"].endswith("good --record x") and first["corpus"].startswith("noise. ")
+    assert "between" in capsys.readouterr().out
+    assert recording.tables("one\n\n two\n") == [[["printed"], ["one"], ["two"]]]
+    with pytest.raises(ValueError, match="needs the name"):
+        main(["--record"])

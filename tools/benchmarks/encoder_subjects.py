@@ -40,8 +40,6 @@ class Options:
     """fp32 or bf16 (autocast)."""
     memory: bool = True
     """Measure peak memory as well."""
-    record: str = ""
-    """Name of a record for RESULTS.md (docs/results/<name>.json)."""
     compiled: bool = False
     """Compile every layer of our encoders with torch.compile."""
 

@@ -1,12 +1,15 @@
 """What a benchmark found as a record of docs/results, of which tools/results.py makes RESULTS.md (ours)."""
 
+import contextlib
+import functools
+import io
 import json
 import os
 import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,3 +86,69 @@ class Record:
         path = folder / f"{self.name}.json"
         path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         return path
+
+
+class _Tee(io.StringIO):
+    """Keeps what is printed, and shows it."""
+
+    def __init__(self, shown: io.TextIOBase) -> None:
+        super().__init__()
+        self.shown = shown
+
+    def write(self, text: str) -> int:
+        self.shown.write(text)
+        return super().write(text)
+
+    def flush(self) -> None:
+        self.shown.flush()
+
+
+def tables(printed: str) -> list[list[list[str]]]:
+    """The markdown tables of what was printed, as rows of cells, heads first; without any, its lines."""
+    found: list[list[list[str]]] = []
+    inside = False
+    lines = printed.splitlines()
+    for line in lines:
+        row = [cell.strip() for cell in line.strip().strip("|").split("|")]
+        if not line.startswith("|"):
+            inside = False
+        elif not inside:
+            found.append([row])
+            inside = True
+        elif not all(set(cell) <= set("-: ") for cell in row):
+            found[-1].append(row)
+    return found or [[["printed"], *([line.strip()] for line in lines if line.strip())]]
+
+
+def recorded(corpus: str) -> Callable:
+    """Gives the ``main(argv)`` of a benchmark the option ``--record NAME``: its tables, or its lines where it
+    prints none, become records NAME, NAME-2 and so on.
+
+    Args:
+      corpus: what it runs on.
+    """
+
+    def wrapper(main: Callable) -> Callable:
+        @functools.wraps(main)
+        def with_record(argv: Sequence[str] | None = None) -> int | None:
+            left = list(sys.argv[1:] if argv is None else argv)
+            if "--record" not in left:
+                return main(argv)
+            at = left.index("--record")
+            if at + 1 == len(left):
+                raise ValueError("--record needs the name of the record, for example --record encoder")
+            _, name = left[at : at + 2]
+            command = [sys.argv[0], *left]
+            del left[at : at + 2]
+            tee = _Tee(sys.stdout)
+            with contextlib.redirect_stdout(tee):
+                status = main(left)
+            if not status:
+                for number, (columns, *rows) in enumerate(tables(tee.getvalue()), 1):
+                    record = Record(name if number == 1 else f"{name}-{number}", columns, rows, corpus)
+                    record.save(arguments=command)
+            return status
+
+        return with_record
+
+    return wrapper
