@@ -1,14 +1,17 @@
 """The steps of tools/gpu_check.sh: each a process with a limit of time; a report of all, whatever fails."""
 
 import argparse
+import atexit
 import contextlib
 import importlib.util
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from importlib import metadata
@@ -21,19 +24,13 @@ PARTS = REPOSITORY / "tools" / "gpu_check_parts.py"
 NEEDED = ("torch", "lhotse", "numpy", "soundfile", "jsonargparse", "yaml", "safetensors", "filelock", "tqdm")
 """Modules without which no step runs."""
 WHEELS = (
-    *("lhotse==1.33.0", "audioread", "intervaltree", "cytoolz", "lilcom", "urllib3==2.8.0"),
-    *(
-        "soundfile==0.14.0",
-        "cffi",
-        "pycparser",
-        "jsonargparse==4.53.0",
-        "docstring-parser",
-        "typeshed-client",
-    ),
-    *("importlib-resources", "kaldialign==0.12.0", "tensorboard", "pytest-timeout"),
+    *("lhotse==1.33.0", "audioread", "intervaltree", "cytoolz", "urllib3==2.8.0", "kaldialign==0.12.0"),
+    *("soundfile==0.14.0", "cffi", "pycparser", "jsonargparse==4.53.0", "docstring-parser"),
+    *("typeshed-client", "pytest-timeout"),
 )
 """What an environment of torch, transformers and pytest lacks."""
 MINUTES, CPU_PATIENCE = 7.5, 10.0
+LOG_END = 100_000  # characters of a log that are kept
 GPU_TESTS = (
     *("tests/unit/test_precision.py", "tests/numerics/test_rnnt_backend.py"),
     *(
@@ -72,10 +69,10 @@ def lines_with(*patterns: str) -> Callable[[str], dict[str, Any]]:
 
 def steps(options: argparse.Namespace) -> list[Step]:
     """All steps, the most important first."""
-    tiny, device, out = options.tiny, options.device, options.out
+    tiny, device, work = options.tiny, options.device, options.work
 
     def part(name: str, limit: float, *more: str) -> Step:
-        command = [str(PARTS), name, "--device", device, "--json", str(out / f"{name}.json"), *more]
+        command = [str(PARTS), name, "--device", device, "--json", str(work / f"{name}.json"), *more]
         return Step(name, limit, command + (["--tiny"] if tiny else []))
 
     def training(name: str, size: str, limit: float, *more: str) -> Step:
@@ -89,7 +86,7 @@ def steps(options: argparse.Namespace) -> list[Step]:
             "--steps",
             "3" if tiny else "10",
         ]
-        return Step(name, limit, [*command, "--json", str(out / f"{name}.json"), *more])
+        return Step(name, limit, [*command, "--json", str(work / f"{name}.json"), *more])
 
     data = []
     if options.train_cuts:
@@ -134,11 +131,9 @@ def steps(options: argparse.Namespace) -> list[Step]:
     ]
 
 
-def run_step(step: Step, limit: float, out: Path) -> dict[str, Any]:
+def run_step(step: Step, limit: float, work: Path) -> dict[str, Any]:
     """Runs one; what became of it."""
-    began, log = time.monotonic(), out / f"{step.name}.log"
-    kept = out / f"{step.name}.json"
-    kept.unlink(missing_ok=True)
+    began, log, kept = time.monotonic(), work / f"{step.name}.log", work / f"{step.name}.json"
     with log.open("wb") as stream:
         process = subprocess.Popen(
             [sys.executable, *step.command],
@@ -154,7 +149,7 @@ def run_step(step: Step, limit: float, out: Path) -> dict[str, Any]:
         end_group(process.pid)
         process.wait()
     output = log.read_text(encoding="utf-8", errors="replace")
-    result: dict[str, Any] = {"seconds": round(time.monotonic() - began, 1), "log": log.name}
+    result: dict[str, Any] = {"seconds": round(time.monotonic() - began, 1)}
     if status is None:
         result |= {"status": "too slow", "why": f"stopped after its limit of {limit:.0f} s"}
     elif status != 0:
@@ -240,6 +235,10 @@ def main(argv: list[str] | None = None) -> int:
     given = [bool(value) for value in (options.train_cuts, options.valid_cuts, options.data_dir)]
     if any(given) and not all(given):
         parser.error("--train-cuts, --valid-cuts and --data-dir belong together: give all three or none")
+    # Three files come back, whatever the number of steps.
+    options.work = Path(tempfile.mkdtemp(prefix="gpu_check_"))
+    atexit.register(shutil.rmtree, options.work, ignore_errors=True)
+    (options.out / "gpu_logs.txt").unlink(missing_ok=True)
     planned = steps(options)
     names = [step.name for step in planned]
     if options.list:
@@ -249,7 +248,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"--only names {', '.join(sorted(unknown))}; there are {', '.join(names)}")
     if options.only:
         planned = [step for step in planned if step.name in options.only.split(",")]
-    asked = {key: str(value) for key, value in vars(options).items() if key != "list"}
+    asked = {key: str(value) for key, value in vars(options).items() if key not in ("list", "work")}
     if missing := missing_packages():
         print(f"error: this Python lacks {', '.join(missing)}. Where there is a network:", file=sys.stderr)
         print(f"{download_command()}\nthen tools/gpu_check.sh --wheels .whl", file=sys.stderr)
@@ -269,7 +268,10 @@ def main(argv: list[str] | None = None) -> int:
             }
         else:
             print(f"[{number}/{len(planned)}] {step.name} ...", end=" ", flush=True)
-            results[step.name] = run_step(step, min(step.limit * slower, left), options.out)
+            results[step.name] = run_step(step, min(step.limit * slower, left), options.work)
+            with (options.out / "gpu_logs.txt").open("a", encoding="utf-8") as logs:
+                text = (options.work / f"{step.name}.log").read_text(encoding="utf-8", errors="replace")
+                logs.write(f"==== {step.name}\n{text[-LOG_END:]}\n")
             print(results[step.name]["status"], results[step.name].get("why", ""), flush=True)
         write(results, options.out, asked)
     print("\n" + table(results) + f"\n{options.out / 'gpu_report.json'}")

@@ -43,6 +43,8 @@ def test_no_step_stops_the_others(check, monkeypatch, tmp_path, capsys):
     assert steps["bad"]["why"] == "ValueError: no memory (exit status 1)"
     assert "limit" in steps["slow"]["why"] and steps["good"]["figures"] == {"lines": ["a figure of 7 | 8"]}
     assert report["versions"]["torch"] and "| good | passed |" in (tmp_path / "gpu_report.md").read_text()
+    assert "==== bad\nfigure\n" in (tmp_path / "gpu_logs.txt").read_text()
+    assert len(list(tmp_path.iterdir())) == 3
     assert "a figure of 7 / 8" in capsys.readouterr().out  # a bar would end the cell
 
 
@@ -64,6 +66,11 @@ def test_when_the_minutes_are_over(check, monkeypatch, tmp_path):
     assert check.main(["--out", str(tmp_path), "--minutes", "0.01"]) == 1
     (result,) = json.loads((tmp_path / "gpu_report.json").read_text())["steps"].values()
     assert result["status"] == "not run" and "0.01 minutes were over" in result["why"]
+
+
+def test_the_script_names_every_wheel(check):
+    text = (TOOLS / "gpu_check.sh").read_text(encoding="utf-8")
+    assert all(f" {wheel}" in text for wheel in check.WHEELS)
 
 
 def test_missing_packages_are_named_with_the_command(check, monkeypatch, tmp_path, capsys):
@@ -90,7 +97,7 @@ def test_wrong_options(check, arguments, said, tmp_path, capsys):
 def test_every_step_names_files_that_exist_and_all_fit_the_time(check, tmp_path):
     import argparse
 
-    options = argparse.Namespace(tiny=False, device="cuda", out=tmp_path, train_cuts="")
+    options = argparse.Namespace(tiny=False, device="cuda", work=tmp_path, train_cuts="")
     planned = check.steps(options)
     assert len({step.name for step in planned}) == len(planned) >= 11
     for step in planned:

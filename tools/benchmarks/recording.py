@@ -47,6 +47,9 @@ def commit() -> str:
     return done.stdout.strip() or "no git"
 
 
+_STARTED_AT = commit()  # what was measured is what was imported, whatever changes meanwhile
+
+
 @dataclass(frozen=True)
 class Record:
     """A table of a benchmark.
@@ -77,7 +80,7 @@ class Record:
         record = {
             "claim": "speed",
             "command": shlex.join(command),
-            "commit": commit(),
+            "commit": _STARTED_AT,
             "corpus": f"{self.corpus}. {machine()}",
             "columns": list(self.columns),
             "rows": [list(row) for row in self.rows],
