@@ -91,8 +91,8 @@ class PlanConfig:
 
 
 def step_seconds(memory: StepMemory, plan: PlanConfig, gpu: Gpu | None = None) -> float:
-    """Seconds of a step on one GPU: every kernel takes the longest of its arithmetic, its memory traffic and
-    its start, one after the other (roofline).
+    """Seconds of a step on one GPU: every operator takes the longest of its arithmetic, its memory traffic
+    and the start of its kernels, one after the other (roofline).
 
     Args:
       memory: whose ``work`` is summed up.
@@ -103,7 +103,7 @@ def step_seconds(memory: StepMemory, plan: PlanConfig, gpu: Gpu | None = None) -
     flops = gpu.tflops * 1e12 * plan.efficiency
     bandwidth = gpu.terabytes_per_second * 1e12 * plan.efficiency
     start = plan.kernel_microseconds * 1e-6
-    return sum(max(each.flops / flops, each.bytes / bandwidth, start) for each in memory.work)
+    return sum(max(each.flops / flops, each.bytes / bandwidth, start * each.kernels) for each in memory.work)
 
 
 class Shape(NamedTuple):

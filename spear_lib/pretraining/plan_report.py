@@ -201,7 +201,7 @@ def time_lines(options: Any, memory: StepMemory, shape: Shape, corpus: Corpus | 
     gflops = memory.flops / audio / 1e9
     megabytes = sum(each.bytes for each in memory.work) / audio / 1e6
     lines = {
-        "work": f"{len(memory.work):,} kernels in a step, {gflops:.1f} GFLOP in matrix products and "
+        "work": f"{memory.kernels:,} kernels in a step, {gflops:.1f} GFLOP in matrix products and "
         f"{megabytes:.0f} MB of memory traffic per second of audio (worst batch, after "
         f"{LATE_BATCH_COUNT:g} batches)"
     }
