@@ -124,7 +124,7 @@ def collect(
       data_dir: what prepare.sh filled (manifests, quantizers, tokens, .done).
       experiment_dirs: training runs; results (the files that task.json names, probes.json) may lie anywhere
         below.
-      exp_dir: folder of run.sh, whose .done holds the markers of stages 10 to 14.
+      exp_dir: folder of run.sh, whose .done holds the markers of stages 10 to 15.
       before_task_files: metric -> description of a run without task.json that wrote this metric.
 
     Raises:
