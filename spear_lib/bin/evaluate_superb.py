@@ -5,10 +5,10 @@
         --learning_rates '[1e-4, 1e-3]' --output_dir exp/superb
 
 Tasks: sid, ks, er, ic, pr, asr, trained and scored by s3prl (pip install 'spear_lib[superb]'; all but ic
-also without it, --trainer own); sd (diarization), asv (speaker verification), qbe (query by example), sf (slots),
-se (enhancement), ss (separation), after s3prl's definitions. Several go to one output_dir, one command each. Of
-several learning rates the best on validation is tested; all are recorded. Run the same command again to go on
-after a crash.
+also without it, --trainer own); sd (diarization), asv (speaker verification), qbe (query by example), sf
+(slots), se (enhancement), ss (separation), after s3prl's definitions. Several go to one output_dir, one
+command each. Of several learning rates the best on validation is tested; all are recorded. Run the same
+command again to go on after a crash.
 """
 
 import logging

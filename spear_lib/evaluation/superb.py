@@ -80,8 +80,8 @@ class SuperbConfig:
     max_gigabytes: float = 2.0
     """Our own heads: features that are kept in memory; the rest is computed at every step."""
     measures: list[str] = field(default_factory=list)
-    """Of se and ss: pesq, stoi, si_sdri; the first one chooses the step. By default all three for se, si_sdri
-    for ss."""
+    """Of se and ss: pesq, stoi, si_sdri; the first one chooses the step. By default all three for se,
+    si_sdri for ss."""
 
 
 def write_tables(

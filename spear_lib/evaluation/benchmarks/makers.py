@@ -7,14 +7,25 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from spear_lib.corpora.benchmarks.registry import write_manifests
+from spear_lib.evaluation.benchmarks.mixtures import make_noisy_speech, make_two_speakers
 from spear_lib.evaluation.benchmarks.synthetic import make_events, make_pitches
 from spear_lib.runtime.files import read_json, write_json
 
 logger = logging.getLogger(__name__)
 
+
+def make_manifests(folder: Path, corpus: str, source: str, fold: int = 1) -> None:
+    """Of a corpus in its own folder ``source`` (``corpora.benchmarks``)."""
+    write_manifests(corpus, source, folder, fold)
+
+
 MAKERS: dict[str, Callable[..., None]] = {
     "events": make_events,
     "pitch": make_pitches,
+    "corpus": make_manifests,
+    "two_speakers": make_two_speakers,
+    "noisy_speech": make_noisy_speech,
 }
 """Kind -> what fills a folder, given the parameters of the suite."""
 MADE = "made.json"

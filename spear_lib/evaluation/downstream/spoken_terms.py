@@ -19,44 +19,62 @@ import numpy as np
 PRIOR, COST_MISS, COST_FALSE_ALARM = 0.0008, 100.0, 1.0
 BETA = COST_FALSE_ALARM / COST_MISS * (1.0 / PRIOR - 1.0)
 SHORTEST_QUERY = 5
+BLOCK = 128
+"""Documents that a query is compared with at once."""
 
 
-def match_cost(query: np.ndarray, document: np.ndarray) -> float:
-    """Least mean distance of a path of the whole query through any stretch of the document.
+def path_costs(distances: np.ndarray) -> np.ndarray:
+    """Smallest mean over the query of a path that starts and ends anywhere, steps 0, 1 or 2.
 
     Args:
-      query: (Q, D). document: (T, D).
+      distances: (documents, Q, T), infinite behind the end of a document.
+
+    Returns:
+      (documents,).
     """
-    unit = [
-        part / np.maximum(np.linalg.norm(part, axis=1, keepdims=True), 1e-12) for part in (query, document)
-    ]
-    distances = np.exp(1.0 - unit[0] @ unit[1].T) - 1.0
-    low, high = distances.min(1, keepdims=True), distances.max(1, keepdims=True)
-    return path_cost((distances - low) / np.maximum(high - low, 1e-9))
+    reached = distances[:, 0]
+    for row in range(1, distances.shape[1]):
+        one, two = (np.full_like(reached, np.inf) for _ in range(2))
+        one[:, 1:], two[:, 2:] = reached[:, :-1], reached[:, :-2]
+        reached = distances[:, row] + np.minimum(np.minimum(reached, one), two)
+    return reached.min(1) / distances.shape[1]
 
 
-def path_cost(distances: np.ndarray) -> float:
-    """Of (Q, T): smallest mean over the query of a path that starts and ends anywhere, steps 0, 1, 2."""
-    reached = distances[0]
-    for row in distances[1:]:
-        one = np.concatenate([[np.inf], reached[:-1]])
-        two = np.concatenate([[np.inf, np.inf], reached[:-2]])[: len(reached)]
-        reached = row + np.minimum(np.minimum(reached, one), two)
-    return float(reached.min() / len(distances))
+def match_costs(query: np.ndarray, documents: Sequence[np.ndarray]) -> np.ndarray:
+    """(documents,): of the cheapest path of the whole query through any stretch of each document.
+
+    Args:
+      query: (Q, D), documents: (T, D) each; vectors of length 1.
+    """
+    longest = max(map(len, documents))
+    distances = np.full((len(documents), len(query), longest), np.inf, dtype=np.float32)
+    for row, document in enumerate(documents):
+        found = np.exp(1.0 - query @ document.T) - 1.0
+        low, high = found.min(1, keepdims=True), found.max(1, keepdims=True)
+        distances[row, :, : len(document)] = (found - low) / np.maximum(high - low, 1e-9)
+    return path_costs(distances)
 
 
 def detection_scores(queries: Sequence[np.ndarray], documents: Sequence[np.ndarray]) -> np.ndarray:
     """(queries, documents), higher is likelier; features as they come from the encoder."""
     together = np.concatenate([*queries, *documents])
     mean, deviation = together.mean(0), np.maximum(together.std(0, ddof=1), 1e-9)
-    documents = [(one - mean) / deviation for one in documents]
+
+    def scaled(frames: np.ndarray) -> np.ndarray:
+        frames = (frames - mean) / deviation
+        return frames / np.maximum(np.linalg.norm(frames, axis=1, keepdims=True), 1e-12)
+
+    order = sorted(range(len(documents)), key=lambda index: len(documents[index]))  # little padding
+    blocks = [order[start : start + BLOCK] for start in range(0, len(order), BLOCK)]
+    ready = [scaled(one) for one in documents]
     found = np.zeros((len(queries), len(documents)))
     for row, query in enumerate(queries):
         if len(query) < SHORTEST_QUERY:
             continue
-        scaled = (query - mean) / deviation
-        costs = -np.array([match_cost(scaled, one) for one in documents])
-        found[row] = (costs - costs.mean()) / max(costs.std(), 1e-9)
+        own = scaled(query)
+        for block in blocks:
+            found[row, block] = -match_costs(own, [ready[index] for index in block])
+        found[row] = (found[row] - found[row].mean()) / max(found[row].std(), 1e-9)
     return found
 
 
