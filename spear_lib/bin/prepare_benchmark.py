@@ -6,7 +6,7 @@
 Leaves train.jsonl.gz, valid.jsonl.gz and test.jsonl.gz (of qbe documents, development queries, queries),
 and where the task has them trials.txt or relevance.tsv. Corpora: voxceleb1-sid, voxceleb1-asv,
 speech-commands-v1, fluent, iemocap, librimix-sd, librimix-ss, librimix-se, voicebank-demand, snips, quesst14;
-small ones: an4-asr, an4-sid, an4-asv, an4-qbe, timit-pr, ami-excerpts.
+small ones: an4-asr, an4-sid, an4-asv, timit-qbe, timit-pr, ami-excerpts.
 """
 
 import logging

@@ -160,6 +160,11 @@ def find_terms(
     states = FrozenStates(encoder, max_gigabytes)
     of_dev = read_relevance(relevant, valid, documents)
     of_test = read_relevance(relevant, test, documents)
+    for part, of_part in (("development queries", of_dev), ("queries", of_test)):
+        if not of_part.any():
+            raise ValueError(
+                f"none of the {len(of_part)} {part} is in a document: check relevant, or the texts"
+            )
 
     def scores(queries: Sequence[Clip], layer: int) -> np.ndarray:
         width = encoder.state_dims[layer]  # without the channels that were filled up

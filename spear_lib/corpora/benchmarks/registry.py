@@ -28,7 +28,7 @@ CORPORA: dict[str, Callable[[Path, Read], Labelled]] = {
     "an4-asr": small_corpora.an4_asr,
     "an4-sid": small_corpora.an4_sid,
     "an4-asv": small_corpora.an4_asv,
-    "an4-qbe": small_corpora.an4_qbe,
+    "timit-qbe": small_corpora.timit_qbe,
     "timit-pr": small_corpora.timit_pr,
     "ami-excerpts": small_corpora.ami_excerpts,
 }

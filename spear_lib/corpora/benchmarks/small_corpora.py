@@ -4,6 +4,7 @@ utterances.tsv   utt, speaker, path, text and, of AN4, split
 recordings.tsv, segments.tsv   recording, split, path; recording, start, duration, speaker
 """
 
+import re
 from pathlib import Path
 
 from lhotse import SupervisionSegment
@@ -65,18 +66,26 @@ def an4_asv(folder: Path, read: Read) -> Labelled:
         yield part, clip_cut(folder / row["path"], row["utt"], row["speaker"], row["text"])
 
 
-def an4_qbe(folder: Path, read: Read) -> Labelled:
-    """Utterances of one word of two letters or more are queries, those of training speakers for development;
-    documents are utterances of two words or more of the test speakers."""
-    for row in _utterances(folder, "split"):
-        words = row["text"].split()
-        if len(words) == 1 and len(words[0]) > 1:
-            part = VALID if share(row["speaker"], "AN4 queries") < 0.5 else TEST
-        elif len(words) > 1 and row["split"] == "test":
-            part = TRAIN
-        else:
-            continue
-        yield part, clip_cut(folder / row["path"], row["utt"], row["speaker"], row["text"])
+def timit_qbe(folder: Path, read: Read) -> Labelled:
+    """Words of four letters or more out of the two sentences that all speakers say are queries, those of
+    regions 1 and 2 for development, of 3 and 4 for evaluation; documents are the sentences of regions 5 to
+    8."""
+    words: dict[str, list[tuple[str, float, float]]] = {}
+    for row in rows_of(folder / "words.tsv", ("utt", "word", "start_sample", "end_sample")):
+        times = (int(row[name]) / 16000 for name in ("start_sample", "end_sample"))
+        words.setdefault(row["utt"], []).append((row["word"], *times))
+    for row in _utterances(folder, "dialect", "sentence_type"):
+        path, region = folder / row["path"], int(row["dialect"][2:])
+        if region > 4:
+            text = re.sub(r"[^a-z' ]", " ", row["text"].lower())
+            yield TRAIN, clip_cut(path, row["utt"], row["speaker"], " ".join(text.split()))
+        elif row["sentence_type"] == "sa":
+            for number, (word, start, end) in enumerate(words[row["utt"]]):
+                if len(word) >= 4:
+                    cut = clip_cut(
+                        path, f"{row['utt']}-{number}", row["speaker"], word, None, start, end - start
+                    )
+                    yield VALID if region < 3 else TEST, cut
 
 
 def timit_pr(folder: Path, read: Read) -> Labelled:
