@@ -22,6 +22,7 @@ from spear_lib.report.paper_rows import PAPER, ROWS, paper_values
 
 REPOSITORY = Path(__file__).parents[2]
 SUITES = sorted(REPOSITORY.glob("egs/*/conf/benchmarks/*.yaml"))
+SEEN: set[str] = set()
 PLACES = {"corpora": "", "data": "data", "made": "made"}
 
 
@@ -39,6 +40,10 @@ def test_suites_of_the_recipes_are_understood_by_their_commands(path, tmp_path):
     from spear_lib.config import parse
 
     for task in read_suite(path, PLACES):
+        key = repr((task.command, task.options, task.make, task.paper))
+        if key in SEEN:  # in a file that this one extends
+            continue
+        SEEN.add(key)
         module = importlib.import_module(f"spear_lib.bin.{task.command}")
         (options,) = [
             v for n, v in vars(module).items() if n.endswith("Options") and v.__module__ == module.__name__
@@ -97,7 +102,7 @@ def test_wrong_suites_are_refused(tmp_path, text, words):
 
 
 def test_scenes_and_notes_are_what_they_say(tmp_path):
-    """Onsets are where the level rises; the strongest low partial is the note."""
+    """Onsets are where the level rises; the note is the strongest low partial."""
     samples, events = synthetic.scene(np.random.default_rng(3))
     assert len(samples) == 64000 and 2 <= len(events) <= 6
     for event in events:
@@ -106,8 +111,7 @@ def test_scenes_and_notes_are_what_they_say(tmp_path):
         assert 300 <= event["end"] - event["start"] <= 800
     sound = synthetic.note(57, np.random.default_rng(0))  # A3, 220 Hz
     spectrum = np.abs(np.fft.rfft(sound))
-    peaks = [spectrum[round(220 * order) - 3 : round(220 * order) + 4].max() for order in (1, 2, 3)]
-    assert min(peaks) > 8 * np.median(spectrum)
+    assert abs(int(spectrum[100:400].argmax()) + 100 - 220) <= 3  # 1 Hz a bin
     make(tmp_path / "events", {"kind": "events", "num_clips": 10}, "task events")
     task = read_task(tmp_path / "events")
     assert [len(task.clips[part]) for part in ("train", "valid", "test")] == [6, 2, 2]
@@ -160,25 +164,26 @@ def test_the_command_goes_on_and_writes_a_page(tmp_path, caplog):
     text = """
 common: {num_seeds: 1}
 tasks:
-  Pitch:
+  Onsets:
     command: evaluate_hear
-    make: {kind: pitch, num_clips: 120}
-    paper: NS-5
+    make: {kind: events, num_clips: 5}
+    paper: D16
     options: {tasks: ["{made}"], predictor: {grid_points: 1, max_epochs: 2}}
   ESC: {command: evaluate_xares, options: {task: e, clips: ["{corpora}/clips.tsv"]}}
 """
     given = [f"--suite={write(tmp_path / 's.yaml', text)}", f"--encoders=[mini={encoder}]", "--device=cpu"]
     given += ["--baselines=false", f"--output_dir={tmp_path / 'out'}", "--title=Toy"]
     benchmark.main(given)
-    result = tmp_path / "out" / "pitch" / "results.json"
+    result = tmp_path / "out" / "onsets" / "results.json"
     before = result.stat().st_mtime_ns
     page = (tmp_path / "out" / "report.md").read_text()
     assert "left out: ESC, as {corpora} is not given" in caplog.text
-    assert "| Pitch | pitch_acc (%), higher |" in page and "SPEAR_s+a Large" in page and "64.8" in page
+    assert "| Onsets | event_onset_200ms_fms (%), higher |" in page
+    assert "SPEAR_s+a Large" in page and "93.8" in page
     assert (tmp_path / "out" / "pictures" / "benchmarks-0.png").stat().st_size > 5000
     assert "data:image/png;base64" in (tmp_path / "out" / "report.html").read_text()
     (one,) = collect_benchmarks(tmp_path / "out")
-    assert one.paper == "NS-5" and 0 <= one.values["mini"][0] <= 100
+    assert one.paper == "D16" and 0 <= one.values["mini"][0] <= 100
     benchmark.main(given)
     assert result.stat().st_mtime_ns == before
     status = json.loads((tmp_path / "out" / "benchmarks.json").read_text())

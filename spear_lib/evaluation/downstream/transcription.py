@@ -23,13 +23,14 @@ from spear_lib.evaluation.downstream.training import Features, Recipe
 
 _SLOT = re.compile(r"B-(\S+) (.+?) E-\1(?!\S)")
 _MARK = re.compile(r"[BE]-\S+")
+_OPENING, _CLOSING = re.compile(r"B-\S+ "), re.compile(r" E-\S+")
 
 
 def slots_of(text: str) -> dict[str, list[str]]:
     """Slot type -> its values in order; marks inside a value are dropped."""
     found: dict[str, list[str]] = {}
     for kind, value in _SLOT.findall(" ".join(text.split())):
-        found.setdefault(kind, []).append(" ".join(_MARK.sub("", value).split()))
+        found.setdefault(kind, []).append(_CLOSING.sub("", _OPENING.sub("", value)))
     return found
 
 
