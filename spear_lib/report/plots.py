@@ -285,23 +285,17 @@ def benchmarks(panels: Sequence[BenchmarkPanel]) -> bytes:
         means = [*(mean for mean, _ in panel.values.values()), *panel.paper.values()]
         errors = [*(deviation for _, deviation in panel.values.values()), *(0.0 for _ in panel.paper)]
         colours = [COLOURS[encoders.index(name) % len(COLOURS)] for name in panel.values]
-        bars = axis.barh(range(len(names)), means, 0.7, color=[*colours, *("#c8c8c8" for _ in panel.paper)])
-        axis.bar_label(bars, [f"{mean:.3g}" for mean in means], padding=3, fontsize=8)
-        spread = [index for index, error in enumerate(errors) if error]
-        if spread:
-            axis.errorbar(
-                [means[index] for index in spread],
-                spread,
-                xerr=[errors[index] for index in spread],
-                fmt="none",
-                color="black",
-                linewidth=1,
-            )
+        axis.barh(range(len(names)), means, 0.7, color=[*colours, *("#c8c8c8" for _ in panel.paper)])
+        for row, (mean, error) in enumerate(zip(means, errors)):
+            if error:
+                axis.plot([mean - error, mean + error], [row, row], color="black", linewidth=1)
+            place = (max(mean + error, 0.0), row)
+            axis.annotate(f"{mean:.3g}", place, (4, 0), textcoords="offset points", va="center", fontsize=8)
         labels = [*panel.values, *(f"paper: {name}" for name in panel.paper)]
         axis.set_yticks(range(len(names)), labels, fontsize=8)
         axis.set_ylim(len(names) - 0.4, -0.6)
         low, high = min([*means, 0.0]), max([*means, 0.0])
-        axis.set_xlim(1.25 * low, high + 0.2 * (high - low or 1.0))
+        axis.set_xlim(1.1 * low, high + 0.2 * (high - low or 1.0))
         axis.set_title(panel.title, fontsize=9)
         axis.set_xlabel(panel.metric, fontsize=8)
         axis.tick_params(axis="x", labelsize=8)

@@ -17,7 +17,7 @@ from spear_lib.evaluation.benchmarks import synthetic
 from spear_lib.evaluation.benchmarks.makers import MAKERS, make
 from spear_lib.evaluation.benchmarks.suite import read_suite
 from spear_lib.evaluation.hear.tasks import read_task
-from spear_lib.report.benchmarks import collect_benchmarks
+from spear_lib.report.benchmarks import benchmark_section, collect_benchmarks
 from spear_lib.report.paper_rows import PAPER, ROWS, paper_values
 
 REPOSITORY = Path(__file__).parents[2]
@@ -203,3 +203,31 @@ def test_the_papers_rows_are_those_of_the_table_of_its_values():
                 column,
                 model,
             )
+
+
+def test_scores_of_all_commands_are_read_and_compared(tmp_path):
+    """The forms in which results.json holds them: a mean, others beside it, 10-NN; HEAR above."""
+
+    def results(task: str, kind: str, of_tasks: dict) -> None:
+        write(tmp_path / task / "results.json", json.dumps({"kind": kind, "results": of_tasks}))
+
+    rate = {
+        "metric": "DER (%)",
+        "better": "lower",
+        "std": 1.0,
+        "beside": {"missed (%)": {"mean": 3.0, "better": "lower"}},
+    }
+    results("sd", "superb", {"ours": {"sd": rate | {"mean": 20.0}}, "log-mel": {"sd": rate | {"mean": 30.0}}})
+    clip = {"metric": "accuracy (%)", "better": "higher", "knn": 10.0}
+    results(
+        "esc", "xares", {"ours": {"esc": clip | {"mean": 40.0}}, "log-mel": {"esc": clip | {"mean": 50.0}}}
+    )
+    found = {f"{one.task}, {one.metric}": one for one in collect_benchmarks(tmp_path)}
+    assert list(found) == ["esc, accuracy (%)", "esc, 10-NN accuracy (%)", "sd, DER (%)", "sd, missed (%)"]
+    assert found["sd, DER (%)"].values == {"ours": (20.0, 1.0), "log-mel": (30.0, 1.0)}
+    assert not found["sd, DER (%)"].higher_is_better
+    section = benchmark_section(list(found.values()))
+    table = next(block for block in section.blocks if hasattr(block, "rows"))
+    assert table.rows[2][2:4] == ["20.0 ± 1.0 (best)", "30.0 ± 1.0"]
+    assert "ours beats log-mel in 1 of 4 rows." in section.blocks  # equal is not better
+    assert benchmark_section([]) is None
