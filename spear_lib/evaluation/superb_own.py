@@ -170,7 +170,7 @@ def find_terms(
         width = encoder.state_dims[layer]  # without the channels that were filled up
 
         def of(clips: Sequence[Clip]) -> list[np.ndarray]:
-            return [states.of(clip)[layer, :, :width].cpu().numpy() for clip in clips]
+            return [states.of([clip])[0][layer, :, :width].cpu().numpy() for clip in clips]
 
         return spoken_terms.detection_scores(of(queries), of(documents))
 

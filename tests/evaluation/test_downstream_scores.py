@@ -1,6 +1,7 @@
 """The scores of SUPERB's tasks: cases by hand, brute force and scikit-learn (s3prl itself: tests/clients)."""
 
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from lhotse import SupervisionSegment
 from lhotse.testing.dummies import dummy_cut
 
+from spear_lib.evaluation.clip_sets import Clip
 from spear_lib.evaluation.downstream import diarization, separation, spoken_terms, transcription, verification
 from spear_lib.evaluation.downstream.heads import MarginSoftmax, XVector
 
@@ -88,6 +90,16 @@ def test_equal_error_rate_by_hand_and_against_scikit_learn():
         assert verification.equal_error_rate(scores, labels) == pytest.approx(expected, abs=1e-9)
     with pytest.raises(ValueError, match="2 of 2 trials are of one speaker: an error rate needs both kinds"):
         verification.equal_error_rate(np.arange(2.0), np.ones(2))
+
+
+def test_pairs_of_many_clips_are_a_sample(monkeypatch):
+    clips = [Clip(Path(f"{n}.wav"), (f"s{n % 5}",), "test") for n in range(20)]
+    every = verification.all_pairs(clips)
+    assert len(every) == 190 and sum(same for same, _, _ in every) == 30
+    monkeypatch.setattr(verification, "MAX_PAIRS", 100)
+    some = verification.all_pairs(clips)
+    assert len(set(some)) == 100 and sum(same for same, _, _ in some) == 30 and set(some) <= set(every)
+    assert some == verification.all_pairs(clips)
 
 
 def test_margin_softmax_by_hand():

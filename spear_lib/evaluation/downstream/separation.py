@@ -116,6 +116,8 @@ class Separation:
     recipe: Recipe = Recipe(150_000, 2000, 8, hidden_size=896, adamw=True)
     better: str = "higher"
     audio: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    room: float = 1e9
+    """Bytes of audio that are kept; the rest is read each time."""
 
     def __post_init__(self) -> None:
         numbers = sorted({len(clip.labels) for clip in self.clips})
@@ -134,6 +136,9 @@ class Separation:
             sources = [torch.from_numpy(load_audio(open_audio(Path(path)))) for path in clip.labels]
             size = len(mixture)
             whole = torch.stack([F.pad(one[:size], (0, max(0, size - len(one)))) for one in sources])
+            if self.room < mixture.nbytes + whole.nbytes:
+                return mixture, whole
+            self.room -= mixture.nbytes + whole.nbytes
             self.audio[clip.name] = mixture, whole
         return self.audio[clip.name]
 

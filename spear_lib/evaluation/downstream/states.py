@@ -30,21 +30,24 @@ class FrozenStates:
         self.kept: dict[str, Tensor] = {}
 
     @torch.no_grad()
-    def of(self, clip: Clip) -> Tensor:
-        """(L, T, D) float32 on the encoder's device."""
-        states = self.kept.get(clip.name)
-        if states is None:
-            found = self.encoder(torch.from_numpy(load_audio(clip.cut()))).states
-            states = torch.stack([F.pad(one[0].float(), (0, self.dim - one.shape[2])) for one in found])
-            size = states.nbytes
-            if size <= self.room:
-                self.room -= size
-                self.kept[clip.name] = states
-        return states
+    def of(self, clips: Sequence[Clip]) -> list[Tensor]:
+        """(L, T, D) float32 of each clip, on the encoder's device; what is not kept runs as one batch."""
+        missing = [clip for clip in clips if clip.name not in self.kept]
+        now: dict[str, Tensor] = {}
+        if missing:
+            output = self.encoder([torch.from_numpy(load_audio(clip.cut())) for clip in missing])
+            together = torch.stack([F.pad(s.float(), (0, self.dim - s.shape[2])) for s in output.states])
+            for row, (clip, length) in enumerate(zip(missing, output.lengths.tolist())):
+                states = together[:, row, :length].clone()
+                now[clip.name] = states
+                if states.nbytes <= self.room and clip.name not in self.kept:
+                    self.room -= states.nbytes
+                    self.kept[clip.name] = states
+        return [self.kept[clip.name] if clip.name in self.kept else now[clip.name] for clip in clips]
 
     def batch(self, clips: Sequence[Clip]) -> tuple[Tensor, Tensor]:
         """(L, B, T, D) and frames (B,)."""
-        return pad([self.of(clip) for clip in clips])
+        return pad(self.of(clips))
 
 
 def pad(states: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

@@ -128,7 +128,7 @@ def train_head(
             optimiser.zero_grad(set_to_none=True)
             for _ in range(recipe.gradient_accumulate):
                 random, clips = next(batches)
-                crops = [task.crop(clip, states.of(clip), random) for clip in clips]
+                crops = [task.crop(clip, own, random) for clip, own in zip(clips, states.of(clips))]
                 batch, lengths = pad([crop for crop, _ in crops])
                 loss = task.loss(
                     model["head"],

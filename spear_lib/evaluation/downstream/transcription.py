@@ -11,6 +11,7 @@ Legend: B utterances, T frames, K units (0 is the blank).
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -112,8 +113,8 @@ class Transcription:
 
     @staticmethod
     def text(clip: Clip) -> str:
-        """The transcript of a clip; one with ";" came apart as several labels."""
-        return " ".join(SEPARATOR.join(clip.labels).split())
+        """The transcript of a clip: of a table with its ";", of a cut all its supervisions."""
+        return " ".join((SEPARATOR if isinstance(clip.source, Path) else " ").join(clip.labels).split())
 
     def head(self, dim: int, hidden: int) -> nn.Module:
         return UnitHead(dim, len(self.units), hidden, 0 if self.kind == "pr" else 2)

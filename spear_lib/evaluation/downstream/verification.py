@@ -82,15 +82,23 @@ def read_trials(path: str | Path, names: Iterable[str]) -> list[Trial]:
 
 
 def all_pairs(clips: Sequence[Clip], seed: int = 0) -> list[Trial]:
-    """Every pair of clips; above MAX_PAIRS all pairs of one speaker, and a sample of those of two."""
-    pairs = [(a.labels == b.labels, a.name, b.name) for a, b in itertools.combinations(clips, 2)]
-    same = [pair for pair in pairs if pair[0]]
-    other = [pair for pair in pairs if not pair[0]]
-    room = max(MAX_PAIRS - len(same), MAX_PAIRS // 2)
-    if len(other) > room:
-        chosen = keyed_random.generator("trials", seed).choice(len(other), room, replace=False)
-        other = [other[index] for index in np.sort(chosen)]
-    return same + other
+    """Every pair of clips; above MAX_PAIRS all pairs of one speaker, up to half of it, and a sample of those
+    of two."""
+    if len(clips) * (len(clips) - 1) // 2 <= MAX_PAIRS:
+        return [(a.labels == b.labels, a.name, b.name) for a, b in itertools.combinations(clips, 2)]
+    random = keyed_random.generator("trials", seed)
+    of_speaker: dict[tuple[str, ...], list[str]] = {}
+    for clip in clips:
+        of_speaker.setdefault(clip.labels, []).append(clip.name)
+    same = [(True, *pair) for own in of_speaker.values() for pair in itertools.combinations(own, 2)]
+    if len(same) > MAX_PAIRS // 2:
+        same = [same[index] for index in np.sort(random.choice(len(same), MAX_PAIRS // 2, replace=False))]
+    other: dict[tuple[int, int], Trial] = {}
+    while len(of_speaker) > 1 and len(other) < MAX_PAIRS - len(same):
+        one, two = sorted(random.integers(0, len(clips), 2).tolist())
+        if clips[one].labels != clips[two].labels:
+            other[one, two] = (False, clips[one].name, clips[two].name)
+    return same + list(other.values())
 
 
 class _Speakers(nn.Module):
