@@ -39,4 +39,5 @@ def test_benchmarks_of_an_encoder(tmp_path):
     assert "event_onset_200ms_fms" in (tmp_path / "exp/benchmarks/report.md").read_text()
     assert (tmp_path / "exp/.done/stage-15.json").is_file()
     again = run(*command)
-    assert again.returncode == 0 and "stage 15" in again.stderr and "task 1 of" not in again.stderr
+    assert again.returncode == 0 and "stage 15" in again.stdout + again.stderr
+    assert "task 1 of" not in again.stderr
