@@ -61,6 +61,8 @@ setup(
             "tensorboardX",
             "setuptools<81",
         ],
+        # PESQ and STOI of evaluate_superb --task se.
+        "enhancement": ["pesq>=0.0.4", "pystoi>=0.4"],
         # X-ARES's own package; its two protocols for clips need nothing (evaluate_xares).
         "xares": [
             "xares==0.1.3",
