@@ -23,7 +23,7 @@ TASKS.remove(COMBINING)
 # each other.
 FLOORS = [
     ["runtime"],
-    ["config"],
+    ["config", "kernels"],
     ["features"],
     ["optim", "transducer", "quantization"],
     ["encoders"],

@@ -1,0 +1,137 @@
+"""The fused operations as operators of torch (``torch.ops.spear``): their schemas, and the shapes of their
+results (ours).
+
+Each is what one kernel reads and writes, no more: autograd functions of the callers put them together. An
+implementation is imported where it is first used, so this page needs no Triton; on tensors without data (a
+plan's) nothing else is needed. Inputs are contiguous unless it says otherwise; results are.
+"""
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_LIBRARY = torch.library.Library("spear", "DEF")
+
+
+def _operation(schema: str, module: str) -> Callable[[Callable], Callable]:
+    """Defines ``torch.ops.spear.<name>`` of ``schema``, implemented by the function ``name`` of ``module``; what
+    is decorated gives results of the right shape for inputs without data."""
+
+    def define(shapes: Callable) -> Callable:
+        name = schema.split("(", 1)[0]
+
+        def implementation(*args: Any) -> Any:
+            return getattr(importlib.import_module(f"spear_lib.kernels.{module}"), name)(*args)
+
+        _LIBRARY.define(schema)
+        for key in ("CUDA", "CPU"):  # a CPU: under Triton's interpreter
+            _LIBRARY.impl(name, implementation, key)
+        torch.library.register_fake(f"spear::{name}", shapes, lib=_LIBRARY)
+        return shapes
+
+    return define
+
+
+def _like(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    return x.new_empty(x.shape, dtype=dtype or x.dtype)
+
+
+# ------------------------------------------------------------------------------- Swoosh, for any x (..., C)
+@_operation("swoosh(Tensor x, Tensor? multiplier, str kind, ScalarType dtype) -> Tensor", "swoosh")
+def _swoosh(x: Tensor, multiplier: Tensor | None, kind: str, dtype: torch.dtype) -> Tensor:
+    """swoosh(x) times multiplier (B, 1, C), or None; rounded once, to ``dtype``."""
+    return _like(x, dtype)
+
+
+@_operation("swoosh_gradient(Tensor x, Tensor grad, Tensor? multiplier, str kind) -> Tensor", "swoosh")
+def _swoosh_gradient(x: Tensor, grad: Tensor, multiplier: Tensor | None, kind: str) -> Tensor:
+    """grad (as x) times the derivative, in the format of x."""
+    return _like(x)
+
+
+@_operation("swoosh_both(Tensor x, Tensor grad, Tensor? multiplier, str kind) -> (Tensor, Tensor)", "swoosh")
+def _swoosh_both(x: Tensor, grad: Tensor, multiplier: Tensor | None, kind: str) -> tuple[Tensor, Tensor]:
+    """The gradient in the format of x, and the value in the format of grad, in one sweep."""
+    return _like(x), _like(grad)
+
+
+# ------------------------------------------------- Balancer, for rows x (n, C) whose last axis is contiguous
+MOMENT_GROUPS = 128
+"""Groups of rows at most, whose sums are added up afterwards: always in the same order."""
+MOMENT_ROWS = 64
+
+
+@_operation("channel_moments(Tensor x) -> Tensor", "balancer")
+def _channel_moments(x: Tensor) -> Tensor:
+    """(P, 2, C) float32: sums of x and of x^2 over P groups of rows."""
+    groups = min(MOMENT_GROUPS, max(1, -(-x.shape[0] // MOMENT_ROWS)))
+    return x.new_empty((groups, 2, x.shape[1]), dtype=torch.float32)
+
+
+@_operation("balancer_coefficients(Tensor sums, int count, float[] limits) -> Tensor", "balancer")
+def _balancer_coefficients(sums: Tensor, count: int, limits: list[float]) -> Tensor:
+    """(2, C) float32, offset and slope, of sums (P, 2, C) over ``count`` rows in all; limits are min_mean,
+    max_mean, min_rms, max_rms and grad_scale of a Balancer."""
+    return sums.new_empty(sums.shape[1:])
+
+
+@_operation("balancer_gradient(Tensor x, Tensor grad, Tensor coefficients) -> Tensor", "balancer")
+def _balancer_gradient(x: Tensor, grad: Tensor, coefficients: Tensor) -> Tensor:
+    """grad + |grad| (offset + slope x), (n, C) in the format of grad."""
+    return _like(grad)
+
+
+# --------------------------------- attention weights; B utterances, H heads, T frames, D and P wide heads
+@_operation(
+    "attention_weights(Tensor query, Tensor key, Tensor position_query, Tensor positions, Tensor? mask, "
+    "bool use_position, float? limit) -> (Tensor, Tensor)",
+    "attention",
+)
+def _attention_weights(
+    query: Tensor,
+    key: Tensor,
+    position_query: Tensor,
+    positions: Tensor,
+    mask: Tensor | None,
+    use_position: bool,
+    limit: float | None,
+) -> tuple[Tensor, Tensor]:
+    """softmax(q k' + positions' term + mask), (B, H, T, T); with a limit also (B, H, T, T) int8, -1 or 1 where
+    a score before the mask lies beyond it, else empty.
+
+    query, key (B, H, T, D), position_query (B, H, T, P): the last axis contiguous. positions (H, 2 T - 1, P):
+    of the offsets source minus target. mask: (B or 1, 1, T or 1, T).
+    """
+    weights = query.new_empty((*query.shape[:3], query.shape[2]))
+    return weights, query.new_empty((0,) if limit is None else weights.shape, dtype=torch.int8)
+
+
+@_operation(
+    "attention_scores_gradient(Tensor weights, Tensor grad, Tensor grad_first, Tensor positions, Tensor signs, "
+    "float penalty, bool use_position) -> (Tensor, Tensor)",
+    "attention",
+)
+def _attention_scores_gradient(
+    weights: Tensor,
+    grad: Tensor,
+    grad_first: Tensor,
+    positions: Tensor,
+    signs: Tensor,
+    penalty: float,
+    use_position: bool,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of the scores (B, H, T, T) and of position_query (B, H, T, P).
+
+    grad: of the weights (B, H, T, T); grad_first (B, T, T): of the first head, once more.
+    """
+    return _like(weights), weights.new_empty((*weights.shape[:3], positions.shape[2]))
+
+
+@_operation("attention_positions_gradient(Tensor grad_scores, Tensor position_query) -> Tensor", "attention")
+def _attention_positions_gradient(grad_scores: Tensor, position_query: Tensor) -> Tensor:
+    """(B, H, 2 T - 1, P) float32: the gradient of ``positions``, of each utterance."""
+    batch, heads, frames, width = position_query.shape
+    return grad_scores.new_empty((batch, heads, 2 * frames - 1, width), dtype=torch.float32)
