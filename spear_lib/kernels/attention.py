@@ -1,7 +1,7 @@
 """Attention weights with relative positions: scores, softmax and their backward pass without writing scores.
 
-The weights themselves are written once, in the format of the queries: their three consumers read them. Sums are
-in float32. Half-precision products run as tf32, which holds every bf16 and fp16 value exactly.
+The weights themselves are written once, in the format of the queries: their three consumers read them. Sums
+are in float32. Half-precision products run as tf32, which holds every bf16 and fp16 value exactly.
 
 Legend: B utterances, H heads, T frames, D and P widths of heads; rows are targets, columns sources.
 """
@@ -20,7 +20,7 @@ def _scores(
     DIM: tl.constexpr, DIM_BLOCK: tl.constexpr, WIDTH: tl.constexpr, USE_POSITION: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """(R, C) float32 of one head, before the mask; the pointers are at its first frame, positions at offset 0."""
+    """(R, C) float32 of one head, before the mask; pointers are at its first frame, positions at offset 0."""
     dim = tl.arange(0, DIM_BLOCK)
     exists = (column < frames)[None, :] & (dim < DIM)[:, None]
     k = tl.load(key + column[None, :] * key_stride + dim[:, None], mask=exists, other=0.0).to(tl.float32)

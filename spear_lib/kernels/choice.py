@@ -1,8 +1,8 @@
 """Which fused kernels run, decided once per process (ours).
 
-A kernel proves itself where it runs: it is compared with the eager path on a small input of the run's sizes and
-number format, values and gradients. Both are measured against the eager path in a wider format: the kernel may
-be off by no more than the eager path is, with some room. One that differs, or cannot be compiled, is off.
+A kernel proves itself where it runs: it is compared with the eager path on a small input of the run's sizes
+and number format, values and gradients. Both are measured against the eager path in a wider format: the kernel
+may be off by no more than the eager path is, with some room. One that differs, or cannot be compiled, is off.
 """
 
 import importlib.util
@@ -48,7 +48,7 @@ def _interpreted() -> bool:
 
 
 def fused(name: str, x: Tensor) -> bool:
-    """Whether the kernel ``name`` is used for ``x``: it was chosen, and x is of a device and format it has."""
+    """Whether the kernel ``name`` is used for ``x``: it was chosen, and has x's device and format."""
     return name in _running and x.dtype in FORMATS and (_interpreted() or not on_host(x))
 
 
@@ -100,8 +100,8 @@ def select(choice: str, device: torch.device, dtype: torch.dtype, kernels: Seque
     if obstacle:
         error = RuntimeError if "installed" in obstacle else ValueError
         raise error(
-            f"kernels is 'fused', but there are none here: {obstacle}; use auto or eager, which give the same "
-            "numbers up to rounding"
+            f"kernels is 'fused', but there are none here: {obstacle}; use auto or eager, which give the "
+            "same numbers up to rounding"
         )
     passed, failed = [], []
     for kernel in kernels:

@@ -17,8 +17,10 @@ _LIBRARY = torch.library.Library("spear", "DEF")
 
 
 def _operation(schema: str, module: str) -> Callable[[Callable], Callable]:
-    """Defines ``torch.ops.spear.<name>`` of ``schema``, implemented by the function ``name`` of ``module``; what
-    is decorated gives results of the right shape for inputs without data."""
+    """Defines ``torch.ops.spear.<name>`` of ``schema``, implemented by the function ``name`` of ``module``.
+
+    What is decorated gives results of the right shape for inputs without data.
+    """
 
     def define(shapes: Callable) -> Callable:
         name = schema.split("(", 1)[0]
@@ -99,8 +101,8 @@ def _attention_weights(
     use_position: bool,
     limit: float | None,
 ) -> tuple[Tensor, Tensor]:
-    """softmax(q k' + positions' term + mask), (B, H, T, T); with a limit also (B, H, T, T) int8, -1 or 1 where
-    a score before the mask lies beyond it, else empty.
+    """softmax(q k' + positions' term + mask), (B, H, T, T); with a limit also (B, H, T, T) int8, -1 or 1
+    where a score before the mask lies beyond it, else empty.
 
     query, key (B, H, T, D), position_query (B, H, T, P): the last axis contiguous. positions (H, 2 T - 1, P):
     of the offsets source minus target. mask: (B or 1, 1, T or 1, T).
@@ -110,8 +112,8 @@ def _attention_weights(
 
 
 @_operation(
-    "attention_scores_gradient(Tensor weights, Tensor grad, Tensor grad_first, Tensor positions, Tensor signs, "
-    "float penalty, bool use_position) -> (Tensor, Tensor)",
+    "attention_scores_gradient(Tensor weights, Tensor grad, Tensor grad_first, Tensor positions, "
+    "Tensor signs, float penalty, bool use_position) -> (Tensor, Tensor)",
     "attention",
 )
 def _attention_scores_gradient(

@@ -60,8 +60,8 @@ class TrainingConfig:
     """fp32 | bf16 | fp16 | auto: bf16 where the GPU has it, fp32 on CPU (reference: fp16; spec optim §4)."""
     kernels: str = field(default="auto", metadata=MAY_CHANGE)
     """auto | fused | eager: fused kernels of Triton (auto: on CUDA, where Triton is installed; each is first
-    compared with eager PyTorch, and is off if it differs), or PyTorch's own operations. The same numbers up to
-    rounding (ours)."""
+    compared with eager PyTorch, and is off if it differs), or PyTorch's own operations. The same numbers up
+    to rounding (ours)."""
     device: str = field(default="auto", metadata=MAY_CHANGE)
     """cpu | cuda | auto: cuda where a GPU is visible."""
     seed: int = field(default=0, metadata=RESEED_MAY_CHANGE)

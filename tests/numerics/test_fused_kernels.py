@@ -1,5 +1,5 @@
-"""Fused kernels of training: what they compute, under Triton's interpreter; that they compile for CUDA; and which
-are chosen. All without a GPU."""
+"""Fused kernels of training: what they compute, under Triton's interpreter; that they compile for CUDA; and
+which are chosen. All without a GPU."""
 
 import os
 import re

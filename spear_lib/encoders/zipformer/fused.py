@@ -1,4 +1,4 @@
-"""What the fused kernels of a Zipformer are compared on before they run: small inputs of its own widths (ours).
+"""What the fused kernels of a Zipformer are compared on before they run: small inputs of its widths (ours).
 
 Shapes: B utterances, T frames, C channels. All go through the functions that the modules call, forward and
 backward, so what is compared is what runs.
