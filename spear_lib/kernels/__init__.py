@@ -2,9 +2,9 @@
 
 ``operations``: what there is, as operators of torch, so that counters and tensors without data see each as
 one operation with its inputs and outputs. ``choice``: which of them run, and the comparison that each has to
-pass first. ``swoosh``, ``balancer``, ``attention``: the kernels themselves; Triton is imported with them, where
-one is first used. The callers (encoders, optimisers) hold the eager path beside the call, ask
-``fused(name, x)`` which of the two it is, and are what is compared.
+pass first. The other modules: the kernels themselves; Triton is imported with them, where one is first used.
+The callers (encoders, optimisers) hold the eager path beside the call, ask ``fused(name, x)`` which of them
+it is, and are what is compared.
 
 Nothing runs fused unless a command chose so (``choice.select``); on a CPU nothing does.
 """

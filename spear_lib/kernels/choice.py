@@ -1,8 +1,9 @@
 """Which fused kernels run, decided once per process (ours).
 
 A kernel proves itself where it runs: it is compared with the eager path on a small input of the run's sizes
-and number format, values and gradients. Both are measured against the eager path in a wider format: the kernel
-may be off by no more than the eager path is, with some room. One that differs, or cannot be compiled, is off.
+and number format, values and gradients. Both are measured against the eager path in a wider format: the
+kernel may be off by no more than the eager path is, with some room. One that differs, or cannot be compiled,
+is off.
 """
 
 import importlib.util
@@ -36,10 +37,12 @@ class Kernel(NamedTuple):
       name: as in ``fused`` and in the log.
       sample: (device, format of the inputs' values, format to compute in) -> values and gradients of the code
         that asks ``fused(name, ...)``, the same inputs at every call.
+      dtype: number format of its inputs, where that is not the run's.
     """
 
     name: str
     sample: Callable[[torch.device, torch.dtype, torch.dtype], Sequence[Tensor]]
+    dtype: torch.dtype | None = None
 
 
 def _interpreted() -> bool:
@@ -119,6 +122,7 @@ def select(choice: str, device: torch.device, dtype: torch.dtype, kernels: Seque
 
 def compare(kernel: Kernel, device: torch.device, dtype: torch.dtype) -> str:
     """What is wrong with ``kernel`` on ``device`` in ``dtype``; empty if nothing is."""
+    dtype = kernel.dtype or dtype
     wide = torch.float64 if dtype == torch.float32 else torch.float32
     with running(()):
         exact = kernel.sample(device, dtype, wide)

@@ -137,3 +137,89 @@ def _attention_positions_gradient(grad_scores: Tensor, position_query: Tensor) -
     """(B, H, 2 T - 1, P) float32: the gradient of ``positions``, of each utterance."""
     batch, heads, frames, width = position_query.shape
     return grad_scores.new_empty((batch, heads, 2 * frames - 1, width), dtype=torch.float32)
+
+
+# ---------------------------------------------- ScaledAdam, for stacks of n equal tensors (n, ...), float32
+DOT_BLOCK = 8192
+
+
+@_operation("scaled_adam_dots(Tensor params, Tensor grads, Tensor factor) -> Tensor", "scaled_adam")
+def _scaled_adam_dots(params: Tensor, grads: Tensor, factor: Tensor) -> Tensor:
+    """(n, parts): sums over parts of each tensor of params x grads x factor (one element)."""
+    parts = -(-params[0].numel() // DOT_BLOCK)
+    return params.new_empty((params.shape[0], parts))
+
+
+@_operation(
+    "scaled_adam_step_(Tensor(a!) params, Tensor(b!) delta, Tensor(c!) squares, Tensor grads, Tensor factor, "
+    "Tensor rate, Tensor? size_step, float[] numbers) -> ()",
+    "scaled_adam",
+)
+def _scaled_adam_step_(
+    params: Tensor,
+    delta: Tensor,
+    squares: Tensor,
+    grads: Tensor,
+    factor: Tensor,
+    rate: Tensor,
+    size_step: Tensor | None,
+    numbers: list[float],
+) -> None:
+    """One step in place: moments, the change and the parameters.
+
+    factor: (), of the gradients. rate, size_step: (n, 1, ...), of the tensors' own steps and of their change
+    in size. numbers: the two betas, the bias correction of the squares' root, and eps.
+    """
+
+
+# ------------------------------------------------------- gated linear unit, for rows (n, 2 C): values, gates
+@_operation("gated(Tensor projected, Tensor? valid) -> Tensor", "gating")
+def _gated(projected: Tensor, valid: Tensor | None) -> Tensor:
+    """(n, C): values x sigmoid(gates), 0 where valid (n,) bool is False."""
+    return projected.new_empty((projected.shape[0], projected.shape[1] // 2))
+
+
+@_operation(
+    "gated_gradient(Tensor projected, Tensor? valid, Tensor grad, Tensor? coefficients) -> Tensor", "gating"
+)
+def _gated_gradient(
+    projected: Tensor, valid: Tensor | None, grad: Tensor, coefficients: Tensor | None
+) -> Tensor:
+    """(n, 2 C); coefficients (2, C) float32: of a Balancer on the gates."""
+    return _like(projected)
+
+
+# --------------------------------------------------------------- bypass and BiasNorm, for x (B, T, C)
+SUM_GROUPS = 16
+"""Parts of an utterance at most, over which sums are made first."""
+NORM_GROUPS = 256
+
+
+@_operation("bypass(Tensor x, Tensor h, Tensor scale) -> Tensor", "residual")
+def _bypass(x: Tensor, h: Tensor, scale: Tensor) -> Tensor:
+    """x + (h - x) scale in the format of x; scale (1 or B, C) float32."""
+    return _like(x)
+
+
+@_operation(
+    "bypass_gradient(Tensor x, Tensor h, Tensor scale, Tensor grad) -> (Tensor, Tensor, Tensor)", "residual"
+)
+def _bypass_gradient(x: Tensor, h: Tensor, scale: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x, of h, and of scale as sums (B, P, C) float32 over P parts of every utterance."""
+    parts = min(SUM_GROUPS, -(-x.shape[1] // 32))
+    return _like(x), _like(h), x.new_empty((x.shape[0], parts, x.shape[2]), dtype=torch.float32)
+
+
+@_operation("bias_norm(Tensor x, Tensor bias, Tensor log_scale) -> Tensor", "residual")
+def _bias_norm(x: Tensor, bias: Tensor, log_scale: Tensor) -> Tensor:
+    """BiasNorm of rows x (n, C), float32."""
+    return _like(x, torch.float32)
+
+
+@_operation(
+    "bias_norm_gradient(Tensor x, Tensor bias, Tensor log_scale, Tensor grad) -> (Tensor, Tensor)", "residual"
+)
+def _bias_norm_gradient(x: Tensor, bias: Tensor, log_scale: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradient of x, and (P, C + 1) float32: those of bias and log_scale over P groups of rows."""
+    groups = min(NORM_GROUPS, -(-x.shape[0] // 4))
+    return _like(x), x.new_empty((groups, x.shape[1] + 1), dtype=torch.float32)

@@ -12,9 +12,12 @@ from zipformer_fixtures import TINY
 
 from spear_lib.encoders.zipformer import SpearEncoder, ZipformerConfig
 from spear_lib.encoders.zipformer.activations import pointwise_network, swoosh_linear
+from spear_lib.encoders.zipformer.convolution import gated
 from spear_lib.encoders.zipformer.fused import zipformer_kernels
+from spear_lib.encoders.zipformer.modules import bias_norm, interpolate
 from spear_lib.encoders.zipformer.regularisers import BalancerLimits, apply_limits
 from spear_lib.kernels import choice, select
+from spear_lib.optim.fused import SCALED_ADAM
 from spear_lib.runtime import keyed_random
 from spear_lib.runtime.devices import plan_for_accelerator
 
@@ -26,7 +29,7 @@ from spear_lib.kernels import swoosh as swoosh_module
 
 CPU = torch.device("cpu")
 CONFIG = ZipformerConfig(**TINY)
-KERNELS = {kernel.name: kernel for kernel in zipformer_kernels(CONFIG)}
+KERNELS = {kernel.name: kernel for kernel in [*zipformer_kernels(CONFIG), SCALED_ADAM]}
 FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -121,6 +124,43 @@ def test_balancer_of_any_shape(shape):
     both_ways("balancer", lambda x: apply_limits(x[..., 1:], -1, limits) * 1, x)  # rows with a stride
     both_ways("balancer", lambda x: apply_limits(x.transpose(1, 2), -1, limits) * 1, x)
     both_ways("balancer", lambda x: apply_limits(x, 1, limits) * 1, x)  # another axis: the eager path
+
+
+ODD = [(1, 1, 3), (3, 37, 13), (2, 5, 130)]
+
+
+def normal(*shape, seed=1):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("shape", ODD)
+def test_gated_linear_units_of_any_shape(shape):
+    batch, frames, channels = shape
+    x = normal(batch, frames, 2 * channels)
+    valid = torch.arange(frames) < torch.arange(frames, frames - batch, -1).clamp(min=1).unsqueeze(1)
+    limits = BalancerLimits.of((0.5, 1.0), (1.1, 4.0), 0.5)
+    both_ways("gated", gated, x)
+    grads = both_ways("gated", partial(gated, valid=valid.unsqueeze(-1), limits=limits), x)
+    assert not grads[0][~valid].any() and not grads[1][~valid].any()
+    with choice.running(["gated", "balancer"]):
+        found = gradients(partial(gated, limits=limits), x)
+    torch.testing.assert_close(found, gradients(partial(gated, limits=limits), x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", ODD)
+def test_bypass_and_norm_of_any_shape(shape):
+    batch, _, channels = shape
+    x, h = normal(*shape), normal(*shape, seed=2)
+    both_ways("bypass", interpolate, x, h, normal(channels, seed=3))
+    skipped = torch.tensor([0.0, 1.0, 0.3])[:batch].view(-1, 1, 1) * torch.ones(channels)
+    found = both_ways("bypass", interpolate, x, h, skipped)
+    assert torch.equal(found[0][0], x[0]) and (batch == 1 or torch.equal(found[0][1], h[1]))
+    both_ways("bias_norm", bias_norm, x, normal(channels, seed=4), torch.tensor(0.7))
+    silent = torch.zeros(shape)  # an all-zero frame stays finite
+    with choice.running(["bias_norm"]):
+        assert all(
+            torch.isfinite(each).all() for each in gradients(bias_norm, silent, silent[0, 0], x[0, 0, 0])
+        )
 
 
 # ------------------------------------------------------------------------------------------ whole encoders

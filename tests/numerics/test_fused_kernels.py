@@ -14,6 +14,7 @@ from zipformer_fixtures import TINY
 from spear_lib.encoders.zipformer import ZipformerConfig
 from spear_lib.encoders.zipformer.fused import zipformer_kernels
 from spear_lib.kernels import choice, fused, select
+from spear_lib.optim.fused import SCALED_ADAM
 from spear_lib.pretraining.plan_kernels import kernel_work
 from spear_lib.runtime.devices import plan_for_accelerator
 from spear_lib.training.kernels import use_kernels
@@ -22,7 +23,7 @@ from spear_lib.training.options import TrainingConfig
 CASES = Path(__file__).with_name("fused_cases.py")
 TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int64: "i64"}
 TYPES |= {torch.int8: "i8", torch.float64: "fp64"}
-KERNELS = {kernel.name: kernel for kernel in zipformer_kernels(ZipformerConfig(**TINY))}
+KERNELS = {k.name: k for k in [*zipformer_kernels(ZipformerConfig(**TINY)), SCALED_ADAM]}
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="Triton exists for Linux only")

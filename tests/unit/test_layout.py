@@ -23,7 +23,8 @@ TASKS.remove(COMBINING)
 # each other.
 FLOORS = [
     ["runtime"],
-    ["config", "kernels"],
+    ["config"],
+    ["kernels"],
     ["features"],
     ["optim", "transducer", "quantization"],
     ["encoders"],

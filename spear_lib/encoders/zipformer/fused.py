@@ -13,6 +13,8 @@ from spear_lib.encoders.base import MASKED_SCORE
 from spear_lib.encoders.zipformer.activations import pointwise_network, swoosh, swoosh_linear
 from spear_lib.encoders.zipformer.attention import attention_weights
 from spear_lib.encoders.zipformer.config import ZipformerConfig
+from spear_lib.encoders.zipformer.convolution import gated
+from spear_lib.encoders.zipformer.modules import bias_norm, interpolate
 from spear_lib.encoders.zipformer.regularisers import BalancerLimits, apply_limits
 from spear_lib.kernels import Kernel
 
@@ -85,10 +87,41 @@ def _sample_attention(config: ZipformerConfig, inputs: _Inputs) -> list[Tensor]:
     return inputs.results(*both, *attention_weights(query, key, by_position, positions, use_position=False))
 
 
+def _sample_gated(config: ZipformerConfig, inputs: _Inputs) -> list[Tensor]:
+    """With padding and a Balancer on some of the gates, and without either."""
+    dim = max(config.per_stack("encoder_dim"))
+    projected, plain = inputs.leaf(2, _FRAMES, 2 * dim), inputs.leaf(2, _FRAMES, 2 * dim, scale=3.0)
+    valid = torch.arange(_FRAMES, device=plain.device) < torch.tensor([[_FRAMES], [50]], device=plain.device)
+    limits = BalancerLimits.of((0.5, 1.0), (1.1, 4.0), 0.5)
+    return inputs.results(gated(projected, valid.unsqueeze(-1), limits), gated(plain))
+
+
+def _sample_bypass(config: ZipformerConfig, inputs: _Inputs) -> list[Tensor]:
+    """One scale for all, and an own one for each utterance, as with skipped layers; float32 and half meet."""
+    dim = max(config.per_stack("encoder_dim"))
+    wide = torch.promote_types(inputs.computed, torch.float32)
+    x, h = inputs.leaf(2, _FRAMES, dim), inputs.leaf(2, _FRAMES, dim)
+    common, own = inputs.leaf(dim, scale=0.3, shift=0.5), inputs.leaf(2, 1, dim, scale=0.3, shift=0.5)
+    first = interpolate(x.to(wide), h, common.to(wide))
+    return inputs.results(first, interpolate(x, h, own.to(wide)))
+
+
+def _sample_bias_norm(config: ZipformerConfig, inputs: _Inputs) -> list[Tensor]:
+    """Every width of the stacks."""
+    outputs = []
+    for dim in sorted(set(config.per_stack("encoder_dim"))):
+        x, bias, log_scale = inputs.leaf(2, _FRAMES, dim), inputs.leaf(dim, scale=0.2), inputs.leaf(1)
+        outputs.append(bias_norm(x, bias, log_scale.squeeze(0)))
+    return inputs.results(*outputs)
+
+
 _SAMPLES: dict[str, Callable[[ZipformerConfig, _Inputs], list[Tensor]]] = {
     "swoosh": _sample_swoosh,
     "balancer": _sample_balancer,
     "attention": _sample_attention,
+    "gated": _sample_gated,
+    "bypass": _sample_bypass,
+    "bias_norm": _sample_bias_norm,
 }
 
 

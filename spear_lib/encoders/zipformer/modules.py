@@ -9,7 +9,11 @@ from torch.autograd.function import once_differentiable
 
 from spear_lib.encoders.step_context import Schedule, StepContext, as_schedule
 from spear_lib.encoders.zipformer.regularisers import Limiter
+from spear_lib.kernels import fused
+from spear_lib.kernels.choice import FORMATS
 from spear_lib.runtime.devices import recording
+
+_WIDEST_NORM = 8192  # channels, that a kernel holds at once
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -42,9 +46,28 @@ class _BiasNormFunction(torch.autograd.Function):
         return grad_x.to(x.dtype), grad_bias, product.sum()
 
 
+class _FusedNormFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, bias, log_scale):
+        rows = x.reshape(-1, x.shape[-1]).contiguous()
+        ctx.save_for_backward(rows, bias, log_scale)
+        return torch.ops.spear.bias_norm(rows, bias, log_scale).view(x.shape)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        rows, bias, log_scale = ctx.saved_tensors
+        change = grad.reshape(rows.shape).contiguous()
+        grad_x, sums = torch.ops.spear.bias_norm_gradient(rows, bias, log_scale, change)
+        sums = sums.sum(dim=0)
+        return grad_x.view(grad.shape), sums[:-1].to(bias.dtype), sums[-1].to(log_scale.dtype)
+
+
 def bias_norm(x: Tensor, bias: Tensor, log_scale: Tensor) -> Tensor:
     """x * exp(log_scale) / sqrt(mean((x - bias)^2)) over the last axis; float32 (Zipformer)."""
-    return _BiasNormFunction.apply(x, bias, log_scale)
+    fits = x.numel() > 0 and x.shape[-1] <= _WIDEST_NORM
+    function = _FusedNormFunction if fits and fused("bias_norm", x) else _BiasNormFunction
+    return function.apply(x, bias, log_scale)
 
 
 class BiasNorm(nn.Module):
@@ -60,6 +83,34 @@ class BiasNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x (B, T, D) -> (B, T, D), float32 unless the encoder was cast to something else."""
         return bias_norm(x, self.bias, self.log_scale).to(self.bias.dtype)
+
+
+class _InterpolationFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, h, scale):
+        x, h = x.contiguous(), h.contiguous()
+        scales = scale.reshape(-1, scale.shape[-1]).float()
+        ctx.save_for_backward(x, h, scales)
+        ctx.scale_like = scale.shape, scale.dtype
+        return torch.ops.spear.bypass(x, h, scales)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        x, h, scales = ctx.saved_tensors
+        grad_x, grad_h, sums = torch.ops.spear.bypass_gradient(x, h, scales, grad.contiguous())
+        shape, dtype = ctx.scale_like
+        sums = sums.sum(dim=(0, 1) if scales.shape[0] == 1 else 1)
+        return grad_x, grad_h, sums.view(shape).to(dtype)
+
+
+def interpolate(x: Tensor, h: Tensor, scale: Tensor) -> Tensor:
+    """x + (h - x) scale in the format of x; x, h (B, T, D), scale (D,) or (B, 1, D)."""
+    if x.numel() > 0 and h.dtype in FORMATS and fused("bypass", x):
+        return _InterpolationFunction.apply(x, h, scale)
+    if h.dtype != x.dtype:
+        h = h.to(x.dtype)
+    return torch.lerp(x, h, scale.to(x.dtype).expand(1, 1, -1) if scale.dim() == 1 else scale.to(x.dtype))
 
 
 class Bypass(nn.Module):
@@ -92,9 +143,7 @@ class Bypass(nn.Module):
             skip_rate = self.skip_rate(self.context.batch_count)
             if skip_rate > 0.0:
                 scale = scale * self.context.keep(self.draw, skip_rate).unsqueeze(-1)
-        if h.dtype != x.dtype:
-            h = h.to(x.dtype)
-        return torch.lerp(x, h, scale.to(x.dtype).expand(1, 1, -1) if scale.dim() == 1 else scale.to(x.dtype))
+        return interpolate(x, h, scale)
 
 
 class Downsample(nn.Module):
