@@ -6,6 +6,9 @@ pass first. The other modules: the kernels themselves; Triton is imported with t
 The callers (encoders, optimisers) hold the eager path beside the call, ask ``fused(name, x)`` which of them
 it is, and are what is compared.
 
+Numbers that change from batch to batch (rows, frames) are not specialised, or every batch would be compiled
+anew; widths are, since whole vectors are loaded where they divide.
+
 Nothing runs fused unless a command chose so (``choice.select``); on a CPU nothing does.
 """
 

@@ -44,7 +44,7 @@ def _masked(scores, mask, row, column, frames, mask_stride, MASKED: tl.constexpr
     return tl.where((column < frames)[None, :], scores, -float("inf"))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["mask_batch", "mask_frame"])
 def _weights(
     query, key, position_query, positions, mask, weights, signs, frames, heads, limit,
     query_batch, query_head, query_frame, key_batch, key_head, key_frame,

@@ -11,7 +11,7 @@ from spear_lib.kernels.tiles import Tiles
 _FLOOR = 1.0e-20
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "steps"])
 def _moments(x, sums, rows, channels, stride, steps, ROWS: tl.constexpr, CHANNELS: tl.constexpr):
     """Program (g, c) adds up ``steps`` tiles of rows, g, g + G, ...: neighbours read neighbouring rows."""
     group, groups = tl.program_id(0).to(tl.int64), tl.num_programs(0)
@@ -31,7 +31,7 @@ def _moments(x, sums, rows, channels, stride, steps, ROWS: tl.constexpr, CHANNEL
     tl.store(at + channels, second, mask=channel < channels)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["groups", "count"])
 def _coefficients(
     sums, coefficients, channels, groups, count, min_mean, max_mean, min_rms, max_rms, grad_scale,
     FLOOR: tl.constexpr, CHANNELS: tl.constexpr,
@@ -65,7 +65,7 @@ def _coefficients(
     tl.store(coefficients + channels + channel, slope * factor, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _gradient(
     x, grad, coefficients, result, rows, channels, x_stride, grad_stride,
     ROWS: tl.constexpr, CHANNELS: tl.constexpr,

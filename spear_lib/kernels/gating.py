@@ -17,7 +17,7 @@ def _kept(valid, row, rows, MASKED: tl.constexpr):
         return tl.where(row < rows, 1.0, 0.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _forward(
     projected, valid, y, rows, channels,
     MASKED: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
@@ -31,7 +31,7 @@ def _forward(
     tl.store(y + row * channels + channel, value.to(y.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _backward(
     projected, valid, grad, coefficients, result, rows, channels,
     MASKED: tl.constexpr, BALANCED: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,

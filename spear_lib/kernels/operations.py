@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 _LIBRARY = torch.library.Library("spear", "DEF")
 
@@ -109,6 +110,15 @@ def _attention_weights(
     """
     weights = query.new_empty((*query.shape[:3], query.shape[2]))
     return weights, query.new_empty((0,) if limit is None else weights.shape, dtype=torch.int8)
+
+
+@register_flop_formula(torch.ops.spear.attention_weights)
+def _attention_weights_flops(
+    query: torch.Size, key: torch.Size, position_query: torch.Size, *others: Any, out_shape: Any = None
+) -> int:
+    """Scores are computed twice: for the softmax's sum, and for what is written."""
+    batch, heads, frames, dim = query
+    return 2 * 2 * batch * heads * frames**2 * (dim + position_query[3])
 
 
 @_operation(

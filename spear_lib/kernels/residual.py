@@ -11,7 +11,7 @@ from spear_lib.kernels.tiles import Tiles
 _FLOOR = 1.0e-20
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "frames"])
 def _bypass(
     x, h, scale, y, rows, channels, frames, scale_stride, ROWS: tl.constexpr, CHANNELS: tl.constexpr
 ):  # fmt: skip
@@ -27,7 +27,7 @@ def _bypass(
     tl.store(y + place, value.to(y.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["frames", "parts", "steps"])
 def _bypass_gradient(
     x, h, scale, grad, grad_x, grad_h, sums, frames, channels, parts, steps, scale_stride,
     ROWS: tl.constexpr, CHANNELS: tl.constexpr,
@@ -54,7 +54,7 @@ def _bypass_gradient(
     tl.store(sums + both * channels + channel, total, mask=exists)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _norm(
     x, bias, log_scale, y, rows, channels, FLOOR: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr
 ):
@@ -70,7 +70,7 @@ def _norm(
     tl.store(y + place, value * gain[:, None], mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "steps"])
 def _norm_gradient(
     x, bias, log_scale, grad, grad_x, sums, rows, channels, steps,
     FLOOR: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,

@@ -9,7 +9,7 @@ from spear_lib.kernels.operations import DOT_BLOCK
 _BLOCK = 1024
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["parts"])
 def _dots(params, grads, factor, sums, size, parts, BLOCK: tl.constexpr, STEPS: tl.constexpr):
     tensor = tl.program_id(1).to(tl.int64)
     total = tl.zeros([BLOCK], tl.float32)

@@ -30,7 +30,7 @@ def _factor(multiplier, row, channel, inside, channels, frames):
     return tl.load(multiplier + row // frames * channels + channel, mask=inside, other=0.0).to(tl.float32)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "frames"])
 def _forward(
     x, multiplier, y, rows, channels, frames,
     SHIFT: tl.constexpr, OFFSET: tl.constexpr, MULTIPLIED: tl.constexpr, ROWS: tl.constexpr,
@@ -44,7 +44,7 @@ def _forward(
     tl.store(y + place, value.to(y.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "frames"])
 def _backward(
     x, grad, multiplier, grad_x, y, rows, channels, frames,
     SHIFT: tl.constexpr, OFFSET: tl.constexpr, MULTIPLIED: tl.constexpr, BOTH: tl.constexpr,

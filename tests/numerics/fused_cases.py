@@ -30,7 +30,11 @@ from spear_lib.kernels import swoosh as swoosh_module
 CPU = torch.device("cpu")
 CONFIG = ZipformerConfig(**TINY)
 KERNELS = {kernel.name: kernel for kernel in [*zipformer_kernels(CONFIG), SCALED_ADAM]}
-FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+FORMATS = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": pytest.param(torch.float16, marks=pytest.mark.slow),
+}
 
 
 @pytest.fixture(autouse=True)
@@ -187,6 +191,7 @@ MODELS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_a_training_step_has_the_gradients_of_the_eager_step(name):
     """With padding, every dropout, skip and regulariser; in float32: nothing hides behind rounding."""
@@ -195,11 +200,14 @@ def test_a_training_step_has_the_gradients_of_the_eager_step(name):
     torch.testing.assert_close(found, output, atol=1e-5, rtol=0)
     assert found_grads.keys() == grads.keys()
     for each, grad in grads.items():
-        # The gradient of a down-sampling bias is a small difference of large sums.
-        tolerance = (2e-3 if each.endswith("downsample.bias") else 2e-4) * grad.abs().max().item() + 1e-9
+        # The gradient of a down-sampling bias is a small difference of large sums; so is the variance of the
+        # front end's channels, which their Balancers divide by.
+        differences = each.endswith("downsample.bias") or each.startswith("encoder_embed.")
+        tolerance = (2e-3 if differences else 2e-4) * grad.abs().max().item() + 1e-9
         torch.testing.assert_close(found_grads[each], grad, atol=tolerance, rtol=0, msg=each)
 
 
+@pytest.mark.slow
 def test_a_training_step_in_bf16_follows_float32_as_the_eager_one_does():
     plain = {"balancer": False, "whiten": False}  # they multiply small differences, and are tested alone
     _, exact = step(plain, False, ())
