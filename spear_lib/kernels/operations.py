@@ -199,10 +199,31 @@ def _gated_gradient(
     return _like(projected)
 
 
-# --------------------------------------------------------------- bypass and BiasNorm, for x (B, T, C)
+# --------------------------------------------------------------- residuals, bypass, BiasNorm, for x (B, T, C)
 SUM_GROUPS = 16
 """Parts of an utterance at most, over which sums are made first."""
 NORM_GROUPS = 256
+
+
+@_operation(
+    "residual(Tensor x, Tensor branch, Tensor? mask, ScalarType? dtype) -> (Tensor, Tensor)", "residual"
+)
+def _residual(
+    x: Tensor, branch: Tensor, mask: Tensor | None, dtype: torch.dtype | None
+) -> tuple[Tensor, Tensor]:
+    """x + branch mask in the format of x, and once more in ``dtype`` (None: empty); mask (B,) float32."""
+    return _like(x), _like(x, dtype) if dtype else x.new_empty(0)
+
+
+@_operation(
+    "residual_gradient(Tensor grad, Tensor? rounded, Tensor? mask, ScalarType dtype) -> (Tensor, Tensor)",
+    "residual",
+)
+def _residual_gradient(
+    grad: Tensor, rounded: Tensor | None, mask: Tensor | None, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Gradients of x and, in ``dtype``, of the branch, from those of both results."""
+    return _like(grad), _like(grad, dtype)
 
 
 @_operation("bypass(Tensor x, Tensor h, Tensor scale) -> Tensor", "residual")

@@ -1,4 +1,4 @@
-"""Bypass and BiasNorm, forward and backward, one sweep each; sums over frames in two stages."""
+"""Residual sums, bypass and BiasNorm, forward and backward, one sweep each; sums over frames in two steps."""
 
 import torch
 import triton
@@ -9,6 +9,42 @@ from spear_lib.kernels.operations import NORM_GROUPS, SUM_GROUPS
 from spear_lib.kernels.tiles import Tiles
 
 _FLOOR = 1.0e-20
+
+
+@triton.jit(do_not_specialize=["rows", "frames"])
+def _sum(
+    x, branch, mask, y, rounded, rows, channels, frames,
+    MASKED: tl.constexpr, ROUNDED: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+    channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)[None, :]
+    inside = (row < rows) & (channel < channels)
+    place = row * channels + channel
+    added = tl.load(branch + place, mask=inside, other=0.0).to(tl.float32)
+    if MASKED:
+        added *= tl.load(mask + row // frames, mask=row < rows, other=0.0)
+    value = tl.load(x + place, mask=inside, other=0.0).to(tl.float32) + added
+    tl.store(y + place, value.to(y.dtype.element_ty), mask=inside)
+    if ROUNDED:
+        tl.store(rounded + place, value.to(rounded.dtype.element_ty), mask=inside)
+
+
+@triton.jit(do_not_specialize=["rows", "frames"])
+def _sum_gradient(
+    grad, rounded, mask, grad_x, grad_branch, rows, channels, frames,
+    MASKED: tl.constexpr, ROUNDED: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+    channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)[None, :]
+    inside = (row < rows) & (channel < channels)
+    place = row * channels + channel
+    change = tl.load(grad + place, mask=inside, other=0.0).to(tl.float32)
+    if ROUNDED:
+        change += tl.load(rounded + place, mask=inside, other=0.0).to(tl.float32)
+    tl.store(grad_x + place, change.to(grad_x.dtype.element_ty), mask=inside)
+    if MASKED:
+        change *= tl.load(mask + row // frames, mask=row < rows, other=0.0)
+    tl.store(grad_branch + place, change.to(grad_branch.dtype.element_ty), mask=inside)
 
 
 @triton.jit(do_not_specialize=["rows", "frames"])
@@ -101,6 +137,34 @@ def _norm_gradient(
         step += 1
     tl.store(sums + group * (channels + 1) + channel, by_bias, mask=exists)
     tl.store(sums + group * (channels + 1) + channels, tl.sum(by_scale, axis=0))
+
+
+def residual(
+    x: Tensor, branch: Tensor, mask: Tensor | None, dtype: torch.dtype | None
+) -> tuple[Tensor, Tensor]:
+    """See ``operations``."""
+    y = torch.empty_like(x)
+    rounded = torch.empty_like(x, dtype=dtype) if dtype else x.new_empty(0)
+    tiles = Tiles.of(x)
+    _sum[tiles.grid](
+        x, branch, x if mask is None else mask, y, rounded, tiles.rows, tiles.channels, x.shape[1],
+        MASKED=mask is not None, ROUNDED=dtype is not None, **tiles.constants,
+    )  # fmt: skip
+    return y, rounded
+
+
+def residual_gradient(
+    grad: Tensor, rounded: Tensor | None, mask: Tensor | None, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """See ``operations``."""
+    grad_x, grad_branch = torch.empty_like(grad), torch.empty_like(grad, dtype=dtype)
+    tiles = Tiles.of(grad)
+    _sum_gradient[tiles.grid](
+        grad, grad if rounded is None else rounded, grad if mask is None else mask, grad_x, grad_branch,
+        tiles.rows, tiles.channels, grad.shape[1],
+        MASKED=mask is not None, ROUNDED=rounded is not None, **tiles.constants,
+    )  # fmt: skip
+    return grad_x, grad_branch
 
 
 def bypass(x: Tensor, h: Tensor, scale: Tensor) -> Tensor:

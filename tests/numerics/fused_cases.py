@@ -14,7 +14,7 @@ from spear_lib.encoders.zipformer import SpearEncoder, ZipformerConfig
 from spear_lib.encoders.zipformer.activations import pointwise_network, swoosh_linear
 from spear_lib.encoders.zipformer.convolution import gated
 from spear_lib.encoders.zipformer.fused import zipformer_kernels
-from spear_lib.encoders.zipformer.modules import bias_norm, interpolate
+from spear_lib.encoders.zipformer.modules import add, bias_norm, interpolate
 from spear_lib.encoders.zipformer.regularisers import BalancerLimits, apply_limits
 from spear_lib.kernels import choice, select
 from spear_lib.optim.fused import SCALED_ADAM
@@ -155,6 +155,10 @@ def test_gated_linear_units_of_any_shape(shape):
 def test_bypass_and_norm_of_any_shape(shape):
     batch, _, channels = shape
     x, h = normal(*shape), normal(*shape, seed=2)
+    dropped = torch.tensor([1.0, 0.0, 1.0])[:batch].view(-1, 1, 1)
+    for mask in (None, dropped):
+        found = both_ways("residual", lambda x, h, mask=mask: add(x, h, mask)[0], x, h)
+    assert batch == 1 or torch.equal(found[0][1], x[1])
     both_ways("bypass", interpolate, x, h, normal(channels, seed=3))
     skipped = torch.tensor([0.0, 1.0, 0.3])[:batch].view(-1, 1, 1) * torch.ones(channels)
     found = both_ways("bypass", interpolate, x, h, skipped)
@@ -165,6 +169,19 @@ def test_bypass_and_norm_of_any_shape(shape):
         assert all(
             torch.isfinite(each).all() for each in gradients(bias_norm, silent, silent[0, 0], x[0, 0, 0])
         )
+
+
+def test_a_branch_reads_what_autocast_would_make_of_the_sum():
+    x, branch = normal(2, 5, 6), normal(2, 5, 6, seed=2).bfloat16()
+    with choice.running(["residual"]):
+        y, read = add(x, branch)
+        assert read is y and y.dtype == torch.float32  # no autocast
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            y, read = add(x, branch)
+            assert add(x, branch, is_read=False)[1].dtype == torch.float32
+    assert torch.equal(y, x + branch) and read.dtype == torch.bfloat16
+    # The interpreter cuts digits off where a GPU rounds.
+    torch.testing.assert_close(read, y.bfloat16(), rtol=2**-7, atol=0)
 
 
 # ------------------------------------------------------------------------------------------ whole encoders

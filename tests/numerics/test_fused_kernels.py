@@ -14,6 +14,7 @@ from zipformer_fixtures import TINY
 from spear_lib.encoders.zipformer import ZipformerConfig
 from spear_lib.encoders.zipformer.fused import zipformer_kernels
 from spear_lib.kernels import choice, fused, select
+from spear_lib.kernels.choice import FORMATS
 from spear_lib.optim.fused import SCALED_ADAM
 from spear_lib.pretraining.plan_kernels import kernel_work
 from spear_lib.runtime.devices import plan_for_accelerator
@@ -100,14 +101,14 @@ def test_kernels_compile_for_an_h100_in_bf16(name, tmp_path, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("capability", [80, 90])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", FORMATS, ids=str)
 def test_kernels_compile_for_every_format_and_gpu(dtype, capability, tmp_path, monkeypatch):
     programs = compiled(KERNELS, dtype, capability, monkeypatch, tmp_path)
     assert len(programs) >= len(KERNELS) and min(programs.values()) > 1000
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", FORMATS, ids=str)
 @pytest.mark.parametrize("name", KERNELS)
 def test_kernels_agree_on_a_gpu_at_the_widths_of_base(name, dtype):
     kernels = {kernel.name: kernel for kernel in [*zipformer_kernels(ZipformerConfig.base()), SCALED_ADAM]}

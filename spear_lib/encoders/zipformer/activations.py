@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from spear_lib.encoders.zipformer.modules import at_least_float32
+from spear_lib.encoders.zipformer.modules import at_least_float32, product_dtype
 from spear_lib.encoders.zipformer.regularisers import (
     BalancerLimits,
     ChannelMoments,
@@ -130,12 +130,6 @@ def swoosh(x: Tensor, kind: str, multiplier: Tensor | None = None) -> Tensor:
     return _SwooshFunction.apply(x, kind, multiplier)
 
 
-def _product_dtype(x: Tensor) -> torch.dtype:
-    """What a matrix product of ``x`` is computed in: autocast's number format where it is on."""
-    kind = x.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-
-
 def _sum_of_rows(rows: Tensor) -> Tensor:
     """(C,) of rows (n, C), added up in float32 at least."""
     return rows.sum(dim=0, dtype=torch.promote_types(rows.dtype, torch.float32))
@@ -144,7 +138,7 @@ def _sum_of_rows(rows: Tensor) -> Tensor:
 class _SwooshLinearFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, kind, multiplier):
-        dtype = _product_dtype(x)
+        dtype = product_dtype(x)
         with torch.autocast(x.device.type, enabled=False):
             hidden = _swoosh_value(x, kind, multiplier, dtype)
             y = F.linear(hidden, weight.to(dtype), bias.to(dtype))
@@ -194,7 +188,7 @@ def swoosh_linear(
 class _PointwiseNetworkFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight1, bias1, weight2, bias2, limits):
-        dtype = _product_dtype(x)
+        dtype = product_dtype(x)
         rows = x.reshape(-1, x.shape[-1])
         y = x.new_empty(rows.shape[0], weight2.shape[0], dtype=dtype)
         moments = ChannelMoments()

@@ -14,7 +14,7 @@ from spear_lib.encoders.zipformer.activations import pointwise_network, swoosh, 
 from spear_lib.encoders.zipformer.attention import attention_weights
 from spear_lib.encoders.zipformer.config import ZipformerConfig
 from spear_lib.encoders.zipformer.convolution import gated
-from spear_lib.encoders.zipformer.modules import bias_norm, interpolate
+from spear_lib.encoders.zipformer.modules import add, bias_norm, interpolate
 from spear_lib.encoders.zipformer.regularisers import BalancerLimits, apply_limits
 from spear_lib.kernels import Kernel
 
@@ -96,6 +96,18 @@ def _sample_gated(config: ZipformerConfig, inputs: _Inputs) -> list[Tensor]:
     return inputs.results(gated(projected, valid.unsqueeze(-1), limits), gated(plain))
 
 
+def _sample_residual(config: ZipformerConfig, inputs: _Inputs) -> list[Tensor]:
+    """As under autocast: a float32 stream, branches in half precision, one of two utterances dropped."""
+    dim, wide = max(config.per_stack("encoder_dim")), torch.promote_types(inputs.computed, torch.float32)
+    x, branch = inputs.leaf(2, _FRAMES, dim), inputs.leaf(2, _FRAMES, dim)
+    mask = torch.tensor([1.0, 0.0], device=x.device).view(2, 1, 1)
+    half = inputs.computed if inputs.computed in (torch.bfloat16, torch.float16) else torch.bfloat16
+    with torch.autocast(x.device.type, dtype=half, enabled=half == inputs.computed):
+        h, read = add(x.to(wide), branch, mask.to(wide))
+        last, _ = add(h, branch, is_read=False)
+    return inputs.results(last, read.to(inputs.computed))
+
+
 def _sample_bypass(config: ZipformerConfig, inputs: _Inputs) -> list[Tensor]:
     """One scale for all, and an own one for each utterance, as with skipped layers; float32 and half meet."""
     dim = max(config.per_stack("encoder_dim"))
@@ -120,6 +132,7 @@ _SAMPLES: dict[str, Callable[[ZipformerConfig, _Inputs], list[Tensor]]] = {
     "balancer": _sample_balancer,
     "attention": _sample_attention,
     "gated": _sample_gated,
+    "residual": _sample_residual,
     "bypass": _sample_bypass,
     "bias_norm": _sample_bias_norm,
 }

@@ -21,6 +21,12 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
+def product_dtype(x: Tensor) -> torch.dtype:
+    """What a matrix product of ``x`` is computed in: autocast's number format where it is on."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
 class _BiasNormFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, bias, log_scale):
@@ -83,6 +89,42 @@ class BiasNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x (B, T, D) -> (B, T, D), float32 unless the encoder was cast to something else."""
         return bias_norm(x, self.bias, self.log_scale).to(self.bias.dtype)
+
+
+class _ResidualFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, branch, mask, dtype):
+        ctx.dtype, ctx.is_read = branch.dtype, dtype is not None
+        mask = None if mask is None else mask.reshape(-1).float()
+        ctx.save_for_backward(mask)
+        y, rounded = torch.ops.spear.residual(x.contiguous(), branch.contiguous(), mask, dtype)
+        return (y, rounded) if ctx.is_read else (y, None)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad, grad_rounded):
+        rounded = grad_rounded.contiguous() if ctx.is_read else None
+        (mask,) = ctx.saved_tensors
+        return *torch.ops.spear.residual_gradient(grad.contiguous(), rounded, mask, ctx.dtype), None, None
+
+
+def add(x: Tensor, branch: Tensor, mask: Tensor | None = None, is_read: bool = True) -> tuple[Tensor, Tensor]:
+    """x + branch mask: what the next sum or bypass takes, and what the next branch reads.
+
+    Both are the same tensor, or the second is rounded already to what autocast would make of it.
+
+    Args:
+      x, branch: (B, T, D).
+      mask: 0/1 mask (B, 1, 1), or None where nothing is dropped.
+      is_read: whether a branch reads the sum.
+    """
+    if x.numel() > 0 and branch.dtype in FORMATS and fused("residual", x):
+        dtype = product_dtype(x)
+        half = dtype if is_read and dtype != x.dtype and dtype in FORMATS else None
+        y, rounded = _ResidualFunction.apply(x, branch, mask, half)
+        return y, y if rounded is None else rounded
+    y = x + branch if mask is None else x + branch * mask
+    return y, y
 
 
 class _InterpolationFunction(torch.autograd.Function):
