@@ -313,39 +313,45 @@ class ScaledAdam(torch.optim.Optimizer):
         state, params = self.state[stack.first], stack.params
         beta1, beta2 = group["betas"]
         delta, squares, step = state["delta"], state["exp_avg_sq"], state["step"]
-        period = group["size_update_period"]
         delta.mul_(beta1)
-        state["scale_grads"][step % period] = (params * grads).sum(dim=stack.dims, keepdim=True)
-        if step % period == period - 1:
-            state["param_rms"].copy_(stack.rms())
-            delta.addcmul_(params, self._size_step(group, stack), value=1 - beta1)
+        rate, size_step = self._rates(group, stack, (params * grads).sum(dim=stack.dims, keepdim=True))
+        if size_step is not None:
+            delta.addcmul_(params, size_step, value=1 - beta1)
         squares.mul_(beta2).addcmul_(grads, grads, value=1 - beta2)
         correction = 1 - beta2 ** (step + 1)
         denominator = squares.sqrt()
         if correction < 0.99:
             denominator.mul_(correction**-0.5)
         denominator.add_(group["eps"])
-        rate = state["param_rms"].clamp(min=group["param_min_rms"]).mul_(-(1 - beta1) * group["lr"])
         delta.addcmul_(torch.div(grads, denominator, out=denominator), rate)
         params.add_(delta)
 
     def _step_fused(self, group: dict[str, Any], stack: _Stack, factor: Tensor | float) -> None:
         """``_step_tensors`` on the gradients times ``factor``, as two kernels."""
         state, params, grads = self.state[stack.first], stack.params, stack.grads.contiguous()
-        (beta1, beta2), step, period = group["betas"], state["step"], group["size_update_period"]
+        beta1, beta2 = group["betas"]
         factor = factor if isinstance(factor, Tensor) else params.new_full((), factor)
         sums = torch.ops.spear.scaled_adam_dots(params, grads, factor).sum(dim=1)
-        state["scale_grads"][step % period] = sums.view_as(state["param_rms"])
-        size_step = None
-        if step % period == period - 1:
-            state["param_rms"].copy_(stack.rms())
-            size_step = self._size_step(group, stack)
-        correction = 1 - beta2 ** (step + 1)
+        rate, size_step = self._rates(group, stack, sums.view_as(state["param_rms"]))
+        correction = 1 - beta2 ** (state["step"] + 1)
         correction = correction**-0.5 if correction < 0.99 else 1.0
-        rate = state["param_rms"].clamp(min=group["param_min_rms"]).mul_(-(1 - beta1) * group["lr"])
         numbers = [beta1, beta2, correction, group["eps"]]
         moments = state["delta"], state["exp_avg_sq"]
         torch.ops.spear.scaled_adam_step_(params, *moments, grads, factor, rate, size_step, numbers)
+
+    def _rates(
+        self, group: dict[str, Any], stack: _Stack, scale_grads: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """Rates of the step and, every few steps, the change in size, (n, 1, ...) each; ``scale_grads``: the
+        gradients of the log-scales."""
+        state, period = self.state[stack.first], group["size_update_period"]
+        step, size_step = state["step"], None
+        state["scale_grads"][step % period] = scale_grads
+        if step % period == period - 1:
+            state["param_rms"].copy_(stack.rms())
+            size_step = self._size_step(group, stack)
+        rate = state["param_rms"].clamp(min=group["param_min_rms"])
+        return rate.mul_(-(1 - group["betas"][0]) * group["lr"]), size_step
 
     def _size_step(self, group: dict[str, Any], stack: _Stack) -> Tensor:
         """(n, 1, ...): every few steps, scale the whole tensor along the summed gradient of its log-scale."""

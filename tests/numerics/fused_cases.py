@@ -48,6 +48,8 @@ def a_device():
 @pytest.mark.parametrize("name", KERNELS)
 def test_a_kernel_agrees_with_the_eager_path(name, dtype):
     """Values and gradients, at widths and lengths that are no multiple of a block."""
+    if KERNELS[name].dtype not in (None, dtype):
+        pytest.skip("it has one number format")
     assert choice.compare(KERNELS[name], CPU, dtype) == ""
 
 
@@ -240,11 +242,14 @@ def test_a_training_step_in_bf16_follows_float32_as_the_eager_one_does():
 
 
 # ---------------------------------------------------------------------------------------- the comparison
+TWO = [KERNELS["swoosh"], KERNELS["balancer"]]
+
+
 def test_a_wrong_kernel_is_switched_off(monkeypatch, caplog):
-    right = select("fused", CPU, torch.bfloat16, list(KERNELS.values()))
-    assert right == f"fused {', '.join(KERNELS)} (as asked; each agrees with eager PyTorch here)"
+    right = select("fused", CPU, torch.bfloat16, TWO)
+    assert right == "fused swoosh, balancer (as asked; each agrees with eager PyTorch here)"
     monkeypatch.setattr(swoosh_module, "_CONSTANTS", {"L": (4.0, 0.135), "R": (1.0, 0.313261687)})
-    line = select("fused", CPU, torch.bfloat16, list(KERNELS.values()))
+    line = select("fused", CPU, torch.bfloat16, TWO)
     assert "swoosh" not in choice._running and "balancer" in choice._running
     assert line.endswith("; switched off: swoosh (see the warnings)")
     assert (
@@ -269,7 +274,7 @@ def test_a_kernel_that_does_not_compile_is_switched_off(monkeypatch, caplog):
             raise RuntimeError("ptxas fatal: no such\n instruction")
 
     monkeypatch.setattr(balancer_module, "_gradient", Broken())
-    line = select("fused", CPU, torch.float32, list(KERNELS.values()))
+    line = select("fused", CPU, torch.float32, TWO)
     assert "balancer" not in choice._running and "switched off: balancer" in line
     assert "it fails here, RuntimeError: ptxas fatal: no such instruction" in caplog.text
 
