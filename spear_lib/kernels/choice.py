@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from spear_lib.runtime.devices import on_host
+from spear_lib.runtime.devices import on_host, recording
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +52,9 @@ def _interpreted() -> bool:
 
 def fused(name: str, x: Tensor) -> bool:
     """Whether the kernel ``name`` is used for ``x``: it was chosen, and has x's device and format."""
-    return name in _running and x.dtype in FORMATS and (_interpreted() or not on_host(x))
+    if name not in _running or x.dtype not in FORMATS or recording():
+        return False
+    return _interpreted() or not on_host(x)
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from spear_lib.training.options import TrainingConfig
 
 CASES = Path(__file__).with_name("fused_cases.py")
 TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int64: "i64"}
-TYPES |= {torch.int8: "i8", torch.float64: "fp64"}
+TYPES |= {torch.int8: "i8", torch.uint8: "u8"}
 KERNELS = {k.name: k for k in [*zipformer_kernels(ZipformerConfig(**TINY)), SCALED_ADAM]}
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
