@@ -202,8 +202,8 @@ def time_lines(options: Any, memory: StepMemory, shape: Shape, corpus: Corpus | 
     kernels = "PyTorch's" if options.training.kernels == "eager" or plan.device == "cpu" else "fused"
     megabytes = sum(each.bytes for each in memory.work) / audio / 1e6
     lines = {
-        "work": f"{len(memory.work):,} kernels in a step ({kernels}), {gflops:.1f} GFLOP in matrix products and "
-        f"{megabytes:.0f} MB of memory traffic per second of audio (worst batch, after "
+        "work": f"{len(memory.work):,} kernels in a step ({kernels}), {gflops:.1f} GFLOP in matrix products "
+        f"and {megabytes:.0f} MB of memory traffic per second of audio (worst batch, after "
         f"{LATE_BATCH_COUNT:g} batches)"
     }
     if plan.audio_seconds_per_second:
