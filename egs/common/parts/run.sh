@@ -120,15 +120,15 @@ stage_14() {
     --output_dir "$exp_dir/report" --exp_dir "$exp_dir" --title "$report_title"
 }
 
-# shellcheck source=/dev/null
-if [[ -f local/stages.sh ]]; then source local/stages.sh; fi
-
 benchmarks_config=$(config_file benchmarks "$conf")
 stage_15() {
   "$python" -m spear_lib.bin.benchmark --suite "$benchmarks_config" --encoders "$(list_of "$exp_dir/pretrain/encoder")" \
     --corpora_dir "$benchmark_data" --data_dir "$data_dir" --output_dir "$exp_dir/benchmarks" --seed "$seed" \
     --title "$report_title: benchmarks"
 }
+
+# shellcheck source=/dev/null
+if [[ -f local/stages.sh ]]; then source local/stages.sh; fi
 
 run_stage 10 "pre-training" stage_10 --machines all --after "6 2" --options "group strategy seed" --config "$pretrain_config" \
   --leaves "$exp_dir/pretrain"
