@@ -1,30 +1,25 @@
 """A local page to try a model: record or drop a file; its waveform, words, sounds and layers."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from spear_lib.asr.onnx_runtime import is_onnx_folder
 from spear_lib.asr.searcher import SearchConfig
 from spear_lib.asr.transcription import Recogniser
 from spear_lib.bin.common import as_list, one_line, run
 from spear_lib.bin.transcribe import TranscribeOptions, open_searcher
 from spear_lib.config import parse
 from spear_lib.data.audio_windows import WindowConfig
+from spear_lib.demo.folders import kind_of, open_encoder
 from spear_lib.demo.listening import Listener, Models, PageLimits
 from spear_lib.demo.page import build_page, import_gradio
 from spear_lib.demo.serving import serve
-from spear_lib.encoders import load_encoder
-from spear_lib.interfaces.upstreams import load_upstream
-from spear_lib.runtime.hub import HUB_PREFIX
 from spear_lib.runtime.log import first_screen
-from spear_lib.runtime.task_file import FILE_NAME, read_task
 from spear_lib.runtime.world import choose_device
+from spear_lib.sharing.onnx.runtime import is_onnx_folder
 from spear_lib.tagging.events import EventConfig
 from spear_lib.tagging.inference import load_tagger
-from spear_lib.training import checkpoint
 
 
 @dataclass(frozen=True)
@@ -67,26 +62,6 @@ class DemoOptions:
 _ROLES = {"asr": "recogniser", "tagging": "tagger"}
 
 
-def kind_of(folder: str) -> str:
-    """What a folder holds: asr, tagging, the kind of another run, or encoder.
-
-    Raises:
-      ValueError: there is none.
-    """
-    # Only a name that says so is looked for on the network.
-    if not Path(folder).exists() and not folder.startswith(HUB_PREFIX):
-        raise ValueError(
-            f"experiment_dir {folder} does not exist: give the folder of a run (exp/finetune_pretrained), an "
-            f"encoder, or {HUB_PREFIX}OWNER/NAME"
-        )
-    if is_onnx_folder(folder):
-        return "asr"
-    if (Path(folder) / FILE_NAME).is_file():
-        return read_task(Path(folder)).kind
-    last = Path(folder) / "checkpoints" / "last.pt"  # a run from before there were descriptions
-    return str(checkpoint.load(last)["kind"]) if last.is_file() else "encoder"
-
-
 def open_models(options: DemoOptions, device: torch.device) -> tuple[Models, dict[str, str]]:
     """The models of the folders, and a line about each.
 
@@ -112,21 +87,11 @@ def open_models(options: DemoOptions, device: torch.device) -> tuple[Models, dic
             weights = f"{tagger.provenance['weights']}; {len(tagger.classes)} classes"
             encoder = tagger.model.encoder
         else:
-            encoder, weights = _encoder(folder)
+            encoder, weights = open_encoder(folder)
         facts[role] = f"{folder} ({weights})"
         if encoder is not None:
             found.setdefault("encoder", encoder.to(device))
     return Models(**found), facts
-
-
-def _encoder(folder: str) -> tuple[Any, str]:
-    """Of a run: its averaged encoder, or the one of the last checkpoint; else the folder itself."""
-    averaged, last = Path(folder) / "encoder", Path(folder) / "checkpoints" / "last.pt"
-    if (averaged / "config.json").is_file():
-        return load_encoder(averaged), "its averaged encoder"
-    if last.is_file():
-        return load_encoder(last), "the encoder of its last checkpoint"
-    return load_upstream(folder), "encoder"
 
 
 def main(argv: list[str] | None = None) -> None:
