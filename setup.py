@@ -43,6 +43,8 @@ setup(
         "teachers": ["transformers>=4.45"],
         # Folders for transformers, and encoders by the names of huggingface.co.
         "hub": ["transformers>=4.45", "huggingface_hub>=0.23"],
+        # FLAC decoded in two thirds of libsndfile's time; the same samples.
+        "flac": ["miniaudio>=1.6"],
         # Kernels of the transducer losses on CUDA (torch's CUDA builds bring it along).
         "triton": ["triton>=3.2; sys_platform == 'linux'"],
         # SUPERB tasks (evaluate_superb): what s3prl imports, declared or not; torchaudio, which it declares,
@@ -59,6 +61,8 @@ setup(
             "tensorboardX",
             "setuptools<81",
         ],
+        # PESQ and STOI of evaluate_superb --task se.
+        "enhancement": ["pesq>=0.0.4", "pystoi>=0.4"],
         # X-ARES's own package; its two protocols for clips need nothing (evaluate_xares).
         "xares": [
             "xares==0.1.3",

@@ -6,6 +6,7 @@
 #   12 fine-tune   by the run.sh of the other recipes, from this encoder, each on its own part
 #   13 evaluate    likewise
 #   14 report      report.md, report.html, report.json
+#   15 benchmarks  the tasks of conf/benchmarks on the frozen encoder; only where it is asked for (--stop-stage 15)
 #
 # Examples:
 #   ./run.sh --mini true
@@ -35,14 +36,16 @@ option data_dir data "What prepare.sh filled" path
 option exp_dir exp "Where all of this goes" path
 option strategy asymmetrical "Which teachers a cut is trained on; prepare.sh made the tokens for it" "asymmetrical|joint|disjoint"
 option compare_scratch false "Fine-tune from scratch as well" bool
+option benchmark_data "" "Stage 15: the folder of the corpora that conf/benchmarks names; tasks whose data is not there are left out" path
 option seed 0 "Every random choice follows from it" int
 option nproc 1 "Processes on this machine, one per GPU" int
 option num_nodes 1 "Machines, on a shared folder; start the same command on each, with its --node-rank (under Slurm: tools/slurm)" int
 option node_rank 0 "Number of this machine, from 0; the others train with machine 0, which does the rest alone" int
 option rendezvous "" "HOST:PORT of machine 0 that all can reach, with --num-nodes"
+option local_dir "" "A disk of each machine for copies of token shards and Shar archives, removed afterwards (default: SLURM_TMPDIR, where Slurm sets it)" path
 parse_options "$@"
 
-check_stage_range 10 14
+check_stage_range 10 15
 check_machines
 find_python
 choose_conf
@@ -55,6 +58,8 @@ if [[ $mini == true ]]; then report_title="$report_title, synthesised mini corpo
 # Noise is optional: stage 2 leaves no cuts where the parts have none.
 noise=()
 if [[ -f $(noise_manifest) ]]; then noise=(--data.noise_cuts "$(list_of "$(noise_manifest)")"); fi
+local_copies=()
+if [[ -n $local_dir ]]; then local_copies=(--data.local_dir "$local_dir"); fi
 
 stage_10() {
   local teacher store
@@ -68,7 +73,8 @@ stage_10() {
   launch spear_lib.bin.pretrain --config "$pretrain_config" --experiment_dir "$exp_dir/pretrain" \
     --data.train_cuts "$(list_of "${train[@]}")" --valid_cuts "$(list_of "${valid[@]}")" "${noise[@]}" \
     --data.token_fields "$(list_of "${fields[@]}")" --data.quantizer_ids "$(list_of "${quantizers[@]}")" \
-    --data.train_repeats "[$(IFS=,; printf "%s" "${repeats[*]}")]" --objective.strategy "$strategy" --training.seed "$seed"
+    --data.train_repeats "[$(IFS=,; printf "%s" "${repeats[*]}")]" --objective.strategy "$strategy" \
+    --training.seed "$seed" "${local_copies[@]}"
 }
 # One manifest of each part.
 add_cuts() {
@@ -97,7 +103,8 @@ own_stage() {
   fi
   "../$recipe/run.sh" --conf "$(conf_of_parts "$conf")" --data-dir "$data_dir/$part" --exp-dir "$exp_dir/$part" \
     --encoder "$exp_dir/pretrain/encoder" --compare-scratch "$compare_scratch" --seed "$seed" --nproc "$nproc" \
-    --num-nodes "$num_nodes" --node-rank "$node_rank" --rendezvous "$rendezvous" --stage "$1" --stop-stage "$1"
+    --num-nodes "$num_nodes" --node-rank "$node_rank" --rendezvous "$rendezvous" --local-dir "$local_dir" \
+    --stage "$1" --stop-stage "$1"
 }
 
 stage_14() {
@@ -110,9 +117,18 @@ stage_14() {
     --output_dir "$exp_dir/report" --exp_dir "$exp_dir" --title "$report_title"
 }
 
+benchmarks_config=$(config_file benchmarks "$conf")
+stage_15() {
+  "$python" -m spear_lib.bin.benchmark --suite "$benchmarks_config" --encoders "$(list_of "$exp_dir/pretrain/encoder")" \
+    --corpora_dir "$benchmark_data" --data_dir "$data_dir" --output_dir "$exp_dir/benchmarks" --seed "$seed" \
+    --title "$report_title: benchmarks"
+}
+
 run_stage 10 "pre-training" stage_10 --machines all --after "6 2" --options "group strategy seed" --config "$pretrain_config" \
   --leaves "$exp_dir/pretrain"
 run_stage 11 "averaging" stage_11 --after 10 --leaves "$exp_dir/pretrain/encoder"
 run_stage 12 "fine-tuning" stage_12 --machines all --after "11 7" --options "compare_scratch seed"
 run_stage 13 "evaluation" stage_13 --after 12 --options seed
 run_stage 14 "report" stage_14 --after 13 --leaves "$exp_dir/report/report.html"
+run_stage 15 "benchmarks" stage_15 --after 11 --options "benchmark_data seed" --config "$benchmarks_config" \
+  --leaves "$exp_dir/benchmarks/report.html"

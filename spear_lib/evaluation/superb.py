@@ -13,7 +13,7 @@ of files, which are made of whatever ``clip_sets`` reads: the audio of every cut
 
 import csv
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,7 @@ PROBLEMS = {
 
 @dataclass(frozen=True)
 class SuperbConfig:
-    """How s3prl trains; 0 leaves its own value."""
+    """How heads are trained; 0 leaves s3prl's own value."""
 
     total_steps: int = 0
     """Optimiser steps (s3prl: 30,000 to 200,000)."""
@@ -71,7 +71,17 @@ class SuperbConfig:
     gradient_accumulate: int = 0
     """Batches per step."""
     num_workers: int = 2
-    """Loader processes."""
+    """Loader processes of s3prl."""
+    hidden_size: int = 0
+    """Of our own heads."""
+    normalise: bool = False
+    """Our own heads: layer norm of every state before the weighted sum; features of other scales, as
+    log-mels, then learn as fast."""
+    max_gigabytes: float = 2.0
+    """Our own heads: features that are kept in memory; the rest is computed at every step."""
+    measures: list[str] = field(default_factory=list)
+    """Of se and ss: pesq, stoi, si_sdri; the first one chooses the step. By default all three for se,
+    si_sdri for ss."""
 
 
 def write_tables(

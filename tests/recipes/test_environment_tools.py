@@ -57,9 +57,11 @@ def fake(path: Path, text: str) -> str:
 
 
 def call(clone: Path, script: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    # The clone makes its own environment, whatever the tests themselves run in.
+    outside = {name: value for name, value in os.environ.items() if name != "SPEAR_VENV"}
     result = subprocess.run(
         [str(clone / "tools" / script), *arguments],
-        env={**os.environ, **environment},
+        env={**outside, **environment},
         capture_output=True,
         text=True,
         timeout=120,

@@ -24,6 +24,7 @@ TASKS.remove(COMBINING)
 FLOORS = [
     ["runtime"],
     ["config"],
+    ["kernels"],
     ["features"],
     ["optim", "transducer", "quantization"],
     ["encoders"],
