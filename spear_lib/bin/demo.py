@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 
-from spear_lib.asr.onnx_runtime import is_onnx_folder
 from spear_lib.asr.searcher import SearchConfig
 from spear_lib.asr.transcription import Recogniser
 from spear_lib.bin.common import as_list, one_line, run
@@ -22,6 +21,7 @@ from spear_lib.runtime.hub import HUB_PREFIX
 from spear_lib.runtime.log import first_screen
 from spear_lib.runtime.task_file import FILE_NAME, read_task
 from spear_lib.runtime.world import choose_device
+from spear_lib.sharing.onnx.runtime import is_onnx_folder
 from spear_lib.tagging.events import EventConfig
 from spear_lib.tagging.inference import load_tagger
 from spear_lib.training import checkpoint
