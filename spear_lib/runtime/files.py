@@ -72,7 +72,7 @@ def _write_error(path: Path, error: Exception) -> OSError:
 
 
 def sha256_of(file: IO[bytes]) -> bytes:
-    """SHA-256 of a binary file from where it stands to its end (hashlib.file_digest came with Python 3.11)."""
+    """SHA-256 of a binary file from where it stands to its end (hashlib.file_digest: Python 3.11)."""
     digest = hashlib.sha256()
     while block := file.read(1 << 20):
         digest.update(block)

@@ -1,4 +1,4 @@
-"""The library, the recipes and the tools run on the oldest Python of setup.py (3.10), whichever tests them."""
+"""The library, the recipes and the tools run on the oldest Python of setup.py, whichever tests them."""
 
 import ast
 from pathlib import Path
