@@ -55,6 +55,7 @@ option nproc 1 "Processes on this machine, one per GPU" int
 option num_nodes 1 "Machines, on a shared folder; start the same command on each, with its --node-rank (under Slurm: tools/slurm)" int
 option node_rank 0 "Number of this machine, from 0; the others train with machine 0, which does the rest alone" int
 option rendezvous "" "HOST:PORT of machine 0 that all can reach, with --num-nodes"
+option local_dir "" "A disk of each machine for copies of token shards and Shar archives, removed afterwards (default: SLURM_TMPDIR, where Slurm sets it)" path
 parse_options "$@"
 
 check_stage_range 10 15
@@ -65,12 +66,12 @@ finetune_conf=${finetune_conf:-$conf}
 compare_scratch=${compare_scratch:-$mini}
 corpus_facts "$conf"
 # What stages 12 and 13 call, the labels they read, the configuration and the folder of the evaluation.
-labels=() evaluation_labels=() labels_stage="" finetune_command="" evaluation_command="" evaluation=""
+labels=() evaluation_labels=() labels_stage="" finetune_command="" evaluation_command="" evaluation="" searches=false
 case $finetune in
   asr)
     labels=(--units "$data_dir/units")
     evaluation_labels=("${labels[@]}")
-    labels_stage=7 finetune_command=finetune_asr evaluation_command=decode evaluation=decode
+    labels_stage=7 finetune_command=finetune_asr evaluation_command=decode evaluation=decode searches=true
     ;;
   tagging)
     labels=(--classes "$class_list")
@@ -85,6 +86,8 @@ noise_cuts=$(noise_manifest)
 # Noise is optional: stage 2 leaves no cuts where it was given none.
 noise=()
 if [[ -f $noise_cuts ]]; then noise=(--data.noise_cuts "$(list_of "$noise_cuts")"); fi
+local_copies=()
+if [[ -n $local_dir ]]; then local_copies=(--data.local_dir "$local_dir"); fi
 # Beside the encoder that is probed.
 probe_dir=$exp_dir/pretrain/probe
 if [[ -n $encoder ]]; then probe_dir=$exp_dir/finetune_pretrained/probe; fi
@@ -108,7 +111,7 @@ if [[ $probe == true ]]; then
   evaluation_made+=(--config "$probe_config" --leaves "$probe_dir/probes.json")
 fi
 if [[ $decode_lm == true ]]; then
-  if [[ $finetune != asr ]]; then die "--decode-lm is for speech recognition (finetune=$finetune in local/corpus.sh)"; fi
+  if [[ $searches != true ]]; then die "--decode-lm is for speech recognition (finetune=$finetune in local/corpus.sh)"; fi
   evaluation_made+=(--config "$lm_config")
 fi
 encoder_of_stage_12=${encoder:-$exp_dir/pretrain/encoder}
@@ -127,14 +130,15 @@ stage_10() {
   if ! needs_tokens; then
     launch spear_lib.bin.self_distill --config "$pretrain_config" --experiment_dir "$exp_dir/pretrain" \
       --data.train_cuts "$(list_of "$(set_manifest train)")" --valid_cuts "$(list_of "$(set_manifest dev)")" \
-      --training.seed "$seed"
+      --training.seed "$seed" "${local_copies[@]}"
     return
   fi
   field=$(json_value "$(token_store train)/store.json" field)
   quantizer_id=$(json_value "$(token_store train)/store.json" quantizer_id)
   launch "spear_lib.bin.$command" --config "$pretrain_config" --experiment_dir "$exp_dir/pretrain" \
     --data.train_cuts "$(list_of "$(token_cuts train)")" --valid_cuts "$(list_of "$(token_cuts dev)")" "${noise[@]}" \
-    --data.token_fields "$(list_of "$field")" --data.quantizer_ids "$(list_of "$quantizer_id")" --training.seed "$seed"
+    --data.token_fields "$(list_of "$field")" --data.quantizer_ids "$(list_of "$quantizer_id")" \
+    --training.seed "$seed" "${local_copies[@]}"
 }
 
 stage_11() {
@@ -155,7 +159,7 @@ stage_12() {
     fi
     launch "spear_lib.bin.$finetune_command" "${start[@]}" --experiment_dir "$exp_dir/finetune_$arm" \
       --data.train_cuts "$(list_of "$(set_manifest "$labelled_set")")" "${noise[@]}" --dev_cuts "$(list_of "$(set_manifest dev)")" \
-      --training.seed "$seed"
+      --training.seed "$seed" "${local_copies[@]}"
   done
 }
 

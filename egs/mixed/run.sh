@@ -42,6 +42,7 @@ option nproc 1 "Processes on this machine, one per GPU" int
 option num_nodes 1 "Machines, on a shared folder; start the same command on each, with its --node-rank (under Slurm: tools/slurm)" int
 option node_rank 0 "Number of this machine, from 0; the others train with machine 0, which does the rest alone" int
 option rendezvous "" "HOST:PORT of machine 0 that all can reach, with --num-nodes"
+option local_dir "" "A disk of each machine for copies of token shards and Shar archives, removed afterwards (default: SLURM_TMPDIR, where Slurm sets it)" path
 parse_options "$@"
 
 check_stage_range 10 15
@@ -57,6 +58,8 @@ if [[ $mini == true ]]; then report_title="$report_title, synthesised mini corpo
 # Noise is optional: stage 2 leaves no cuts where the parts have none.
 noise=()
 if [[ -f $(noise_manifest) ]]; then noise=(--data.noise_cuts "$(list_of "$(noise_manifest)")"); fi
+local_copies=()
+if [[ -n $local_dir ]]; then local_copies=(--data.local_dir "$local_dir"); fi
 
 stage_10() {
   local teacher store
@@ -70,7 +73,8 @@ stage_10() {
   launch spear_lib.bin.pretrain --config "$pretrain_config" --experiment_dir "$exp_dir/pretrain" \
     --data.train_cuts "$(list_of "${train[@]}")" --valid_cuts "$(list_of "${valid[@]}")" "${noise[@]}" \
     --data.token_fields "$(list_of "${fields[@]}")" --data.quantizer_ids "$(list_of "${quantizers[@]}")" \
-    --data.train_repeats "[$(IFS=,; printf "%s" "${repeats[*]}")]" --objective.strategy "$strategy" --training.seed "$seed"
+    --data.train_repeats "[$(IFS=,; printf "%s" "${repeats[*]}")]" --objective.strategy "$strategy" \
+    --training.seed "$seed" "${local_copies[@]}"
 }
 # One manifest of each part.
 add_cuts() {
@@ -99,7 +103,8 @@ own_stage() {
   fi
   "../$recipe/run.sh" --conf "$(conf_of_parts "$conf")" --data-dir "$data_dir/$part" --exp-dir "$exp_dir/$part" \
     --encoder "$exp_dir/pretrain/encoder" --compare-scratch "$compare_scratch" --seed "$seed" --nproc "$nproc" \
-    --num-nodes "$num_nodes" --node-rank "$node_rank" --rendezvous "$rendezvous" --stage "$1" --stop-stage "$1"
+    --num-nodes "$num_nodes" --node-rank "$node_rank" --rendezvous "$rendezvous" --local-dir "$local_dir" \
+    --stage "$1" --stop-stage "$1"
 }
 
 stage_14() {

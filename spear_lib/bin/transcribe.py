@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 from spear_lib.asr.decoding import build_model, load_weights
-from spear_lib.asr.onnx_runtime import OnnxTransducer, is_onnx_folder
 from spear_lib.asr.searcher import SearchConfig, Searcher
 from spear_lib.asr.transcript_files import FORMATS
 from spear_lib.asr.transcription import Recogniser, transcribe
@@ -21,6 +20,7 @@ from spear_lib.runtime.files import write_text
 from spear_lib.runtime.log import commit, first_screen
 from spear_lib.runtime.progress import RealTime, format_seconds, progress
 from spear_lib.runtime.world import choose_device
+from spear_lib.sharing.onnx.runtime import OnnxTransducer, is_onnx_folder
 
 logger = logging.getLogger(__name__)
 

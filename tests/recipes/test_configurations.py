@@ -187,7 +187,11 @@ def test_the_scripts_find_the_same_files():
             "no configuration conf/pretrain/huge.yaml; there are: base, base-ls960",
         ),
         ("librispeech", ("--conf", "xlarge"), "no configuration conf/pretrain/xlarge.yaml"),
-        ("digits", ("--conf", "base"), "no configuration conf/pretrain/base.yaml; there are: mini, tiny"),
+        (
+            "digits",
+            ("--conf", "base"),
+            "no configuration conf/pretrain/base.yaml; there are: mini, mini-causal, tiny",
+        ),
         ("mixed", ("--conf", "huge"), "there are: base, base-usad, large, large-100k"),
         (
             "librispeech",

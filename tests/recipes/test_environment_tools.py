@@ -13,15 +13,15 @@ sys.path.insert(0, str(REPOSITORY / "tools"))
 import check_environment
 
 
-@pytest.mark.parametrize("version", [(3, 9), (3, 10), (3, 13), (2, 7)])
+@pytest.mark.parametrize("version", [(3, 9), (3, 10), (3, 14), (2, 7)])
 def test_an_unsupported_python_is_refused(version):
     message = check_environment.python_problem(version)
-    assert f"Python {version[0]}.{version[1]} is not supported: install Python 3.11 or 3.12" in message
+    assert f"Python {version[0]}.{version[1]} is not supported: install Python 3.11, 3.12 or 3.13" in message
 
 
 def test_supported_pythons():
-    assert check_environment.python_problem((3, 11)) is None
-    assert check_environment.python_problem((3, 12)) is None
+    for minor in (11, 12, 13):
+        assert check_environment.python_problem((3, minor)) is None
 
 
 def test_too_little_disk():
@@ -57,9 +57,11 @@ def fake(path: Path, text: str) -> str:
 
 
 def call(clone: Path, script: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    # The clone makes its own environment, whatever the tests themselves run in.
+    outside = {name: value for name, value in os.environ.items() if name != "SPEAR_VENV"}
     result = subprocess.run(
         [str(clone / "tools" / script), *arguments],
-        env={**os.environ, **environment},
+        env={**outside, **environment},
         capture_output=True,
         text=True,
         timeout=120,
@@ -71,7 +73,7 @@ def call(clone: Path, script: str, *arguments: str, **environment: str) -> subpr
 @pytest.mark.parametrize("script", ["quickstart.sh", "check.sh", "check_full.sh"])
 def test_wrong_python_is_one_line(clone, script):
     result = call(clone, script, PYTHON=fake(clone / "python3.9", "exit 1\n"))
-    assert result.stderr.startswith("error: no Python 3.11 or 3.12 found at PYTHON=")
+    assert result.stderr.startswith("error: no Python 3.11, 3.12 or 3.13 found at PYTHON=")
     assert len(result.stderr.splitlines()) == 1
     assert not (clone / ".venv").exists()
 

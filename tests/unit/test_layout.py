@@ -24,6 +24,7 @@ TASKS.remove(COMBINING)
 FLOORS = [
     ["runtime"],
     ["config"],
+    ["kernels"],
     ["features"],
     ["optim", "transducer", "quantization"],
     ["encoders"],
@@ -37,7 +38,7 @@ FLOORS = [
     ["evaluation"],
     TASKS,
     [COMBINING],
-    ["report", "sharing"],
+    ["report", "sharing", "demo"],
     ["bin"],
 ]
 

@@ -10,6 +10,8 @@ and the same formula (squared error over the spread around the frames' mean). "T
 error" is the time after which our codebooks, searched from a greedy guess, are at the peer's final error or
 below. CPU is user + system time of the process, which other work on the machine changes less than wall
 time.
+
+--record NAME leaves what is printed in docs/results for RESULTS.md.
 """
 
 import math
@@ -20,6 +22,7 @@ from pathlib import Path
 
 import multi_quantization
 import torch
+from recording import recorded
 from torch import Tensor
 
 from spear_lib.bin.common import run
@@ -186,6 +189,7 @@ def compare(folder: Path, training: QuantizerTrainingOptions, options: Options, 
         print("the peer's final error was not reached by the rounds")
 
 
+@recorded("stored embeddings")
 def main(argv: list[str] | None = None) -> None:
     options = parse(Options, argv, prog="python tools/benchmarks/quantizer_quality.py", description=__doc__)
     torch.set_num_threads(options.threads)
