@@ -7,6 +7,7 @@ import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pytest
 import soundfile
 from asr_fixtures import make_cuts
@@ -258,3 +259,43 @@ def test_a_part_without_audio_is_found_by_stage_0(musan):
     (musan / "speech" / "speech1.wav").unlink()
     with pytest.raises(ValueError, match=r"musan/speech holds no audio .*unpacked whole"):
         find_musan(musan)
+
+
+def test_noises_and_rooms_beside_each_other(tmp_path, monkeypatch):
+    """Another layout than MUSAN's: noise and rir. A synthesised corpus speaks in its rooms."""
+    import argparse
+
+    from spear_lib.corpora import corpus_folders
+    from spear_lib.corpora.musan import find_noises, prepare_noise, prepare_noise_folder
+
+    folder = tmp_path / "noise_rir"
+    for part, seconds in (("noise", 25), ("rir", 1)):
+        (folder / part).mkdir(parents=True)
+        soundfile.write(folder / part / f"{part}.flac", np.full(16000 * seconds, 0.1), 16000)
+    assert find_noises(folder) == folder
+    for name, make in (("as-musan", prepare_noise), ("as-folder", prepare_noise_folder)):
+        make(folder, tmp_path / f"{name}.jsonl.gz")
+        cuts = list(Manifest(tmp_path / f"{name}.jsonl.gz"))
+        assert [(cut.id, cut.duration, cut.custom["kind"]) for cut in cuts] == [
+            ("noise-000", 10.0, "noise"),
+            ("noise-001", 10.0, "noise"),
+            ("noise-002", 5.0, "noise"),
+        ]
+    made = []
+    monkeypatch.setattr(
+        corpus_folders, "synthesise", lambda kind, output, options: made.append((kind, options))
+    )
+    monkeypatch.setattr(corpus_folders, "link", lambda *paths: None)
+    given = argparse.Namespace(
+        output=tmp_path, mini="true", corpus_dir="", noise_dir=str(folder), seed=0, num_jobs=1
+    )
+    corpus_folders.prepare_corpus(given, "LibriSpeech", "speech", "s", ["-x"], [], None)
+    corpus_folders.prepare_corpus(given, "AudioSet", "events", "s", ["-x"], [], None)
+    common = ["--seed", "0", "--num-processes", "1", "-x"]
+    assert made == [("speech", [*common, "--rooms", str(folder / "rir")]), ("events", common)]
+    (folder / "rir" / "rir.flac").unlink()
+    with pytest.raises(ValueError, match="noise_rir/rir holds no audio"):
+        find_noises(folder)
+    with pytest.raises(ValueError, match="has no music, speech: expected the unpacked archive"):
+        (folder / "rir").rmdir()
+        find_noises(folder)
