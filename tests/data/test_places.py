@@ -19,6 +19,7 @@ from spear_lib.config import parse
 from spear_lib.data.audio import NO_FFMPEG, AudioError
 from spear_lib.data.audio_files import find_audio, open_audio
 from spear_lib.data.manifests import Manifest, named_sets, save_cuts
+from spear_lib.tokens import checking
 
 ODD = [
     "a b",
@@ -201,11 +202,11 @@ def test_gaps_of_a_read_only_store_are_listed_beside_the_cuts(tmp_path, read_onl
     (tmp_path / "store").mkdir()
     gaps = {"b": "missing audio"}
     read_only.append(tmp_path / "store")
-    words = check_tokens.list_gaps(gaps, str(tmp_path / "store"), str(tmp_path / "out.jsonl"))
+    words = checking.list_gaps(gaps, str(tmp_path / "store"), str(tmp_path / "out.jsonl"))
     listing = tmp_path / "out.jsonl.bad_cuts.txt"
     assert words == f"{listing} lists them all" and listing.read_text() == "b\tmissing audio\n"
-    assert "give output_cuts" in check_tokens.list_gaps(gaps, str(tmp_path / "store"), "")
-    assert check_tokens.list_gaps({}, str(tmp_path / "store"), "") == "none"
+    assert "give output_cuts" in checking.list_gaps(gaps, str(tmp_path / "store"), "")
+    assert checking.list_gaps({}, str(tmp_path / "store"), "") == "none"
 
 
 # ---- noises

@@ -33,6 +33,7 @@ GIVEN = {
         (QuantizerOptions, {"embeddings": "a", "output_dir": "b"}),
     ],
     "pretrain": [(PretrainOptions, {"experiment_dir": "a"})],
+    "benchmarks": [],  # suites of tasks: tests/evaluation/test_benchmark_suite.py
     "probe": [
         (
             ProbeOptions,
