@@ -250,23 +250,14 @@ real = pytest.mark.skipif(bool(LACKING), reason=f"SPEAR_REAL_CORPORA lacks {', '
 
 
 @real
-def test_the_real_corpora_are_read(tmp_path):
-    call(
-        RECIPE,
-        "prepare.sh",
-        tmp_path,
-        "--corpus-dir",
-        REAL,
-        "--noise-dir",
-        f"{REAL}/noise_rir",
-        "--stop-stage",
-        2,
-    )
-    manifests = tmp_path / "data" / "manifests"
-    assert len(Manifest(manifests / "noise_cuts.jsonl.gz")) == 16  # 25 s: 10, 10 and 5; 20 s: 10 and 10
+def test_the_real_corpora_are_read(local, tmp_path):
+    noises = tmp_path / "noise_cuts.jsonl.gz"
+    local["prepare_noise"].main(["--noise-dir", f"{REAL}/noise_rir", "--output", str(noises)])
+    assert len(Manifest(noises)) == 16  # 25 s: 10, 10 and 5; 20 s: 10 and 10
     # Twelve recordings of each corpus and set, those that there are; of meetings, four cuts of each.
-    statistics = json.loads((manifests / "speech_statistics.json").read_text())
-    assert statistics["train"]["cuts"] == 12 + 12 + 4 * 10 and statistics["train"]["in rooms"] > 10
+    sets = part_of(local, Path(REAL), "speech", tmp_path, "--max-recordings", "12")
+    assert len(sets["train"]) == 12 + 12 + 4 * 10
+    assert sum(bool(cut.recording.transforms) for cut in sets["train"]) == 24
 
 
 @real
