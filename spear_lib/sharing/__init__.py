@@ -1,1 +1,1 @@
-"""What is trained as others read it: folders of transformers."""
+"""What is trained as others read it: folders of transformers, ONNX files."""

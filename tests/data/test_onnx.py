@@ -9,14 +9,14 @@ import soundfile
 import torch
 from asr_fixtures import TINY_ENCODER
 
-from spear_lib.asr import onnx_export
 from spear_lib.asr.model import AsrModel, TransducerConfig
-from spear_lib.asr.onnx_export import export_encoder, export_transducer, token_lines
-from spear_lib.asr.onnx_runtime import OnnxPart, OnnxTransducer, TokenTable
 from spear_lib.asr.searcher import SearchConfig, Searcher
 from spear_lib.asr.units import TextUnits, character_units, train_bpe
-from spear_lib.bin import export_onnx, transcribe
+from spear_lib.bin import decode, export_onnx, transcribe
 from spear_lib.encoders import load_encoder, save_encoder
+from spear_lib.sharing.onnx import encoders, export, files
+from spear_lib.sharing.onnx.export import export_encoder, export_transducer, token_lines
+from spear_lib.sharing.onnx.runtime import OnnxPart, OnnxTransducer, TokenTable
 
 
 def call(module, *arguments: object) -> None:
@@ -36,10 +36,10 @@ def tiny_model(**changes) -> AsrModel:
 
 @pytest.fixture(scope="module")
 def exported(trained_toy, tmp_path_factory):
-    """The folder of the toy model, exported by the command, 8-bit weights included."""
+    """The folder of the toy model, exported by the command, 8-bit weights and word error rates included."""
     folder = tmp_path_factory.mktemp("onnx") / "exported"
     arguments = ("--experiment_dir", trained_toy["experiment"], "--average", 0, "--int8", "true")
-    call(export_onnx, *arguments, "--output_dir", folder)
+    call(export_onnx, *arguments, "--output_dir", folder, "--cuts", f'["{trained_toy["cuts"]}"]')
     return folder
 
 
@@ -103,9 +103,10 @@ def test_a_size_that_became_a_constant_is_found(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_wrong_numbers_are_found(tmp_path, monkeypatch):
-    monkeypatch.setattr(onnx_export, "TOLERANCE", 0.0)
-    with pytest.raises(RuntimeError, match="decoder.onnx differs from PyTorch by .*nothing was written"):
+@pytest.mark.parametrize(("module", "name"), [(encoders, "encoder"), (export, "decoder")])
+def test_wrong_numbers_are_found(module, name, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "check_equal", lambda *values: files.check_equal(*values[:3], 0.0))
+    with pytest.raises(RuntimeError, match=f"{name}.onnx .*differs from PyTorch by .*nothing was written"):
         export_transducer(tiny_model(), character_units(), tmp_path / "onnx")
 
 
@@ -188,6 +189,19 @@ def test_eight_bits_write_nearly_the_same(trained_toy, exported):
             found.append(model.units.decode(searcher(output.encoder_out, output.lengths)[0].ids))
         texts.append(found)
     assert sum(a == b for a, b in zip(*texts)) >= 10
+
+
+def test_word_error_rates_side_by_side(trained_toy, exported, tmp_path):
+    written = json.loads((exported / "wer.json").read_text())
+    found = written["sets"]["dev"]
+    assert list(found) == ["PyTorch", "ONNX", "ONNX int8"] and "--cuts" in written["command"]
+    arguments = ("--cuts", f'["{trained_toy["cuts"]}"]', "--average", 0, "--output_dir", tmp_path)
+    call(decode, "--experiment_dir", trained_toy["experiment"], *arguments)
+    expected = json.loads((tmp_path / "wer-dev.json").read_text())
+    for runtime in ("PyTorch", "ONNX"):
+        assert found[runtime]["wer"] == expected["wer"] and found[runtime]["differing_texts"] == 0
+        assert found[runtime]["num_words"] == expected["num_words"]
+    assert found["ONNX int8"]["differing_texts"] <= 2
 
 
 def test_pretrained_encoder_alone(tmp_path):

@@ -308,7 +308,8 @@ def _attention_weights(
     filled: (B,) frames before the chunk; only as many of the cached ones are real.
     """
     batch, num_frames, _ = x.shape
-    heads, left = module.num_heads, cached_keys.shape[1]
+    num_frames, left = int(num_frames), int(cached_keys.shape[1])  # constants of a recorded graph
+    heads = module.num_heads
     width = heads * module.query_head_dim
     query, key, position_query = module.in_proj(x).split([width, width, heads * module.pos_head_dim], dim=-1)
     keys = torch.cat([cached_keys, key], dim=1)
@@ -339,6 +340,6 @@ def _convolve(module: nn.Module, x: Tensor, valid: Tensor, cache: Tensor) -> tup
     """One convolution module: x (B, s, D), cache (B, K // 2, D) -> (B, s, D) and the new cache."""
     values, gate = module.in_proj(x).chunk(2, dim=-1)
     values = values * gate.sigmoid() * valid.to(values.dtype)
-    convolved = module.depthwise_conv(values, x.shape[1], left=cache)
+    convolved = module.depthwise_conv(values, int(x.shape[1]), left=cache)
     new_cache = _last(torch.cat([cache, values], dim=1), cache.shape[1])
     return module.out_proj(swoosh(convolved, "R")), new_cache

@@ -1,6 +1,7 @@
 """A transducer of ONNX files, run by onnxruntime behind the interface of ``AsrModel`` (ours).
 
-Every search of the library works on it: only features and the search itself are PyTorch.
+Every search of the library works on it: only features and the search itself are PyTorch. Files of a streaming
+encoder run chunk by chunk.
 Legend: N rows, T fbank frames, U encoder frames, J joiner channels, C labels of context, V units.
 """
 
@@ -9,16 +10,24 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from spear_lib.asr.words import WORD_START
 from spear_lib.encoders.base import EncoderOutput
-from spear_lib.features.fbank import FbankExtractor
+from spear_lib.encoders.zipformer.front_end import embedding_frames
+from spear_lib.features.fbank import SAMPLE_RATE, FbankExtractor, fbank_length
 from spear_lib.runtime.text_files import text_lines
 
 ENCODER, DECODER, JOINER, TOKENS = "encoder.onnx", "decoder.onnx", "joiner.onnx", "tokens.txt"
+ERROR_RATES = "wer.json"
 _PROVENANCE = ("weights", "weights_hash", "step")  # metadata that say where the weights come from
 INSTALL = "pip install 'spear_lib[onnx]', or pip install onnx onnxruntime"
+
+
+def eight_bit_name(name: str) -> str:
+    """How the 8-bit version of a file is called."""
+    return name.replace(".onnx", ".int8.onnx")
 
 
 class OnnxPart:
@@ -46,8 +55,23 @@ class OnnxPart:
             )
         except Exception as error:  # onnxruntime's own classes, one for each kind of damage
             reason = " ".join(str(error).split())[:300]
+            if "external data" in reason.lower():
+                raise RuntimeError(
+                    f"{path} cannot be read: its weights lie beside it in {path.name}.data, which is missing "
+                    "or of another export; copy both files"
+                ) from error
             raise RuntimeError(f"{path} cannot be read ({reason}): export or copy it again") from error
         self.metadata: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
+
+    def zeros(self, batch: int) -> dict[str, Tensor]:
+        """A tensor of zeros for every input, in order; its free axis, if it has one, is ``batch`` long."""
+        dtypes = {"tensor(float)": torch.float32, "tensor(int64)": torch.int64}
+        return {
+            item.name: torch.zeros(
+                [size if isinstance(size, int) else batch for size in item.shape], dtype=dtypes[item.type]
+            )
+            for item in self._session.get_inputs()
+        }
 
     def __call__(self, **inputs: Tensor) -> list[Tensor]:
         arrays = {name: value.detach().cpu().numpy() for name, value in inputs.items()}
@@ -60,6 +84,30 @@ class OnnxPart:
         return [torch.from_numpy(output) for output in outputs]
 
 
+class OnnxStreamingEncoder:
+    """A streaming encoder.onnx, with the steps of ``StreamingEncoder`` on whole blocks.
+
+    Attributes:
+      block_frames: fbank frames of a block.
+      block_shift: fbank frames from one block to the next.
+    """
+
+    def __init__(self, part: OnnxPart):
+        self._part = part
+        self.block_frames = int(part.metadata["T"])
+        self.block_shift = int(part.metadata["decode_chunk_len"])
+
+    def initial_state(self, batch_size: int) -> list[Tensor]:
+        """The state before the first frame of ``batch_size`` streams."""
+        return list(self._part.zeros(batch_size).values())[1:]
+
+    def step(self, fbank: Tensor, state: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """fbank (N, block_frames, M) and the state -> the next chunk (N, U, J) and the new state."""
+        names = list(self._part.zeros(0))[1:]
+        encoder_out, *state = self._part(x=fbank, **dict(zip(names, state, strict=True)))
+        return encoder_out, state
+
+
 class _Encoder:
     def __init__(self, path: Path):
         self._part = OnnxPart(path)
@@ -68,11 +116,36 @@ class _Encoder:
         self.frame_rate = int(facts["frame_rate"])
         self.first_frame_center_ms = float(facts["first_frame_center_ms"])
         self._features = FbankExtractor(int(facts["feature_dim"]))
+        self._streaming = OnnxStreamingEncoder(self._part) if "decode_chunk_len" in facts else None
 
     def extract(self, waveforms: Tensor, lengths: Tensor) -> EncoderOutput:
-        """Waveforms (N, samples), 16 kHz -> encoder_out (N, U, J), lengths (N,); no hidden states."""
+        """Waveforms (N, samples), 16 kHz -> encoder_out (N, U, J), lengths (N,); no hidden states.
+
+        A streaming encoder hears silence behind the end of each waveform, as its blocks are always whole.
+        """
+        if self._streaming is not None:
+            return self._in_chunks(self._streaming, waveforms, lengths)
         fbank, num_frames = self._features(waveforms, lengths)
         return EncoderOutput(*self._part(x=fbank, x_lens=num_frames), hidden_states=())
+
+    def _in_chunks(
+        self, streaming: OnnxStreamingEncoder, waveforms: Tensor, lengths: Tensor
+    ) -> EncoderOutput:
+        num_hidden = embedding_frames(fbank_length(lengths))  # at 50 Hz
+        per_frame = 50 // self.frame_rate
+        num_output = torch.div(num_hidden + per_frame - 1, per_frame, rounding_mode="floor")
+        num_chunks = -(-2 * int(num_hidden.max()) // streaming.block_shift)
+        num_frames = (num_chunks - 1) * streaming.block_shift + streaming.block_frames
+        missing = max(0, num_frames * SAMPLE_RATE // 100 - waveforms.shape[1])
+        silent = torch.arange(waveforms.shape[1]) >= lengths.unsqueeze(1)
+        padded = F.pad(waveforms.masked_fill(silent, 0.0), (0, missing))
+        fbank, _ = self._features(padded, torch.full_like(lengths, padded.shape[1]))
+        state, chunks = streaming.initial_state(len(lengths)), []
+        for index in range(num_chunks):
+            start = index * streaming.block_shift
+            chunk, state = streaming.step(fbank[:, start : start + streaming.block_frames], state)
+            chunks.append(chunk)
+        return EncoderOutput(torch.cat(chunks, dim=1), num_output, hidden_states=())
 
 
 class _Decoder:
@@ -117,7 +190,7 @@ class OnnxTransducer:
 
     def __init__(self, folder: str | os.PathLike, int8: bool = False):
         folder = Path(folder)
-        names = {name: name.replace(".onnx", ".int8.onnx") if int8 else name for name in (ENCODER, JOINER)}
+        names = {name: eight_bit_name(name) if int8 else name for name in (ENCODER, JOINER)}
         self.encoder = _Encoder(folder / names[ENCODER])
         self.decoder = _Decoder(folder / DECODER)
         self.joiner = _Joiner(folder / names[JOINER])
