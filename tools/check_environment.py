@@ -12,7 +12,7 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
-SUPPORTED = ((3, 11), (3, 12))
+SUPPORTED = ((3, 11), (3, 12), (3, 13))
 MINIMUM_DISK_GB = 4.0
 
 
@@ -21,8 +21,8 @@ def python_problem(version: tuple[int, int]) -> str | None:
     if version in SUPPORTED:
         return None
     return (
-        f"Python {version[0]}.{version[1]} is not supported: install Python 3.11 or 3.12 and run this again "
-        "(or name one: PYTHON=/path/to/python3.12 tools/quickstart.sh)"
+        f"Python {version[0]}.{version[1]} is not supported: install Python 3.11, 3.12 or 3.13 and run this "
+        "again (or name one: PYTHON=/path/to/python3.12 tools/quickstart.sh)"
     )
 
 

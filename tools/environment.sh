@@ -16,11 +16,11 @@ fail() {
   exit 1
 }
 
-# Prints the first Python 3.11 or 3.12 of this machine; nothing when there is none.
+# Prints the first Python of this machine that the pins install on (3.11 to 3.13); nothing when there is none.
 find_base_python() {
   local candidate
-  for candidate in ${PYTHON:+"$PYTHON"} python3.12 python3.11 python3 python; do
-    if "$candidate" -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null; then
+  for candidate in ${PYTHON:+"$PYTHON"} python3.12 python3.11 python3.13 python3 python; do
+    if "$candidate" -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12), (3, 13)))' 2>/dev/null; then
       command -v "$candidate"
       return 0
     fi
@@ -37,7 +37,7 @@ ensure_environment() {
   if [[ ! -x $venv/bin/python ]] || ! "$venv/bin/python" -c '' 2>/dev/null; then
     base=$(find_base_python)
     if [[ -z $base ]]; then
-      fail "no Python 3.11 or 3.12 found${PYTHON:+ at PYTHON=$PYTHON}: install one, or name it with PYTHON=/path/to/python3.12"
+      fail "no Python 3.11, 3.12 or 3.13 found${PYTHON:+ at PYTHON=$PYTHON}: install one, or name it with PYTHON=/path/to/python3.12"
     fi
     "$base" "$repository/tools/check_environment.py" --folder "$repository" || exit 1
     say "making the environment $venv with $("$base" --version)"

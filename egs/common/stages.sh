@@ -139,7 +139,7 @@ check_stage_range() {
   last_stage=$last
   for value in "$stage" "$stop_stage"; do
     if ((value < first || value > last)); then
-      usage_error "there is no stage $value here: $0 has stages $first to $last (prepare.sh 0 to 7, run.sh 10 to 14)"
+      usage_error "there is no stage $value here: $0 has stages $first to $last (prepare.sh 0 to 7, run.sh 10 to 15)"
     fi
   done
   if ((stage > stop_stage)); then

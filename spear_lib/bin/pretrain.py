@@ -28,6 +28,7 @@ from spear_lib.runtime import keyed_random
 from spear_lib.runtime.log import first_screen
 from spear_lib.runtime.metrics_log import log_file
 from spear_lib.runtime.world import World, world
+from spear_lib.training.kernels import use_kernels
 from spear_lib.training.loop import train
 
 logger = logging.getLogger(__name__)
@@ -79,8 +80,9 @@ def pretrain(options: PretrainOptions, processes: World) -> None:
         processes,
         (max(options.data.min_duration, shortest), options.data.max_duration),
     )
+    kernels = use_kernels(options.training, processes.device, task.model.encoder)
     if processes.is_main:
-        facts = run_facts(options, processes, task, train_data, valid_data, probe)
+        facts = run_facts(options, processes, task, train_data, valid_data, probe, kernels)
         first_screen("Pre-training", starts | facts)
     train(
         task,

@@ -26,6 +26,7 @@ from spear_lib.self_distillation.options import SelfDistillOptions
 from spear_lib.self_distillation.published import read_published
 from spear_lib.self_distillation.task import SelfDistillationModel, SelfDistillationTask
 from spear_lib.self_distillation.with_tokens import TokenDistillationModel, TokenDistillationTask
+from spear_lib.training.kernels import use_kernels
 from spear_lib.training.loop import train
 
 
@@ -78,8 +79,9 @@ def self_distill(options: SelfDistillOptions, processes: World) -> None:
         processes,
         (options.data.min_duration, options.data.max_duration),
     )
+    kernels = use_kernels(options.training, processes.device, task.model.encoder)
     if processes.is_main:
-        facts = run_facts(options, processes, task, train_data, valid_data, probe)
+        facts = run_facts(options, processes, task, train_data, valid_data, probe, kernels)
         first_screen("Self-distillation", facts)
     train(
         task,

@@ -58,6 +58,8 @@ class Batch:
     """Audio of this rank's share with its padding, s."""
     problems: dict[str, str] = field(default_factory=dict)
     """Cut id -> why it is missing from this batch."""
+    last_share: bool = True
+    """False: this rank's next batch is another share of the same global batch."""
     counts: bool = True
     """False: none of this rank's cuts is usable, and one of another rank's stands in, so that the ranks stay
     in step; its loss counts nothing."""

@@ -21,6 +21,7 @@ import numpy as np
 from spear_lib.config import MAY_CHANGE
 from spear_lib.data.batch import Batch
 from spear_lib.data.loading import Work, load_ahead
+from spear_lib.data.local_copies import keep_copies
 from spear_lib.data.manifests import Manifest
 from spear_lib.data.mixing import MixingConfig
 from spear_lib.data.sampling import BatchSampler, Pick
@@ -53,6 +54,10 @@ class LoadingConfig:
     mixing: MixingConfig = field(default_factory=MixingConfig)
     batch_seconds: float = 200.0
     """Padded audio of a batch over ALL processes, s (ours: the mini preset's order of size)."""
+    shares: int = 0
+    """Shares of a batch, each of which gets a forward and backward pass of its own: at least one for each
+    process, which takes several in turn; 0: as many as processes when the run begins. A run goes on exactly
+    on any number of processes up to it (docs/elastic.md; ours)."""
     min_duration: float = 0.5
     """Shorter cuts are left out, s (ours: an encoder frame needs 0.085 s, a mask 0.1 s)."""
     max_duration: float = 30.0
@@ -67,6 +72,9 @@ class LoadingConfig:
     """Batches that each worker makes ahead (ours)."""
     worker_timeout: float = field(default=600.0, metadata=MAY_CHANGE)
     """A batch that takes longer is an error, s (ours)."""
+    local_dir: str = field(default="", metadata=MAY_CHANGE)
+    """A folder on a disk of this machine to which token shards and Shar archives are copied, and from which
+    they are read; by default the one that Slurm gives a job (SLURM_TMPDIR), where it does (ours)."""
     max_bad_fraction: float = field(default=0.001, metadata=MAY_CHANGE)
     """Share of the cuts that may lack audio or tokens before training stops (ours, augment_and_mask §6)."""
 
@@ -136,8 +144,10 @@ class CutData:
             max_cuts=loading.max_cuts,
             selection=self.make_selection(seed) if training else None,
             groups=np.asarray(manifest.sounds)[kept] if training and loading.mix_domains else None,
+            shares=loading.shares if training else 0,
         )
         examples.check(manifest, kept)
+        keep_copies(examples.archives(manifest, kept), loading.local_dir)
 
     def _without_unusable(self, manifest, examples, kept: np.ndarray) -> np.ndarray:
         """The cut numbers that can be used as far as manifests tell: all labels are looked at now, and of a
@@ -190,8 +200,21 @@ class CutData:
                 )
         return lines
 
+    def division(self) -> dict[str, int]:
+        """How global batches are divided, see ``divide``."""
+        return {"shares": self.sampler.num_shares, "planned_for": self.sampler.planned_for}
+
+    def divide(self, shares: int, planned_for: int) -> None:
+        """Divides global batches into ``shares``, at least one for each process. ``planned_for``: the shares
+        for which each batch has a cut."""
+        self.sampler.divide(shares, planned_for)
+
+    def smallest_batch(self, epoch: int) -> int:
+        """Cuts of the global batch of an epoch that has the fewest."""
+        return self.sampler.smallest(epoch)
+
     def num_batches(self, epoch: int) -> int:
-        """Batches (steps) of an epoch."""
+        """Global batches of an epoch."""
         return self.sampler.num_batches(epoch)
 
     def batching(self, epoch: int) -> str:
@@ -219,8 +242,8 @@ class CutData:
         return self.manifest.labels_fingerprint
 
     def epoch_batches(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
-        """This rank's share of the global batches ``start_batch``, ``start_batch`` + 1, ... of an epoch; one
-        of which no cut is usable is empty.
+        """This rank's share (or several, one after the other: ``Batch.last_share``) of the global batches
+        ``start_batch``, ``start_batch`` + 1, ... of an epoch; one of which no cut is usable is empty.
 
         Raises:
           ValueError: start_batch lies behind the epoch's end.
@@ -238,7 +261,8 @@ class CutData:
             self.examples.make, works, loading.num_workers, loading.prefetch_batches, loading.worker_timeout
         )
         num_usable = 0
-        for batch in batches:
+        for number, batch in enumerate(batches, 1):
+            batch.last_share = number % self.sampler.turns == 0
             self._add_problems(batch.problems, RuntimeError)
             num_usable += len(batch)
             yield batch
@@ -274,7 +298,7 @@ class _EpochWorks(Sequence):
 
     def __init__(self, sampler: BatchSampler, cut_numbers: np.ndarray, epoch: int, start: int) -> None:
         self.sampler, self.cut_numbers, self.epoch, self.start = sampler, cut_numbers, epoch, start
-        self.length = sampler.num_batches(epoch) - start
+        self.length = (sampler.num_batches(epoch) - start) * sampler.turns
 
     def __len__(self) -> int:
         return self.length
@@ -282,10 +306,11 @@ class _EpochWorks(Sequence):
     def __getitem__(self, index: int) -> Work:
         if not 0 <= index < self.length:
             raise IndexError(index)
+        index, turn = divmod(index, self.sampler.turns)
         index += self.start
         numbers = self.cut_numbers
         picks = [Pick(int(numbers[cut]), time) for cut, time in self.sampler.picks(self.epoch, index)]
-        return self.epoch, index, self.sampler.share(picks), picks
+        return self.epoch, index, self.sampler.share(picks, turn), picks
 
 
 def _missing_files(manifest: Manifest, numbers: np.ndarray) -> dict[int, str]:

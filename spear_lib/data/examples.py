@@ -1,6 +1,7 @@
 """From cut numbers to a batch: what a data worker does (load, augment, collate), whatever is trained."""
 
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,6 +11,7 @@ from spear_lib.data.batch import Batch, pad_waveforms
 from spear_lib.data.loading import Work
 from spear_lib.data.mixing import MixingConfig, Mixture, mix_noise
 from spear_lib.data.sampling import Pick
+from spear_lib.data.shar_index import audio_archives
 from spear_lib.features.fbank import SAMPLE_RATE, fbank_length
 from spear_lib.runtime.keyed_random import generator, key
 
@@ -56,6 +58,19 @@ class Examples:
         """Up to 1000 of the cuts, spread over the manifest, the first and the last among them."""
         picked = np.unique(np.linspace(0, len(cut_numbers) - 1, _CHECKED_CUTS).astype(np.int64))
         return cut_numbers[picked].tolist()
+
+    def archives(self, manifest, cut_numbers: np.ndarray) -> Iterator[str]:
+        """The large files that hold many cuts: token shards and Shar archives, of the cuts that ``spread``
+        picks and of the noise. Only looked up where somebody asks."""
+        for number in self.spread(cut_numbers):
+            yield from self.archives_of(manifest[number])
+        if self.noise is not None:
+            for number in self.spread(np.arange(len(self.noise))):
+                yield from audio_archives(self.noise[number])
+
+    def archives_of(self, cut) -> list[str]:
+        """Those of one cut that are read here."""
+        return audio_archives(cut)
 
     def unusable(self, manifest, cut_numbers: np.ndarray) -> dict[int, str]:
         """Cuts whose labels cannot be used, number -> why: looked up in all of them before training starts,

@@ -11,6 +11,8 @@ from collections import OrderedDict
 import numpy as np
 from lhotse.features.io import FeaturesReader, register_reader
 
+from spear_lib.data.local_copies import local
+
 STORAGE_TYPE = "spear_packed_tokens"
 MAX_OPEN = 64
 """Shards that a process keeps mapped."""
@@ -72,7 +74,7 @@ class PackedTokenReader(FeaturesReader):
         right = num_frames if right_offset_frames is None else min(right_offset_frames, num_frames)
         left = min(max(left_offset_frames, 0), right)
         width = num_codebooks * dtype.itemsize
-        data = _bytes_of(self.storage_path)
+        data = _bytes_of(local(self.storage_path))
         if offset + num_frames * width > len(data):
             raise ValueError(
                 f"token file {self.storage_path} has {len(data)} bytes but the manifest points to bytes "

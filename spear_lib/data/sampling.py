@@ -1,5 +1,5 @@
 """Which cuts form which batch: global batches of similar durations, the same for any number of processes
-(ours).
+(ours). docs/elastic.md says what follows from it for runs that go on with another number.
 
 A plan of an epoch is a pure function of (durations, selection, batch_seconds, seed, epoch), computed at once
 from the durations of an indexed manifest. So a position in the data is two integers (epoch, batch index),
@@ -65,6 +65,8 @@ class BatchSampler:
       batch_seconds: padded audio seconds of a batch over ALL ranks.
       seed: of the shuffling.
       rank, world_size: this process and the number of processes.
+      shares: into how many shares a batch is divided, at least one for each process; 0: one for each. A
+        batch has a cut for each share.
       shuffle: False for validation: longest batches last, the same in every epoch, each cut exactly once.
       jitter: relative range of the random factor.
       max_cuts: most cuts in a global batch, None for no limit.
@@ -87,10 +89,12 @@ class BatchSampler:
         max_cuts: int | None = None,
         selection: Selection | None = None,
         groups: np.ndarray | None = None,
+        shares: int = 0,
     ) -> None:
         self.durations = np.asarray(durations, dtype=np.float64)
         self.batch_seconds = float(batch_seconds)
         self.seed, self.rank, self.world_size = seed, rank, world_size
+        self.num_shares = self.planned_for = shares or world_size
         self.shuffle, self.jitter, self.max_cuts = shuffle, jitter, max_cuts
         self.selection = selection
         self.groups = groups if groups is not None and len(np.unique(groups)) > 1 else None
@@ -112,29 +116,46 @@ class BatchSampler:
             raise ValueError(f"batch_seconds is {self.batch_seconds}, expected a positive number of seconds")
         if not 0 <= self.rank < self.world_size:
             raise ValueError(f"rank {self.rank} does not exist among {self.world_size} processes")
+        if self.num_shares < self.world_size:
+            raise ValueError(
+                f"data.shares divides batches into {self.num_shares} shares, which {self.world_size} "
+                f"processes cannot have: use at most {self.num_shares} processes, or begin a run with "
+                f"data.shares 0 (one for each process) or at least {self.world_size}"
+            )
         if not 0.0 <= self.jitter < 1.0:
             raise ValueError(f"jitter is {self.jitter}, expected a share between 0 and 1")
         if self.max_cuts is not None and self.max_cuts < self.world_size:
             raise ValueError(
                 f"max_cuts is {self.max_cuts}: {self.world_size} processes need at least one cut each"
             )
-        if self.durations.size < self.world_size:
+        if self.durations.size < self.planned_for:
             raise ValueError(
-                f"{self.durations.size} cuts cannot be shared by {self.world_size} processes: use fewer "
+                f"{self.durations.size} cuts cannot be shared by {self.planned_for} processes: use fewer "
                 f"processes"
             )
 
     def _warn_of_small_batches(self) -> None:
         longest = float(self.durations.max())
-        if longest * self.world_size > self.batch_seconds:
+        if longest * self.planned_for > self.batch_seconds:
             logger.warning(
                 "batch_seconds %.1f (over all %d processes) is less than one longest cut (%.1f s) per "
                 "process: batches "
                 "of long cuts will exceed it; raise batch_seconds or lower max_duration",
                 self.batch_seconds,
-                self.world_size,
+                self.planned_for,
                 longest,
             )
+
+    def divide(self, num_shares: int, planned_for: int) -> None:
+        """Divides batches as a run does that was begun otherwise.
+
+        Args:
+          num_shares: shares of a batch, at least one for each process.
+          planned_for: each batch has that many cuts; fewer than shares leave some of these empty.
+        """
+        if planned_for != self.planned_for:
+            self._plan = None
+        self.num_shares, self.planned_for = num_shares, planned_for
 
     def plan(self, epoch: int) -> EpochPlan:
         """The global batches of an epoch (the last one asked for is kept)."""
@@ -168,9 +189,9 @@ class BatchSampler:
         if self.selection is None:
             return np.arange(self.durations.size), None
         selected = np.asarray(self.selection(epoch), dtype=np.int64)
-        if len(selected) < self.world_size:
+        if len(selected) < self.planned_for:
             raise ValueError(
-                f"epoch {epoch} takes {len(selected)} cuts, which {self.world_size} processes cannot share: "
+                f"epoch {epoch} takes {len(selected)} cuts, which {self.planned_for} processes cannot share: "
                 "raise the weights or the number of samples per epoch, or use fewer processes"
             )
         times = occurrences(selected)
@@ -204,7 +225,7 @@ class BatchSampler:
             ):
                 guess *= 2
                 continue
-            count = max(fitting, self.world_size)
+            count = max(fitting, self.planned_for)
             if self.max_cuts is not None:
                 count = min(count, self.max_cuts)
             start = min(start + count, total)
@@ -221,14 +242,14 @@ class BatchSampler:
         middle, last = ends[-2], ends[-1]
         small = (last - middle) * durations[middle:last].max() < 0.5 * self.batch_seconds
         half = first + (last - first + 1) // 2
-        if small and half < middle and last - half >= self.world_size:
+        if small and half < middle and last - half >= self.planned_for:
             costs = (half - first) * durations[first:half].max(), (last - half) * durations[half:last].max()
             if max(costs) <= self.batch_seconds:
                 return [*ends[:-2], half, last]
-        # A cut for every process: taken from the batch before, and so on.
+        # A cut for every share: taken from the batch before, and so on.
         for number in range(len(ends) - 1, 0, -1):
-            ends[number - 1] = min(ends[number - 1], ends[number] - self.world_size)
-        return ends if ends[0] >= self.world_size else ends[1:]
+            ends[number - 1] = min(ends[number - 1], ends[number] - self.planned_for)
+        return ends if ends[0] >= self.planned_for else ends[1:]
 
     def num_batches(self, epoch: int) -> int:
         """Global batches of an epoch, which is also the number of steps of every rank."""
@@ -241,7 +262,7 @@ class BatchSampler:
         by_start = np.argsort(plan.starts)
         longest = np.empty(len(plan))
         longest[by_start] = np.maximum.reduceat(self.durations[plan.cuts], plan.starts[by_start])
-        padded = longest * -(-(plan.ends - plan.starts) // self.world_size)
+        padded = longest * -(-(plan.ends - plan.starts) // self.num_shares)
         return int(np.where(padded >= 0.9 * padded.max(), longest, 0.0).argmax())
 
     def picks(self, epoch: int, index: int) -> list[Pick]:
@@ -253,6 +274,17 @@ class BatchSampler:
         """Cuts of a batch over all ranks, longest first."""
         return [pick.cut for pick in self.picks(epoch, index)]
 
-    def share(self, global_batch: list) -> list:
-        """This rank's part of a global batch: every world_size-th of the length-sorted batch; never empty."""
-        return global_batch[self.rank :: self.world_size]
+    def smallest(self, epoch: int) -> int:
+        """Cuts of the batch of an epoch that has the fewest."""
+        plan = self.plan(epoch)
+        return int((plan.ends - plan.starts).min())
+
+    @property
+    def turns(self) -> int:
+        """How many shares of each batch this process takes, one after the other."""
+        return len(range(self.rank, self.num_shares, self.world_size))
+
+    def share(self, global_batch: list, turn: int = 0) -> list:
+        """This rank's part of a global batch in its turn number ``turn``: of the length-sorted batch every
+        num_shares-th cut. Never empty where the batch was planned for as many shares."""
+        return global_batch[self.rank + turn * self.world_size :: self.num_shares]

@@ -20,8 +20,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from lhotse.cut import Cut
 from numpy.lib import format as npy
 
+from spear_lib.data.local_copies import local
 from spear_lib.data.manifest_fields import parse_cut
 from spear_lib.data.packed_arrays import STORAGE_TYPE, make_key
 from spear_lib.runtime.text_files import is_companion, raw_lines
@@ -169,15 +171,26 @@ def _npy_header(archive: Path, member: _Member) -> tuple[tuple[int, ...], int, n
     return shape, head.tell(), dtype
 
 
+def audio_archives(cut: Cut) -> list[str]:
+    """The archives in which the audio of a cut lies."""
+    recording = getattr(cut, "recording", None)
+    sources = recording.sources if recording is not None else ()
+    return [_archive_of(each.source) for each in sources if each.type == RANGE_TYPE]
+
+
+def _archive_of(source: str) -> str:
+    return source.rpartition("@")[0]
+
+
 def byte_range(source: str) -> bytes:
     """The bytes of an audio source of ``RANGE_TYPE``.
 
     Raises:
       OSError: the archive is gone or shorter than it was.
     """
-    path, _, place = source.rpartition("@")
-    offset, size = map(int, place.split("+"))
-    with open(path, "rb") as file:
+    path = _archive_of(source)
+    offset, size = map(int, source[len(path) + 1 :].split("+"))
+    with open(local(path), "rb") as file:
         data = os.pread(file.fileno(), size, offset)
     if len(data) < size:
         raise OSError(

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spear_lib.kernels import Kernel
+
 logger = logging.getLogger(__name__)
 
 MASKED_SCORE = -1000.0  # of attention; finite, so that a row without any source stays finite
@@ -48,6 +50,8 @@ class EncoderKind:
     """Published name of a tensor -> ours, where they differ."""
     model_types: tuple[str, ...] = ()
     """``model_type`` in the config.json of published folders of this kind."""
+    kernels: Callable[[Any], list[Kernel]] = lambda config: []
+    """config -> the fused kernels that an encoder of it could use."""
     recognises: Callable[[dict[str, Any]], bool] = lambda state: False
     """Whether a published file without settings is of this kind, by its names."""
     converted: Callable[[dict[str, Any]], dict[str, Any]] = lambda state: state

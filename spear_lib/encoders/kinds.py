@@ -13,6 +13,7 @@ from spear_lib.encoders.transformer import TransformerConfig, TransformerEncoder
 from spear_lib.encoders.transformer import published as wavlm
 from spear_lib.encoders.zipformer import SpearEncoder, ZipformerConfig
 from spear_lib.encoders.zipformer import published as spear
+from spear_lib.encoders.zipformer.fused import zipformer_kernels
 
 KINDS: dict[str, EncoderKind] = {
     "zipformer": EncoderKind(
@@ -22,6 +23,7 @@ KINDS: dict[str, EncoderKind] = {
         anchor="encoder_embed.conv.0.weight",
         tensors=("encoder_embed.", "encoder.", "mask_emb"),
         published_config=spear.published_config,
+        kernels=zipformer_kernels,
     ),
     "transformer": EncoderKind(
         TransformerConfig,

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spear_lib.kernels import fused
 from spear_lib.optim.reports import report_clipping, report_explosion, report_skip
 from spear_lib.runtime.devices import on_host
 
@@ -59,6 +60,15 @@ class _Stack:
         if name not in self.scratch:
             self.scratch[name] = self.first.new_empty((len(tensors), *self.first.shape))
         return torch.stack(tensors, out=self.scratch[name])
+
+    def scaled_grads(self, factor: Tensor | float) -> Tensor:
+        """The gradients times a factor; not in place: a lone gradient is the caller's own .grad."""
+        return self.grads if _is_one(factor) else self.grads * factor
+
+    def fused(self) -> bool:
+        """Whether the fused kernels do the step: of float32, in one block of memory."""
+        suits = self.params.dtype == torch.float32 and self.params.is_contiguous()
+        return suits and fused("scaled_adam", self.params)
 
     def scatter(self) -> None:
         if len(self.tensors) > 1:
@@ -186,12 +196,12 @@ class ScaledAdam(torch.optim.Optimizer):
             factor = self._clip_factor(group, stacks[0], square, value)
             self.last_clip_factors[index] = factor
             for stack in stacks:
-                # Not in place: a lone gradient is the caller's own .grad.
-                grads = stack.grads if _is_one(factor) else stack.grads * factor
                 if stack.scalar:
-                    self._step_scalars(group, stack, grads)
+                    self._step_scalars(group, stack, stack.scaled_grads(factor))
+                elif stack.fused():
+                    self._step_fused(group, stack, factor)
                 else:
-                    self._step_tensors(group, stack, grads)
+                    self._step_tensors(group, stack, stack.scaled_grads(factor))
                 self.state[stack.first]["step"] += 1
                 stack.scatter()
         return loss
@@ -303,27 +313,50 @@ class ScaledAdam(torch.optim.Optimizer):
         state, params = self.state[stack.first], stack.params
         beta1, beta2 = group["betas"]
         delta, squares, step = state["delta"], state["exp_avg_sq"], state["step"]
-        period = group["size_update_period"]
         delta.mul_(beta1)
-        state["scale_grads"][step % period] = (params * grads).sum(dim=stack.dims, keepdim=True)
-        if step % period == period - 1:
-            state["param_rms"].copy_(stack.rms())
-            self._add_size_update(group, stack)
+        rate, size_step = self._rates(group, stack, (params * grads).sum(dim=stack.dims, keepdim=True))
+        if size_step is not None:
+            delta.addcmul_(params, size_step, value=1 - beta1)
         squares.mul_(beta2).addcmul_(grads, grads, value=1 - beta2)
         correction = 1 - beta2 ** (step + 1)
         denominator = squares.sqrt()
         if correction < 0.99:
             denominator.mul_(correction**-0.5)
         denominator.add_(group["eps"])
-        rate = state["param_rms"].clamp(min=group["param_min_rms"]).mul_(-(1 - beta1) * group["lr"])
         delta.addcmul_(torch.div(grads, denominator, out=denominator), rate)
         params.add_(delta)
 
-    def _add_size_update(self, group: dict[str, Any], stack: _Stack) -> None:
-        """Every few steps, scale the whole tensor along the summed gradient of its log-scale."""
-        state = self.state[stack.first]
+    def _step_fused(self, group: dict[str, Any], stack: _Stack, factor: Tensor | float) -> None:
+        """``_step_tensors`` on the gradients times ``factor``, as two kernels."""
+        state, params, grads = self.state[stack.first], stack.params, stack.grads.contiguous()
         beta1, beta2 = group["betas"]
-        period = group["size_update_period"]
+        factor = factor if isinstance(factor, Tensor) else params.new_full((), factor)
+        sums = torch.ops.spear.scaled_adam_dots(params, grads, factor).sum(dim=1)
+        rate, size_step = self._rates(group, stack, sums.view_as(state["param_rms"]))
+        correction = 1 - beta2 ** (state["step"] + 1)
+        correction = correction**-0.5 if correction < 0.99 else 1.0
+        numbers = [beta1, beta2, correction, group["eps"]]
+        moments = state["delta"], state["exp_avg_sq"]
+        torch.ops.spear.scaled_adam_step_(params, *moments, grads, factor, rate, size_step, numbers)
+
+    def _rates(
+        self, group: dict[str, Any], stack: _Stack, scale_grads: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """Rates of the step and, every few steps, the change in size, (n, 1, ...) each; ``scale_grads``: the
+        gradients of the log-scales."""
+        state, period = self.state[stack.first], group["size_update_period"]
+        step, size_step = state["step"], None
+        state["scale_grads"][step % period] = scale_grads
+        if step % period == period - 1:
+            state["param_rms"].copy_(stack.rms())
+            size_step = self._size_step(group, stack)
+        rate = state["param_rms"].clamp(min=group["param_min_rms"])
+        return rate.mul_(-(1 - group["betas"][0]) * group["lr"]), size_step
+
+    def _size_step(self, group: dict[str, Any], stack: _Stack) -> Tensor:
+        """(n, 1, ...): every few steps, scale the whole tensor along the summed gradient of its log-scale."""
+        state = self.state[stack.first]
+        beta2, period = group["betas"][1], group["size_update_period"]
         beta2_period = beta2**period
         rms, scale_grads, squares = state["param_rms"], state["scale_grads"], state["scale_exp_avg_sq"]
         squares.mul_(beta2_period).add_(scale_grads.square().mean(dim=0), alpha=1 - beta2_period)
@@ -334,8 +367,7 @@ class ScaledAdam(torch.optim.Optimizer):
             size_step.clamp_(-0.1, 0.1)
         size_step.masked_fill_(rms < group["param_min_rms"], 0.0)
         # The minimum comes last: a tensor above param_max_rms shrinks whatever its gradient says.
-        size_step = torch.minimum(size_step, (group["param_max_rms"] - rms) / rms)
-        state["delta"].addcmul_(stack.params, size_step, value=1 - beta1)
+        return torch.minimum(size_step, (group["param_max_rms"] - rms) / rms)
 
     # ----------------------------------------------------------------------------------- state
     def state_dict(self) -> dict[str, Any]:

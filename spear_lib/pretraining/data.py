@@ -112,6 +112,11 @@ class PretrainingExamples(Examples):
                     f"tokens {name!r} have {rate} frames per second: no whole number of samples each"
                 )
 
+    def archives_of(self, cut) -> list[str]:
+        from spear_lib.tokens.fields import token_files
+
+        return [*super().archives_of(cut), *token_files(cut, self.token_fields)]
+
     def load(self, number: int) -> Example:
         cut = self.manifest[number]
         waveform = self.load_waveform(cut)

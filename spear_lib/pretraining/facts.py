@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from spear_lib.encoders.zipformer.activations import swoosh_kernels
 from spear_lib.evaluation.validation_probe import ValidationProbe
 from spear_lib.pretraining.data import PretrainingData
 from spear_lib.pretraining.task import PretrainingTask
@@ -19,13 +18,15 @@ def run_facts(
     train_data: PretrainingData,
     valid_data: dict[str, PretrainingData],
     probe: ValidationProbe,
+    kernels: str,
 ) -> dict[str, object]:
-    """Name -> what a reader must know about this run; ``options`` are PretrainOptions."""
+    """Name -> what a reader must know about this run; ``options`` are PretrainOptions, ``kernels``
+    is the line of ``use_kernels``."""
     training, seconds = options.training, options.data.batch_seconds * options.training.accumulate_batches
     precision = Precision(training.precision, processes.device)
     lines = {
         "precision": f"{precision.name} ({precision.reason})",
-        "kernels": swoosh_kernels(processes.device),
+        "kernels": kernels,
         "processes": processes.world_size,
         **train_data.facts(),
         "batch": describe_batch(seconds, processes.world_size),

@@ -13,10 +13,12 @@ from spear_lib.data.batch import Batch
 from spear_lib.encoders.kinds import EncoderConfig, build_encoder
 from spear_lib.features.fbank import SAMPLE_RATE, fbank_length
 from spear_lib.features.masking import MaskingConfig, channel_mask, time_mask
+from spear_lib.kernels.choice import running
 from spear_lib.optim import ScaledAdam, parameter_groups
 from spear_lib.pretraining import ObjectiveConfig, PretrainingModel, PretrainingTask, TokenField
 from spear_lib.pretraining.plan_data import GPUS, Gpu
 from spear_lib.pretraining.plan_memory import Pretence, StepMemory, count_step
+from spear_lib.training.kernels import fused_kernels
 from spear_lib.training.options import TrainingConfig
 from spear_lib.training.task import StepClock
 
@@ -91,8 +93,8 @@ class PlanConfig:
 
 
 def step_seconds(memory: StepMemory, plan: PlanConfig, gpu: Gpu | None = None) -> float:
-    """Seconds of a step on one GPU: every kernel takes the longest of its arithmetic, its memory traffic and
-    its start, one after the other (roofline).
+    """Seconds of a step on one GPU: every operator takes the longest of its arithmetic, its memory traffic
+    and the start of its kernels, one after the other (roofline).
 
     Args:
       memory: whose ``work`` is summed up.
@@ -103,7 +105,7 @@ def step_seconds(memory: StepMemory, plan: PlanConfig, gpu: Gpu | None = None) -
     flops = gpu.tflops * 1e12 * plan.efficiency
     bandwidth = gpu.terabytes_per_second * 1e12 * plan.efficiency
     start = plan.kernel_microseconds * 1e-6
-    return sum(max(each.flops / flops, each.bytes / bandwidth, start) for each in memory.work)
+    return sum(max(each.flops / flops, each.bytes / bandwidth, start * each.kernels) for each in memory.work)
 
 
 class Shape(NamedTuple):
@@ -201,15 +203,18 @@ def count_pretraining_step(
         variant=training.optimizer_variant,
         clipping_scale=training.clipping_scale or None,
     )
-    memory = count_step(
-        PretrainingTask(model, fields, objective),
-        pretend_batch(pretence, shape, fields, masking, objective.strategy),
-        StepClock(step=1, batch_count=batch_count, hours=0.0, step_key=1),
-        optimizer,
-        PRECISIONS[precision],
-        gradients_stay=processes > 1 or training.accumulate_batches > 1,
-        for_accelerator=for_accelerator,
-    )
+    # That they agree and compile is found out where they run.
+    kernels = fused_kernels(training, model.encoder) if training.kernels != "eager" else []
+    with running(kernel.name for kernel in kernels if for_accelerator):
+        memory = count_step(
+            PretrainingTask(model, fields, objective),
+            pretend_batch(pretence, shape, fields, masking, objective.strategy),
+            StepClock(step=1, batch_count=batch_count, hours=0.0, step_key=1),
+            optimizer,
+            PRECISIONS[precision],
+            gradients_stay=processes > 1 or training.accumulate_batches > 1,
+            for_accelerator=for_accelerator,
+        )
     sizes = [sum(p.numel() for p in part.parameters()) for part in (model.encoder, model.heads)]
     return memory, *sizes
 

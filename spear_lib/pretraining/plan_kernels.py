@@ -7,11 +7,16 @@ also ``_unsafe_view``, whose schema hides it) start none, nor do questions to a 
 Compositions (``linear``, ``matmul``) never arrive here: torch takes them apart before its dispatch modes see
 them.
 
-Where a GPU does it otherwise: an operator is one kernel here, but the backward pass of a convolution, sorting
-and large sums are several; indexing counts its source whole, not the places that it touches; a matrix product
-that is larger than the cache reads its inputs more than once.
+An operator is one kernel, but for those of which CUDA starts several (``_launches``): the backward pass of a
+convolution, ``eye``, ``cat`` of many and ``_foreach_`` operators on many tensors. An operator of another
+library (``torch.library``, a fused kernel) is one kernel too, and moves its arguments and its results.
+
+Where a GPU does it otherwise: sorting and finding the places of a mask are several kernels; a copy in one
+piece is the copy engine's; indexing counts its source whole, not the places that it touches; a matrix product
+that is larger than the cache reads its inputs more than once, and one with few rows may be split and summed.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -43,13 +48,25 @@ _FILLS = {
 }
 
 
+# Of CUDA's kernels over lists of tensors: what one launch takes at most (ATen, MultiTensorApply).
+_FOREACH_TENSORS = (110, 64, 48, 36, 30)
+"""Tensors, by the number of lists."""
+_FOREACH_BLOCKS, _FOREACH_CHUNK = 320, 65536
+"""Blocks, and numbers that each works on."""
+_CAT_TENSORS = 128
+
+
 class Work(NamedTuple):
-    """What one kernel does."""
+    """What one operator does on a device."""
 
     flops: float
     """Floating-point operations of a matrix product or convolution; of others 0."""
     bytes: int
     """Read and written."""
+    kernels: int = 1
+    """How many it starts."""
+    name: str = ""
+    """The operator, as aten::mul; of another library under that library's name."""
 
 
 def tensors(values: Any) -> list[Tensor]:
@@ -84,7 +101,41 @@ def kernel_work(operator: Any, args: tuple, kwargs: dict[str, Any], result: Any)
         return None
     count: Callable | None = flop_registry.get(packet)
     flops = float(count(*args, **kwargs, out_val=result)) if count else 0.0
-    return Work(flops, sum(map(touched_bytes, read + written)))
+    if packet is _aten.convolution_backward:
+        size, kernels = _convolution_backward(args, result)
+    else:
+        # What is given twice (x * x) comes from memory once.
+        once = {id(tensor): tensor for tensor in read}.values()
+        size = sum(map(touched_bytes, (*once, *written)))
+        kernels = _launches(operator, args, read, written)
+    return Work(flops, size, kernels, packet._qualified_op_name)
+
+
+def _convolution_backward(args: tuple, result: tuple[Tensor | None, ...]) -> tuple[int, int]:
+    """Bytes and number of the kernels: one for each gradient asked for, of input, weight and bias."""
+    grad, x, weight = args[:3]
+    size = kernels = 0
+    for read, written in zip(((grad, weight), (grad, x), (grad,)), result):
+        if written is not None:
+            kernels += 1
+            size += sum(map(touched_bytes, (*read, written)))
+    return size, kernels
+
+
+def _launches(operator: Any, args: tuple, read: list[Tensor], written: list[Tensor]) -> int:
+    """Kernels that CUDA starts for ``operator``."""
+    packet = operator._overloadpacket
+    if packet is _aten.eye:
+        return 2  # zeros, then the diagonal
+    if packet in (_aten.cat, _aten.stack):
+        return math.ceil(len(args[0]) / _CAT_TENSORS)
+    if packet._qualified_op_name.startswith("aten::_foreach_"):
+        first = args[0]
+        lists = round(len({id(each) for each in (*read, *written)}) / len(first))
+        at_once = _FOREACH_TENSORS[min(lists, len(_FOREACH_TENSORS)) - 1]
+        blocks = sum(math.ceil(each.numel() / _FOREACH_CHUNK) for each in first)
+        return max(math.ceil(len(first) / at_once), math.ceil(blocks / _FOREACH_BLOCKS))
+    return 1
 
 
 def _given(operator: Any, args: tuple, kwargs: dict[str, Any]) -> Iterator[tuple[Any, Any]]:

@@ -51,8 +51,8 @@ class MemoryCounter(TorchDispatchMode):
     Attributes:
       live: bytes now.
       peak: most bytes since the start or the last ``restart``.
-      work: what every kernel so far computes and moves. (torch's FlopCounterMode holds on to
-        what activation checkpointing computes again, and so spoils the count of bytes.)
+      work: what every operator that starts a kernel so far computes and moves. (torch's FlopCounterMode holds
+        on to what activation checkpointing computes again, and so spoils the count of bytes.)
     """
 
     def __init__(self) -> None:
@@ -133,7 +133,12 @@ class StepMemory:
     backward: int
     update: int
     work: list[Work]
-    """Every kernel of the step: forward, backward and update."""
+    """Every operator of the step that starts a kernel: forward, backward and update."""
+
+    @property
+    def kernels(self) -> int:
+        """Kernels of the step."""
+        return sum(each.kernels for each in self.work)
 
     @property
     def flops(self) -> float:

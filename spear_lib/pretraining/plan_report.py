@@ -72,7 +72,7 @@ def plan_lines(options: Any) -> dict[str, object]:
     if len(fields) != len(assumed_fields(options.objective, PlanConfig())):
         fields = assumed_fields(options.objective, plan)
     longest = corpus.longest if corpus else data.max_duration
-    shape = worst_shape(data.batch_seconds, longest, plan.gpus)
+    shape = worst_shape(data.batch_seconds, longest, max(plan.gpus, data.shares))
     encoder = options.encoder_config
     precision = plan.precision if training.precision == "auto" else training.precision
 
@@ -199,10 +199,11 @@ def time_lines(options: Any, memory: StepMemory, shape: Shape, corpus: Corpus | 
     """Arithmetic, speed and hours of a run whose step on ``shape`` was counted."""
     plan, gpu, audio = options.plan, options.plan.machine, shape.utterances * shape.seconds
     gflops = memory.flops / audio / 1e9
+    kernels = "PyTorch's" if options.training.kernels == "eager" or plan.device == "cpu" else "fused"
     megabytes = sum(each.bytes for each in memory.work) / audio / 1e6
     lines = {
-        "work": f"{len(memory.work):,} kernels in a step, {gflops:.1f} GFLOP in matrix products and "
-        f"{megabytes:.0f} MB of memory traffic per second of audio (worst batch, after "
+        "work": f"{memory.kernels:,} kernels in a step ({kernels}), {gflops:.1f} GFLOP in matrix products "
+        f"and {megabytes:.0f} MB of memory traffic per second of audio (worst batch, after "
         f"{LATE_BATCH_COUNT:g} batches)"
     }
     if plan.audio_seconds_per_second:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from spear_lib.report.benchmarks import Measured, collect_benchmarks
 from spear_lib.runtime.files import read_json
 from spear_lib.runtime.metrics_log import read_metrics
 from spear_lib.runtime.overlays import read_yaml
@@ -93,6 +94,8 @@ class ReportData:
     """Contents of result files (wer-<set>.json, ...) with "kind", "arm" and "set"."""
     probes: list[dict[str, Any]] = field(default_factory=list)
     """probes.json contents with "arm"."""
+    benchmarks: list[Measured] = field(default_factory=list)
+    """Tasks of stage 15, if it has run."""
     stages: list[dict[str, Any]] = field(default_factory=list)
     """Done-markers in the order of their stage numbers."""
     versions: dict[str, str] = field(default_factory=dict)
@@ -124,7 +127,7 @@ def collect(
       data_dir: what prepare.sh filled (manifests, quantizers, tokens, .done).
       experiment_dirs: training runs; results (the files that task.json names, probes.json) may lie anywhere
         below.
-      exp_dir: folder of run.sh, whose .done holds the markers of stages 10 to 14.
+      exp_dir: folder of run.sh, whose .done holds the markers of stages 10 to 15.
       before_task_files: metric -> description of a run without task.json that wrote this metric.
 
     Raises:
@@ -153,6 +156,7 @@ def collect(
         data.missing.append("fine-tuned models: run.sh stages 12 and 13 train and evaluate them")
     if not data.probes:
         data.missing.append("frozen-feature probes (probes.json): python -m spear_lib.bin.probe")
+    data.benchmarks = collect_benchmarks(exp_dir / "benchmarks")
     _collect_stages(data, [data_dir / ".done", exp_dir / ".done"])
     data.versions = package_versions()
     return data

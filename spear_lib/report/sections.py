@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from spear_lib.report import plots
+from spear_lib.report.benchmarks import benchmark_section
 from spear_lib.report.data import Experiment, ReportData
 from spear_lib.report.probes import probes
 from spear_lib.report.render import Code, Fold, Picture, Section, Table, facts_table, number, ordered
@@ -17,6 +18,7 @@ def build_sections(data: ReportData) -> list[Section]:
     """The report in reading order; a part without anything to show is named in the last section instead."""
     sections = [_summary(data), _corpus(data), _quantizers(data), _tokens(data)]
     sections += [*training_runs(data), *result_sections(data), probes(data)]
+    sections.append(benchmark_section(data.benchmarks))
     sections += [_stages(data), _reproduction(data)]
     return [section for section in sections if section is not None]
 

@@ -77,14 +77,18 @@ def _write_holder(path: Path) -> None:
         ) from error
 
 
-def try_lock(file: IO, path: str | Path) -> bool:
+def try_lock(file: IO, path: str | Path, shared: bool = False) -> bool:
     """Locks an open file as long as it is open; False where another process holds it.
 
+    Args:
+      path: of the file, for the message.
+      shared: together with others that do the same, but with nobody else.
+
     Raises:
-      NoLocksError: the file system (of ``path``, for the message) has no locks.
+      NoLocksError: the file system has no locks.
     """
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError as error:

@@ -1,6 +1,5 @@
 """What the first screen of self-distillation says."""
 
-from spear_lib.encoders.zipformer.activations import swoosh_kernels
 from spear_lib.evaluation.validation_probe import ValidationProbe
 from spear_lib.runtime.world import World
 from spear_lib.self_distillation.data import SelfDistillationData
@@ -17,6 +16,7 @@ def run_facts(
     train_data: SelfDistillationData,
     valid_data: dict[str, SelfDistillationData],
     probe: ValidationProbe,
+    kernels: str,
 ) -> dict[str, object]:
     """Name -> what a reader must know about this run."""
     training, seconds = options.training, options.data.batch_seconds * options.training.accumulate_batches
@@ -25,6 +25,7 @@ def run_facts(
     masking, teacher = options.data.masking, options.objective.teacher
     lines = {
         "precision": f"{precision.name} ({precision.reason})",
+        "kernels": kernels,
         "processes": processes.world_size,
         **train_data.facts(),
         "epoch": f"about {steps} steps",
@@ -36,8 +37,6 @@ def run_facts(
         **task.facts(),
         "writes to": options.experiment_dir,
     }
-    if options.encoder_type == "zipformer":
-        lines["kernels"] = swoosh_kernels(processes.device)
     for name, data in valid_data.items():
         lines[f"validation {name}"] = f"{data.num_cuts} cuts, {data.total_seconds / 60:.1f} min"
     return lines | probe.facts()

@@ -51,6 +51,7 @@ __all__ = [
     "quantizer_id",
     "store_facts",
     "token_facts",
+    "token_files",
     "validate",
     "write_store",
     "write_store_facts",
@@ -170,6 +171,13 @@ def load_tokens(cut: Cut, field: str) -> np.ndarray:
             "after the tokens were made?"
         )
     return tokens
+
+
+def token_files(cut: Cut, fields: Iterable[str]) -> list[str]:
+    """The shards (or Shar archives) that hold a cut's tokens, of those fields that it has."""
+    values = [(cut.custom or {}).get(name) for name in fields]
+    arrays = [value.array for value in values if isinstance(value, TemporalArray)]
+    return [array.storage_path for array in arrays if array.storage_type == STORAGE_TYPE]
 
 
 def collate_tokens(tokens: list[np.ndarray]) -> Tensor:

@@ -18,6 +18,7 @@ from spear_lib.runtime import keyed_random
 from spear_lib.runtime.log import first_screen
 from spear_lib.runtime.task_file import TaskDescription
 from spear_lib.runtime.world import world as open_world
+from spear_lib.training.kernels import use_kernels
 from spear_lib.training.loop import train
 from spear_lib.training.metrics import describe_batch, describe_length
 from spear_lib.training.options import TrainingConfig
@@ -87,12 +88,14 @@ def finetune(
         share = {"seed": training.seed, "rank": world.rank, "world_size": world.world_size}
         train_data = make_data(**share)
         valid_data = make_data(**share, training=False, cuts=options.dev_cuts)
+        kernels = use_kernels(training, world.device, encoder)
         if world.is_main:
             keep(Path(options.experiment_dir))
             first_screen(
                 description.title,
                 {
                     **start_facts(options, training),
+                    "kernels": kernels,
                     **task.facts(),
                     "training audio": describe_audio(train_data),
                     **facts(train_data),

@@ -1,7 +1,7 @@
 """What the loop needs of data and batches; tasks need more of their own (DESIGN §4; ours)."""
 
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -51,3 +51,25 @@ class TrainingData(ValidationData, Protocol):
 
     def largest_batch(self, epoch: int) -> TrainingBatch:
         """This rank's share of the batch of an epoch that needs the most memory."""
+
+
+@runtime_checkable
+class DivisibleData(Protocol):
+    """Training data whose global batches a process can take in several shares, one after the other, so that a
+    run can go on with fewer processes exactly (docs/elastic.md). Other data give one share to each."""
+
+    def division(self) -> dict[str, int]:
+        """How global batches are divided: arguments of ``divide``."""
+
+    def divide(self, shares: int, planned_for: int) -> None:
+        """Divides global batches into ``shares``, at least one for each process; each batch has a cut for
+        ``planned_for`` of them."""
+
+    def smallest_batch(self, epoch: int) -> int:
+        """Utterances of the global batch of an epoch that has the fewest."""
+
+
+def ends_batch(batch: TrainingBatch) -> bool:
+    """Whether it is the last of the shares of a global batch that this process takes; batches that do not say
+    so are."""
+    return getattr(batch, "last_share", True)

@@ -13,6 +13,7 @@ averages over ranks, so each rank's loss is multiplied by the number of ranks.
 import logging
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from spear_lib.config import save as save_options
@@ -26,7 +27,7 @@ from spear_lib.training.averaging import ModelAverage
 from spear_lib.training.checkpoint import CheckpointFolder, load, lock
 from spear_lib.training.cpu_memory import keep_freed_memory
 from spear_lib.training.freezing import finish, freeze, thaw
-from spear_lib.training.interfaces import TrainingBatch, TrainingData, ValidationData
+from spear_lib.training.interfaces import TrainingBatch, TrainingData, ValidationData, ends_batch
 from spear_lib.training.metrics import Totals, time_left
 from spear_lib.training.optimisers import mean_gradients, new_optimizer, new_scheduler
 from spear_lib.training.options import TrainingConfig
@@ -35,10 +36,10 @@ from spear_lib.training.resuming import (
     RESEED,
     AudioClock,
     Position,
-    check_same_data,
     check_same_identity,
     check_same_options,
     data_state,
+    go_on_with_data,
     log_resumed,
 )
 from spear_lib.training.task import StepClock, Task
@@ -199,14 +200,15 @@ class Trainer:
             self.module = distributed.wrap(self.task, world)
         self.task.model.train()
         self.optimizer.zero_grad(set_to_none=True)
-        num_frames = 0.0
-        for micro in range(config.accumulate_batches):
+        num_frames, micro, passes = 0.0, 0, 0
+        while micro < config.accumulate_batches:
             batch = next(batches, None)
             if batch is None:
                 return False
             batch = batch.to(world.device)
-            self.task.begin_step(batch, self._step_clock(micro))
-            with distributed.no_gradient_sync(self.module, micro + 1 < config.accumulate_batches):
+            self.task.begin_step(batch, replace(self._step_clock(micro), micro_batch=passes))
+            micro, passes = micro + ends_batch(batch), passes + 1
+            with distributed.no_gradient_sync(self.module, micro < config.accumulate_batches):
                 with self.precision.autocast():
                     result = self.module(batch)
                 self.guard.watch(result.loss_sum, batch)
@@ -233,7 +235,7 @@ class Trainer:
         return True
 
     def _step_clock(self, micro: int) -> StepClock:
-        """Where the next step is, for its micro-batch number ``micro``."""
+        """Where the next step is, for its batch number ``micro``; all shares of it have its draws."""
         config, step, seconds = self.config, self.position.step, self.clock.seconds(self.position.step)
         return StepClock(
             step=step + 1,
@@ -257,7 +259,7 @@ class Trainer:
         while not (self.config.max_epochs and position.epoch >= self.config.max_epochs):
             first = position.batch
             for batch in self.train_data.epoch_batches(position.epoch, position.batch):
-                position.batch += 1
+                position.batch += ends_batch(batch)
                 if len(batch):
                     yield batch
             if first == 0 and position.batch == 0:
@@ -383,8 +385,7 @@ class Trainer:
         if reseed:
             self.position.epoch, self.position.batch = self.position.epoch + 1, 0
         else:
-            now = data_state(self.train_data, self.position.epoch, self.world.world_size)
-            check_same_data(state.get("data", {}), now, self.position.epoch, path)
+            go_on_with_data(self.train_data, state, self.position.epoch, self.world.world_size, path)
         if self.frozen and self.position.step > self.config.freeze_steps:
             self._thaw()
         self.optimizer.load_state_dict(state["optimizer"])

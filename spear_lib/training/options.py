@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from spear_lib.config import MAY_CHANGE, RESEED_MAY_CHANGE
+from spear_lib.kernels import CHOICES
 from spear_lib.training.resuming import EXACT, RESEED
 
 
@@ -57,6 +58,10 @@ class TrainingConfig:
     """Global batches whose gradients are summed before one optimiser step (ours)."""
     precision: str = "auto"
     """fp32 | bf16 | fp16 | auto: bf16 where the GPU has it, fp32 on CPU (reference: fp16; spec optim §4)."""
+    kernels: str = field(default="auto", metadata=MAY_CHANGE)
+    """auto | fused | eager: fused kernels of Triton (auto: on CUDA, where Triton is installed; each is first
+    compared with eager PyTorch, and is off if it differs), or PyTorch's own operations. The same numbers up
+    to rounding (ours)."""
     device: str = field(default="auto", metadata=MAY_CHANGE)
     """cpu | cuda | auto: cuda where a GPU is visible."""
     seed: int = field(default=0, metadata=RESEED_MAY_CHANGE)
@@ -136,6 +141,10 @@ class TrainingConfig:
             )
         if self.precision not in ("auto", "fp32", "bf16", "fp16"):
             raise ValueError(f"precision must be auto, fp32, bf16 or fp16, it is {self.precision!r}")
+        if self.kernels not in CHOICES:
+            raise ValueError(
+                f"kernels must be {', '.join(CHOICES[:-1])} or {CHOICES[-1]}, it is {self.kernels!r}"
+            )
         if self.resume not in (EXACT, RESEED):
             raise ValueError(f"resume must be {EXACT} or {RESEED}, it is {self.resume!r}")
         if self.memory_scan not in ("auto", "always", "never"):

@@ -2,8 +2,9 @@
 
 ``training.resume`` is ``exact`` or ``reseed``.
 
-* exact: the same batches and losses as the unbroken run, on any number of processes, because batches are
-  global and every draw is keyed. Data that would give other batches are refused.
+* exact: the same batches and losses as the unbroken run, because batches are global and every draw is keyed.
+  On another number of processes too, as far as docs/elastic.md says. Data that would give other batches are
+  refused.
 * reseed: weights, optimiser and schedules go on; the data begin a new epoch, which has an order and draws of
   its own. Manifests, batch size and other options of the data may have changed. Every resumption with it
   begins another epoch, so set it back to exact once the change is made.
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from spear_lib.config import MAY_CHANGE, RESEED_MAY_CHANGE, may_change, to_dict
-from spear_lib.training.interfaces import TrainingData
+from spear_lib.training.interfaces import DivisibleData, TrainingData
 
 logger = logging.getLogger(__name__)
 
@@ -78,17 +79,55 @@ class AudioClock:
 
 
 def data_state(data: TrainingData, epoch: int, world_size: int) -> dict[str, Any]:
-    """What must be equal in ``epoch`` for the batches after a resumption to be the same (plain values)."""
+    """What must be equal in ``epoch`` for the batches after a resumption to be the same (plain values), and
+    how batches are divided."""
+    divisible = issubclass(type(data), DivisibleData)
     return {
         "fingerprint": data.fingerprint,
         "targets": data.targets_fingerprint,
         "batching": data.batching(epoch),
         "world_size": world_size,
+        "division": data.division() if divisible else {"shares": world_size, "planned_for": world_size},
     }
 
 
-def check_same_data(saved: dict[str, Any], now: dict[str, Any], epoch: int, path: Path) -> None:
+def go_on_with_data(
+    data: TrainingData, state: dict[str, Any], epoch: int, world_size: int, path: Path
+) -> None:
+    """Divides the batches of ``data`` as the run of the checkpoint ``state`` did (docs/elastic.md).
+
+    Up to as many processes as batches have shares take the same shares, some of them several in turn. More
+    processes take one share each of the same batches, where these have a cut for each process.
+
+    Raises:
+      ValueError: other data, or more processes than a batch of ``epoch`` has cuts.
+    """
+    saved = state.get("data", {})
+    if not saved:
+        return
+    if not issubclass(type(data), DivisibleData):
+        check_same_data(saved, data_state(data, epoch, world_size), epoch, path)
+        return
+    before = saved.get("world_size", world_size)  # a checkpoint of before there were shares
+    division = saved.get("division", {"shares": before, "planned_for": before})
+    more = world_size > division["shares"]
+    if more:
+        data.divide(world_size, world_size)
+    else:
+        data.divide(**division)
+    now = data_state(data, epoch, world_size)
+    data.divide(max(world_size, division["shares"]), division["planned_for"])
+    fitting = data.smallest_batch(epoch) if more and now["batching"] != saved["batching"] else 0
+    check_same_data(saved, now, epoch, path, fitting)
+
+
+def check_same_data(
+    saved: dict[str, Any], now: dict[str, Any], epoch: int, path: Path, fitting: int = 0
+) -> None:
     """Refuses to resume exactly on other data.
+
+    Args:
+      fitting: where batches differ by the number of processes alone: the largest number that does.
 
     Raises:
       ValueError: the manifests hold other cuts, the cuts other targets, or the batches are others.
@@ -110,20 +149,42 @@ def check_same_data(saved: dict[str, Any], now: dict[str, Any], epoch: int, path
             f"to go on exactly, or give --training.resume {RESEED} to go on from these weights with the new"
         )
     if saved["batching"] != now["batching"]:
+        numbers = "the old number of processes"
+        if fitting:
+            numbers = f"1 to {fitting} processes" if fitting > 1 else "one process"
         raise ValueError(
             f"epoch {epoch} is divided into other batches on {now['world_size']} processes "
             f"({now['batching']}) than on {saved['world_size']} ({saved['batching']}) when {path} was made: "
-            "every process needs a cut of each batch, and batch_seconds is too small for that. Use the old "
-            f"number of processes to go on exactly, or give --training.resume {RESEED} to go on from these "
+            "every process needs a cut of each batch, and batch_seconds is too small for that. Use "
+            f"{numbers} to go on exactly, or give --training.resume {RESEED} to go on from these "
             "weights in a new order"
         )
-    if saved.get("world_size", now["world_size"]) != now["world_size"]:
+    _say_what_differs(saved, now)
+
+
+def _say_what_differs(saved: dict[str, Any], now: dict[str, Any]) -> None:
+    """Logs what another number of processes means."""
+    before, processes = saved.get("world_size", now["world_size"]), now["world_size"]
+    if before == processes:
+        return
+    shares = now.get("division", {}).get("shares", processes)
+    if shares == saved.get("division", {}).get("shares", before):
+        turns = sorted({shares // processes, -(-shares // processes)})
         logger.info(
-            "saved on %d processes, going on with %d: the same batches, but what each process measures by "
-            "itself (Balancer, Whiten) changes, and with it the losses, slightly",
-            saved["world_size"],
-            now["world_size"],
+            "saved on %d processes, going on with %d: the same %d shares of each batch, %s in turn by each "
+            "process, so the same losses",
+            before,
+            processes,
+            shares,
+            " or ".join(map(str, turns)),
         )
+        return
+    logger.info(
+        "saved on %d processes, going on with %d: the same batches, but what each process measures by "
+        "itself (Balancer, Whiten) changes, and with it the losses, slightly",
+        before,
+        processes,
+    )
 
 
 def check_same_identity(state: dict[str, Any], identity: dict[str, Any], path: Path) -> None:

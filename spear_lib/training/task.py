@@ -53,9 +53,10 @@ class StepClock:
     hours: float
     """Nominal hours of audio seen before this step, over all ranks."""
     step_key: int
-    """Key of the draws that belong to the step and not to an utterance; differs between micro-batches."""
+    """Key of the draws that belong to the step and not to an utterance; differs between the batches of a step
+    (``training.accumulate_batches``), not between the shares of a batch."""
     micro_batch: int = 0
-    """Which of the batches of this step (``training.accumulate_batches``)."""
+    """Which of the forward passes of this step on this rank."""
     gradient_scale: float = 1.0
     """What the loop multiplies the loss by before backward: the number of ranks, as their gradients are
     averaged. Gradients that do not come from the loss must be multiplied by it too."""

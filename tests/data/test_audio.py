@@ -1,11 +1,15 @@
 """Audio of cuts: rate, channels, and what is said about files that cannot be read."""
 
+import array
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import soundfile
 from lhotse import Recording
 from lhotse.cut import MonoCut
 
+from spear_lib.data import audio
 from spear_lib.data.audio import CORRUPT, EMPTY, MISSING, AudioError, AudioProblems, load_audio, source_of
 
 
@@ -135,3 +139,76 @@ def test_file_shorter_than_its_manifest_is_not_padded(tmp_path):
     soundfile.write(path, tone(0.4, 16000), 16000)
     with pytest.raises(AudioError, match=r"short\.wav \(cut a\) cannot be read"):
         load_audio(cut)
+
+
+class _Decoder:
+    """Stands for miniaudio: "decodes" with libsndfile, and fails as it is told."""
+
+    class MiniaudioError(Exception):
+        pass
+
+    def __init__(self, drop=0, error=None):
+        self.drop, self.error, self.asked = drop, error, []
+
+    def flac_read_file_f32(self, path):
+        self.asked.append(path)
+        if self.error:
+            raise self.error
+        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+        samples = samples[: len(samples) - self.drop]
+        whole = array.array("f", samples.flatten().tolist())
+        return SimpleNamespace(
+            samples=whole, sample_rate=rate, num_frames=len(samples), nchannels=samples.shape[1]
+        )
+
+
+def _with_decoder(monkeypatch, decoder):
+    monkeypatch.setattr(audio, "_fast_flac", lambda: decoder)
+    return decoder
+
+
+@pytest.mark.parametrize("subtype", ["PCM_16", "PCM_24"])
+def test_whole_flac_files_go_to_the_faster_decoder_and_give_the_same_samples(tmp_path, monkeypatch, subtype):
+    path, noise = tmp_path / "a.flac", 0.1 * np.random.default_rng(0).standard_normal(16000)
+    soundfile.write(path, noise, 16000, subtype=subtype)
+    cut = Recording.from_file(path).to_cut()
+    monkeypatch.setattr(audio, "_fast_flac", lambda: None)
+    expected = load_audio(cut)
+    decoder = _with_decoder(monkeypatch, _Decoder())
+    assert np.array_equal(load_audio(cut), expected) and decoder.asked == [str(path)]
+    part = cut.truncate(offset=0.25, duration=0.5)
+    assert np.array_equal(load_audio(part), expected[4000:12000]) and len(decoder.asked) == 1
+    real = pytest.importorskip("miniaudio", reason="optional: pip install miniaudio")
+    _with_decoder(monkeypatch, real)
+    assert np.array_equal(load_audio(cut), expected)
+
+
+@pytest.mark.parametrize(
+    "decoder", [_Decoder(drop=1), _Decoder(error=_Decoder.MiniaudioError("no")), _Decoder(error=OSError(2))]
+)
+def test_what_the_faster_decoder_cannot_do_goes_the_usual_way(tmp_path, monkeypatch, decoder):
+    path = tmp_path / "a.flac"
+    soundfile.write(path, np.full(16000, 0.25), 16000)
+    _with_decoder(monkeypatch, decoder)
+    assert np.array_equal(load_audio(Recording.from_file(path).to_cut()), np.full(16000, 0.25))
+    assert decoder.asked
+
+
+def test_a_corrupt_flac_is_named_with_the_faster_decoder_too(tmp_path, monkeypatch):
+    path = tmp_path / "a.flac"
+    soundfile.write(path, 0.1 * np.random.default_rng(0).standard_normal(16000), 16000)
+    cut = Recording.from_file(path).to_cut()
+    path.write_bytes(path.read_bytes()[:5000])
+    _with_decoder(monkeypatch, _Decoder(error=_Decoder.MiniaudioError("no")))
+    with pytest.raises(AudioError) as error:
+        load_audio(cut)
+    assert error.value.kind == CORRUPT and "a.flac" in str(error.value)
+
+
+def test_files_of_other_kinds_do_not_go_there(tmp_path, monkeypatch):
+    decoder = _with_decoder(monkeypatch, _Decoder())
+    soundfile.write(tmp_path / "a.wav", np.full(16000, 0.25), 16000)
+    soundfile.write(tmp_path / "b.flac", np.full((16000, 2), 0.25), 16000)
+    for name in ("a.wav", "b.flac"):
+        load_audio(audio.cut_of(Recording.from_file(tmp_path / name)))
+    assert decoder.asked == []

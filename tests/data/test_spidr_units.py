@@ -121,7 +121,7 @@ def test_a_head_as_a_quantiser(tmp_path):
     assert loaded.encode(x)[:, 0].tolist() == loaded.posteriors(x).argmax(-1).tolist()
     with pytest.raises(ValueError, match="no vectors to decode"):
         loaded.decode(torch.zeros(1, 1))
-    with pytest.raises(ValueError, match="reads 3"):
+    with pytest.raises(ValueError, match="have 4 channels but the classifier was trained for 3"):
         loaded.encode(torch.zeros(1, 4))
     with pytest.raises(ValueError, match="NaN"):
         loaded.encode(torch.full((1, 3), float("nan")))

@@ -51,6 +51,11 @@ def test_two_processes_equal_one(corpus):
     assert steps == list(range(1, 21))
     one, mixed = losses(folder / "one"), losses(folder / "mixed")
     assert {key: mixed[key] for key in one} == pytest.approx(one, abs=1e-4)
+    # The one process takes the shares of both, so it gives what both would have given.
+    two = losses(folder / "two")
+    assert {key: mixed[key] for key in two if key[0] == "train"} == {
+        key: loss for key, loss in two.items() if key[0] == "train"
+    }
 
 
 def test_two_processes_equal_one_where_each_batch_of_a_process_has_one_domain(tmp_path):
@@ -101,3 +106,7 @@ def test_two_processes_with_everything_on_equal_one_that_takes_their_shares_in_t
     one, two, shares = (losses(tmp_path / name) for name in ("one", "two", "shares"))
     assert shares == pytest.approx(two, abs=1e-5)
     assert one != pytest.approx(two, abs=1e-4)  # so the regularisers do act
+    # So does data.shares, without any of these detours (and to the last bit).
+    monkeypatch.undo()
+    pretrain.main([*options[:3], str(tmp_path / "own"), *everything, "--data.shares", "2"])
+    assert losses(tmp_path / "own") == two

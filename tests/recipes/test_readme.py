@@ -5,7 +5,6 @@ import re
 import shlex
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -36,17 +35,38 @@ def test_the_table_of_commands_is_complete():
     assert sorted(table_of_commands()) == modules()
 
 
+# The packages that commands share are imported once; every command then starts in a process of its own.
+HELP_OF_ALL = """
+import os, runpy, sys
+import jsonargparse, lhotse, torch
+for name in sys.argv[1:]:
+    sys.stdout.flush()
+    child = os.fork()
+    if child == 0:
+        sys.argv = [name, "--help"]
+        print("#", name, flush=True)
+        runpy.run_module(f"spear_lib.bin.{name}", run_name="__main__", alter_sys=True)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    print(f"status {status}", flush=True)
+"""
+
+
 def test_every_command_has_a_help():
+    names = modules()
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-
-    def help_of(name: str) -> subprocess.CompletedProcess:
-        command = [sys.executable, "-m", f"spear_lib.bin.{name}", "--help"]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-
-    with ThreadPoolExecutor(2) as pool:
-        for name, result in zip(modules(), pool.map(help_of, modules())):
-            assert result.returncode == 0, f"{name}: {result.stderr}"
-            assert f"python -m spear_lib.bin.{name}" in result.stdout, name
+    result = subprocess.run(
+        [sys.executable, "-c", HELP_OF_ALL, *names],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=900,
+    )
+    helps = dict(re.findall(r"^# (\w+)\n(.*?^status -?\d+)$", result.stdout, re.MULTILINE | re.DOTALL))
+    assert list(helps) == names, result.stdout[-2000:]
+    for name, text in helps.items():
+        assert text.endswith("status 0"), f"{name}: {text}"
+        assert f"python -m spear_lib.bin.{name}" in text, f"{name}: {text}"
 
 
 def recipe_commands() -> list[tuple[Path, str]]:

@@ -62,7 +62,7 @@ def test_stage_9_names_the_valid_stages(script):
     path = REPOSITORY / "egs" / "librispeech" / script
     result = subprocess.run([str(path), "--stage", "9"], capture_output=True, text=True, timeout=60)
     assert result.returncode == 2
-    assert "no stage 9" in result.stderr and "prepare.sh 0 to 7, run.sh 10 to 14" in result.stderr
+    assert "no stage 9" in result.stderr and "prepare.sh 0 to 7, run.sh 10 to 15" in result.stderr
 
 
 def test_the_environment_sets_no_option(toy):

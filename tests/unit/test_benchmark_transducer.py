@@ -47,6 +47,7 @@ def test_benchmark_names_a_missing_peer():
     result = subprocess.run(
         [sys.executable, "-c",
          "import sys, runpy; sys.modules['k2'] = None; sys.argv = ['b', '--peer', 'k2'];"
+         f"sys.path.insert(0, {str(TOOLS)!r});"
          f"runpy.run_path({str(TOOLS / 'transducer.py')!r}, run_name='__main__')"],
         capture_output=True, text=True,
     )  # fmt: skip

@@ -24,6 +24,7 @@ TASKS.remove(COMBINING)
 FLOORS = [
     ["runtime"],
     ["config"],
+    ["kernels"],
     ["features"],
     ["optim", "transducer", "quantization"],
     ["encoders"],
@@ -38,6 +39,7 @@ FLOORS = [
     TASKS,
     [COMBINING],
     ["report", "sharing"],
+    ["demo"],
     ["bin"],
 ]
 

@@ -23,9 +23,10 @@ from spear_lib.pretraining.plan import (
     step_seconds,
 )
 from spear_lib.pretraining.plan_data import GPUS, PAPER_GPU, PAPER_RUNS, paper_runs
-from spear_lib.pretraining.plan_kernels import kernel_work, touched_bytes
-from spear_lib.pretraining.plan_memory import Pretence, count_step
+from spear_lib.pretraining.plan_kernels import Work, kernel_work, touched_bytes
+from spear_lib.pretraining.plan_memory import MemoryCounter, Pretence, count_step
 from spear_lib.pretraining.plan_report import paper_lines
+from spear_lib.runtime.devices import plan_for_accelerator
 from spear_lib.training.options import TrainingConfig
 from spear_lib.training.task import StepClock
 
@@ -118,19 +119,25 @@ def test_what_is_no_kernel(operator, arguments):
         (aten.fill_.Scalar, (1.0,), 6),
         (aten.zeros_like.default, (), 6),
         (aten.sum.default, (), 7),
+        (aten.relu.default, (), 12),
     ],
     ids=str,
 )
 def test_bytes_read_and_written(operator, arguments, number):
     x = torch.zeros(2, 3)
     work = kernel_work(operator, (x, *arguments), {}, operator(x, *arguments))
-    assert work == (0.0, 4 * number)
+    assert work == (0.0, 4 * number, 1, operator.name().split(".")[0])
 
 
 def test_an_out_argument_is_only_written():
-    x, out = torch.zeros(2, 3), torch.zeros(2, 3)
-    aten.add.out(x, x, out=out)
-    assert kernel_work(aten.add.out, (x, x), {"out": out}, out).bytes == 4 * 18
+    x, y, out = (torch.zeros(2, 3) for _ in range(3))
+    aten.add.out(x, y, out=out)
+    assert kernel_work(aten.add.out, (x, y), {"out": out}, out).bytes == 4 * 18
+
+
+def test_what_is_given_twice_is_read_once():
+    x = torch.zeros(2, 3)
+    assert kernel_work(aten.mul.Tensor, (x, x), {}, x * x).bytes == 4 * 12
 
 
 def test_bytes_behind_views():
@@ -139,6 +146,108 @@ def test_bytes_behind_views():
     assert touched_bytes(torch.zeros(10)[2:5]) == 12
     assert touched_bytes(torch.zeros(10).unfold(0, 4, 1)) == 40  # 28 numbers in 10 places
     assert touched_bytes(torch.zeros(0, 3)) == 0
+
+
+def _work_of(compute) -> list[Work]:
+    with MemoryCounter() as counter:
+        compute()
+    return counter.work
+
+
+def _shown(work: list[Work]) -> list[tuple[str, int, float]]:
+    """Name, kernels and float32 numbers moved."""
+    return [(each.name.removeprefix("aten::"), each.kernels, each.bytes / 4) for each in work]
+
+
+def test_softmax_is_one_kernel_each_way():
+    x = torch.randn(3, 5, requires_grad=True)
+    work = _work_of(lambda: x.softmax(-1).backward(torch.ones(3, 5)))
+    assert _shown(work) == [
+        ("_softmax", 1, 15 + 15),
+        ("ones", 1, 15),
+        ("_softmax_backward_data", 1, 15 + 15 + 15),  # gradient and result read
+    ]
+
+
+def test_cat_is_one_kernel_for_every_128_tensors():
+    pieces = [torch.zeros(2) for _ in range(129)]
+    assert _shown(_work_of(lambda: torch.cat(pieces))) == [("cat", 2, 2 * 129 * 2)]
+    assert _shown(_work_of(lambda: torch.stack(pieces[:3]))) == [("stack", 1, 2 * 6)]
+
+
+def test_lists_of_tensors_start_as_many_kernels_as_multi_tensor_apply():
+    def copied(count: int, numbers: int) -> list:
+        many, others = ([torch.zeros(numbers) for _ in range(count)] for _ in range(2))
+        return _shown(_work_of(lambda: torch._foreach_copy_(many, others)))
+
+    assert copied(64, 10) == [("_foreach_copy_", 1, 2 * 640)]  # two lists: 64 tensors a launch
+    assert copied(65, 10) == [("_foreach_copy_", 2, 2 * 650)]
+    assert copied(2, 161 * 65536)[0][1] == 2  # 322 blocks, 320 a launch
+
+
+def test_a_convolution_goes_back_in_three_kernels():
+    x, weight, bias = torch.randn(2, 3, 10), torch.randn(4, 3, 5), torch.randn(4)
+    x.requires_grad_(), weight.requires_grad_()
+    out = 2 * 4 * 6
+    only = [("convolution", 1, 60 + 60 + 4 + out), ("ones", 1, out)]
+    backward = lambda: torch.conv1d(x, weight, bias).backward(torch.ones(2, 4, 6))  # noqa: E731
+    without_bias = (out + 60 + 60) + (out + 60 + 60)  # of the input, of the weight
+    assert _shown(_work_of(backward)) == [*only, ("convolution_backward", 2, without_bias)]
+    bias.requires_grad_()
+    x.grad = weight.grad = None
+    assert _shown(_work_of(backward)) == [*only, ("convolution_backward", 3, without_bias + out + 4)]
+
+
+def test_a_group_of_scaled_adam_by_hand():
+    """Three tensors (4, 5) in one stack: a step between two size updates, with a clipping history."""
+    parameters = [torch.nn.Parameter(torch.randn(4, 5)) for _ in range(3)]
+    optimizer = ScaledAdam(parameters, lr=0.045)
+    for _ in range(4):
+        for each in parameters:
+            each.grad = torch.randn(4, 5)
+        optimizer.step()
+    with plan_for_accelerator():
+        work = _work_of(optimizer.step)
+    all_of, rms = 3 * 20, 3
+    assert _shown(work) == [
+        ("stack", 1, 2 * all_of),  # the parameters
+        ("stack", 1, 2 * all_of),  # the gradients
+        ("linalg_vector_norm", 1, all_of + rms),
+        ("mul", 1, 3 * rms),  # times the RMS of the tensor
+        ("pow", 1, 2 * rms),
+        ("sum", 1, rms + 1),
+        ("stack", 1, 2),
+        ("sum", 1, 2),
+        ("stack", 1, 4),  # norm and threshold, read by the host
+        ("sqrt", 1, 2),
+        ("copy_", 1, 2),  # the norm, into the history
+        ("mul_", 1, 2 * all_of),  # momentum
+        ("mul", 1, 3 * all_of),  # parameters times gradients
+        ("sum", 1, all_of + rms),
+        ("copy_", 1, 2 * rms),  # the gradient of the size
+        ("mul_", 1, 2 * all_of),  # running mean of squares
+        ("addcmul_", 1, 3 * all_of),  # squared gradient
+        ("sqrt", 1, 2 * all_of),
+        ("mul_", 1, 2 * all_of),  # bias correction
+        ("add_", 1, 2 * all_of),
+        ("clamp", 1, 2 * rms),
+        ("mul_", 1, 2 * rms),
+        ("div", 1, 3 * all_of),
+        ("addcmul_", 1, 3 * all_of + rms),
+        ("add_", 1, 3 * all_of),  # the parameters
+        ("_foreach_copy_", 1, 2 * all_of),
+    ]
+
+
+def test_an_operator_of_a_library_is_one_kernel():
+    @torch.library.custom_op("traffic_test::triple", mutates_args=())
+    def triple(x: torch.Tensor) -> torch.Tensor:
+        return x * 3
+
+    triple.register_fake(torch.empty_like)
+    pretence = Pretence()
+    x = pretence.empty(2, 3)
+    assert _work_of(lambda: triple(x)) == [(0.0, 48, 1, "traffic_test::triple")]
 
 
 class _Real:
@@ -255,7 +364,7 @@ def test_runs_of_the_paper_are_found_by_size_and_teachers():
 
 def test_the_estimate_for_the_papers_gpu_stands_beside_its_hours():
     # One kernel of 1.428 TB: a second on an A800 at 70 % of 2.04 TB/s, for 1000 s of audio.
-    memory = SimpleNamespace(work=[SimpleNamespace(flops=0.0, bytes=int(1.428e12))])
+    memory = SimpleNamespace(work=[Work(0.0, int(1.428e12))])
     lines = paper_lines(ZipformerConfig.base(), 1, memory, Shape(100, 10.0), PlanConfig())
     assert lines["paper, speech"].startswith("460 GPU-hours for 400,000 steps of 4,800 s on 8 A800, 1,159 ")
     assert lines["paper, speech"].endswith("this estimate for the same: 533 GPU-hours, 1,000")

@@ -12,7 +12,7 @@ from spear_lib.pretraining.options import PretrainOptions
 from spear_lib.runtime.metrics_log import read_metrics
 from spear_lib.tagging.options import FinetuneTaggingOptions
 from spear_lib.training.loop import train
-from spear_lib.training.resuming import AudioClock, check_same_options
+from spear_lib.training.resuming import AudioClock, check_same_options, data_state, go_on_with_data
 
 
 @dataclass(frozen=True)
@@ -226,3 +226,58 @@ def test_clock_without_change_is_plain_multiplication():
     clock = AudioClock(0.1)
     assert [clock.seconds(step) for step in (3, 7)] == [3 * 0.1, 7 * 0.1]
     assert clock.continued(replace(clock).state_dict(), 7, reseed=False) == clock
+
+
+class DividedData(NamedData):
+    """Batches of 3 cuts or more; more processes than that need others."""
+
+    def __init__(self, processes: int) -> None:
+        super().__init__()
+        self.divide(processes, processes)
+
+    def divide(self, shares: int, planned_for: int) -> None:
+        self.shares, self.planned_for = shares, planned_for
+
+    def division(self) -> dict[str, int]:
+        return {"shares": self.shares, "planned_for": self.planned_for}
+
+    def batching(self, epoch: int) -> str:
+        return f"at least {max(3, self.planned_for)} cuts"
+
+    def smallest_batch(self, epoch: int) -> int:
+        return max(3, self.planned_for)
+
+
+@pytest.mark.parametrize(
+    "saved, processes, division, said",
+    [
+        ((4, 4), 4, (4, 4), ""),
+        ((4, 4), 2, (4, 4), "the same 4 shares of each batch, 2 in turn by each process, so the same losses"),
+        ((4, 4), 3, (4, 4), "the same 4 shares of each batch, 1 or 2 in turn by each"),
+        ((1, 1), 3, (3, 1), "the same batches, but what each process measures by itself"),
+        ((3, 1), 1, (3, 1), "the same 3 shares of each batch, 3 in turn"),
+        ((1, 1), 4, None, "on 4 processes .* than on 1 .* Use 1 to 3 processes to go on exactly, or give"),
+        ((5, 5), 6, None, "on 6 processes .* than on 5 .* Use 1 to 5 processes to go on exactly, or give"),
+    ],
+)
+def test_another_number_of_processes(tmp_path, caplog, saved, processes, division, said):
+    first = DividedData(saved[0])
+    first.divide(*saved)
+    state = {"data": data_state(first, 0, saved[0])}
+    data = DividedData(processes)
+    if division is None:
+        with pytest.raises(ValueError, match=said):
+            go_on_with_data(data, state, 0, processes, tmp_path)
+        return
+    with caplog.at_level("INFO"):
+        go_on_with_data(data, state, 0, processes, tmp_path)
+    assert data.division() == {"shares": division[0], "planned_for": division[1]}
+    assert said in caplog.text and bool(said) == bool(caplog.text)
+
+
+def test_a_checkpoint_of_before_there_were_shares_has_one_for_each_process(tmp_path):
+    state = {"data": data_state(DividedData(4), 0, 4)}
+    del state["data"]["division"]
+    data = DividedData(2)
+    go_on_with_data(data, state, 0, 2, tmp_path)
+    assert data.division() == {"shares": 4, "planned_for": 4}

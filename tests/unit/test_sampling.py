@@ -56,6 +56,44 @@ def test_processes_share_the_same_global_batches(durations, world_size):
             assert max(seconds) - min(seconds) <= durations[alone.global_batch(epoch, index)].max()
 
 
+@pytest.mark.parametrize("num_shares, world_size", [(4, 1), (4, 2), (4, 3), (5, 4)])
+def test_fewer_processes_take_the_same_shares_in_turn(durations, num_shares, world_size):
+    """What share number n of a batch holds does not depend on who takes it."""
+    wide = [BatchSampler(durations, 200, seed=5, rank=n, world_size=num_shares) for n in range(num_shares)]
+    narrow = [
+        BatchSampler(durations, 200, seed=5, rank=rank, world_size=world_size, shares=num_shares)
+        for rank in range(world_size)
+    ]
+    for index in range(wide[0].num_batches(0)):
+        batch = wide[0].global_batch(0, index)
+        assert all(sampler.global_batch(0, index) == batch for sampler in narrow)
+        taken = {
+            rank + turn * world_size: sampler.share(batch, turn)
+            for rank, sampler in enumerate(narrow)
+            for turn in range(sampler.turns)
+        }
+        assert taken == {n: sampler.share(batch) for n, sampler in enumerate(wide)}
+
+
+def test_a_run_that_goes_on_with_more_processes_keeps_its_batches():
+    random = np.random.default_rng(0)
+    durations = random.uniform(5, 20, 60)
+    first = BatchSampler(durations, 45, seed=1)
+    more = [BatchSampler(durations, 45, seed=1, rank=rank, world_size=4) for rank in range(4)]
+    assert more[0].num_batches(0) < first.num_batches(0)  # four processes alone would want larger ones
+    for sampler in more:
+        sampler.divide(4, 1)
+    for epoch in (0, 1):
+        for index in range(first.num_batches(epoch)):
+            batch = first.global_batch(epoch, index)
+            assert sum((sampler.share(sampler.global_batch(epoch, index)) for sampler in more), []) != []
+            assert sorted(sum((sampler.share(batch) for sampler in more), [])) == sorted(batch)
+            assert more[3].global_batch(epoch, index) == batch
+    assert first.smallest(0) == min(len(first.global_batch(0, i)) for i in range(first.num_batches(0))) < 4
+    with pytest.raises(ValueError, match="data.shares divides batches into 2 shares, which 3 processes"):
+        BatchSampler(durations, 45, world_size=3, shares=2)
+
+
 def test_epochs_differ_and_are_repeatable(durations):
     first, again = BatchSampler(durations, 200, seed=1), BatchSampler(durations, 200, seed=1)
     assert global_batches(first, 0) == global_batches(again, 0)

@@ -21,6 +21,8 @@ already), with an allocator that hands back every freed block of 64 KiB or more;
 max_memory_allocated less what was allocated before.
 
 profile_encoder.py shows where the time goes; benchmark_encoder.md says what we found.
+
+--record NAME leaves what is printed in docs/results for RESULTS.md.
 """
 
 import ctypes
@@ -37,6 +39,7 @@ from pathlib import Path
 
 import torch
 from encoder_subjects import SAMPLE_RATE, Options, Subject
+from recording import recorded
 
 from spear_lib.bin.common import run
 from spear_lib.config import parse
@@ -226,6 +229,7 @@ def report_memory(options: Options) -> None:
             )
 
 
+@recorded("noise")
 def main(argv: list[str] | None = None) -> None:
     options = parse(Options, argv, prog="python tools/benchmarks/encoder.py", description=__doc__)
     lengths = ", ".join(f"{n / SAMPLE_RATE:g}" for n in options.num_samples())

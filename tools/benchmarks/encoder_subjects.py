@@ -1,4 +1,4 @@
-"""What the benchmark and the profile run: our encoders and WavLM, each with its input and its step."""
+"""What the benchmark and the profile run: our encoders, the reference's and WavLM, with their steps."""
 
 import dataclasses
 import time
@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from reference_encoder import ReferenceEncoder
 from torch import Tensor, nn
 
 from spear_lib.encoders.zipformer import SpearEncoder, ZipformerConfig
@@ -84,6 +85,8 @@ class Subject:
         self.note = ""
         if name.startswith("wavlm"):
             self.model, self.encode = self._wavlm(name)
+        elif name.startswith("reference-"):
+            self.model, self.encode = self._reference(name.removeprefix("reference-"))
         else:
             self.model, self.encode = self._spear(name)
         self.model.train().to(self.device)
@@ -120,6 +123,13 @@ class Subject:
             return encoder(self.fbank, self.frames).encoder_out
 
         return encoder, encode
+
+    def _reference(self, size: str) -> tuple[nn.Module, Callable[[], Tensor]]:
+        encoder = ReferenceEncoder(SpearEncoder(parse_size(size)))
+        encoder.batch_count = self.options.batch_count
+        self.fbank, self.frames = FbankExtractor().to(self.device)(self.waveforms, self.lengths)
+        self.note = "the reference's sequence of operations, from the specification; Swoosh by PyTorch"
+        return encoder, lambda: encoder(self.fbank, self.frames)
 
     def step(self, backward: bool) -> None:
         """One forward pass, or forward and backward."""

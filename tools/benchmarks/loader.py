@@ -13,6 +13,8 @@ store; * ours + fbank: the same and 128-bin fbank of each batch, which in traini
 
 Rates are medians over interleaved rounds, ratios medians of the rounds' ratios, by processor time (of the
 workers too), which other work on the machine hardly changes.
+
+--record NAME leaves what is printed in docs/results for RESULTS.md.
 """
 
 import argparse
@@ -33,6 +35,7 @@ from lhotse.dataset import AudioSamples, DynamicBucketingSampler, K2SpeechRecogn
 from lhotse.dataset.collation import collate_custom_field
 from lhotse.dataset.cut_transforms import CutMix
 from lhotse.features.io import NumpyHdf5Writer
+from recording import recorded
 from torch.utils.data import DataLoader
 
 from spear_lib.data.manifests import save_cuts
@@ -213,6 +216,7 @@ def benchmark(
     )
 
 
+@recorded("made-up FLAC files")
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

@@ -12,6 +12,8 @@ likewise.
 
 The peer's default recomputes its logits in backward to save memory (checkpoint); --peer_checkpoint false is
 its faster and larger variant.
+
+--record NAME leaves what is printed in docs/results for RESULTS.md.
 """
 
 import statistics
@@ -23,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from recording import recorded
 from torch import Tensor
 
 from spear_lib.bin.common import run
@@ -121,6 +124,7 @@ def memory_in_a_process(subject: str, argv: list[str] | None) -> float:
     return float(done.stdout)
 
 
+@recorded("random features")
 def main(argv: list[str] | None = None) -> None:
     options = parse(Options, argv, prog="python tools/benchmarks/loss_head.py", description=__doc__)
     torch.set_num_threads(options.threads)

@@ -7,6 +7,8 @@ Both run the step of spear_lib.training: fbank, encoder with every regulariser, 
 backward, ScaledAdam. The prediction has no data; the measurement is made in a process of its own. On a CPU it
 is the peak of the resident set during the second step less its size before the model was made, with an
 allocator that hands back freed blocks of 64 KiB or more; on CUDA it is max_memory_allocated.
+
+--record NAME leaves what is printed in docs/results for RESULTS.md.
 """
 
 import ctypes
@@ -21,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from recording import recorded
 
 from spear_lib.bin.common import run
 from spear_lib.config import parse
@@ -161,6 +164,7 @@ def measured(options: Options, size: str) -> dict[str, float]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@recorded("noise")
 def main(argv: list[str] | None = None) -> None:
     options = parse(Options, argv, prog="python tools/benchmarks/memory.py", description=__doc__)
     facts = {

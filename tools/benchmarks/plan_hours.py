@@ -5,10 +5,14 @@
 Every run is planned as the paper made it: its batch, steps and GPUs, bf16, without activation checkpointing,
 batches of its longest cuts (speech 30 s, AudioSet 10 s), tokens of 16 codebooks at 50 Hz (speech) and 8 at
 25 Hz (audio). No GPU is needed, and nothing is trained.
+
+--record NAME leaves what is printed in docs/results for RESULTS.md.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+
+from recording import recorded
 
 from spear_lib.bin.common import run
 from spear_lib.config import parse
@@ -72,12 +76,13 @@ def table(runs: Iterable[PaperRun]) -> Iterable[str]:
         yield (
             f"| {_NAMES[each.size]}, {each.domain} | {each.gpus} | {each.gpu_hours:,} "
             f"| {hours['a800']:,.0f} ({hours['a800'] / each.gpu_hours:.2f}) | {hours['h100']:,.0f} "
-            f"| {len(memory.work):,} | {moved:.0f} |"
+            f"| {memory.kernels:,} | {moved:.0f} |"
         )
 
 
-def main() -> None:
-    options = parse(Options, prog="python tools/benchmarks/plan_hours.py", description=__doc__)
+@recorded("no audio")
+def main(argv: list[str] | None = None) -> None:
+    options = parse(Options, argv, prog="python tools/benchmarks/plan_hours.py", description=__doc__)
     first_screen("GPU-hours of the paper's runs", {"sizes": ", ".join(options.sizes)})
     for line in table(each for each in PAPER_RUNS if each.size in options.sizes):
         print(line, flush=True)

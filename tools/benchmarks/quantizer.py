@@ -11,6 +11,8 @@ else (on CUDA: max_memory_allocated), torch and all.
 
 The training step is the reference's, phase one (2N codebooks of 16) or two (N of 256), with one and two
 refinements in turn as the schedule draws them: search, losses, gradients, Adam.
+
+--record NAME leaves what is printed in docs/results for RESULTS.md.
 """
 
 import itertools
@@ -25,6 +27,7 @@ from typing import Any
 
 import multi_quantization
 import torch
+from recording import recorded
 from torch import Tensor
 
 from spear_lib.bin.common import run
@@ -144,6 +147,7 @@ def encode_once(options: Options, device: torch.device) -> None:
         print(next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:")))
 
 
+@recorded("random embeddings")
 def main(argv: list[str] | None = None) -> None:
     options = parse(Options, argv, prog="python tools/benchmarks/quantizer.py", description=__doc__)
     torch.set_num_threads(options.threads)

@@ -10,6 +10,8 @@ and the same formula (squared error over the spread around the frames' mean). "T
 error" is the time after which our codebooks, searched from a greedy guess, are at the peer's final error or
 below. CPU is user + system time of the process, which other work on the machine changes less than wall
 time.
+
+--record NAME leaves what is printed in docs/results for RESULTS.md.
 """
 
 import math
@@ -20,6 +22,7 @@ from pathlib import Path
 
 import multi_quantization
 import torch
+from recording import recorded
 from torch import Tensor
 
 from spear_lib.bin.common import run
@@ -42,7 +45,7 @@ class Options:
     dim: int = 64
     """Channels of the Gaussian, whose eigenvalues fall from 1 to 0.01."""
     gaussian_frames: int = 40000
-    """Frames of the Gaussian."""
+    """Frames of the Gaussian; 0: the embeddings alone."""
     steps: int = 120
     """Steps of each of the peer's two phases (600 frames each, its default batch)."""
     threads: int = 1
@@ -186,17 +189,19 @@ def compare(folder: Path, training: QuantizerTrainingOptions, options: Options, 
         print("the peer's final error was not reached by the rounds")
 
 
+@recorded("stored embeddings")
 def main(argv: list[str] | None = None) -> None:
     options = parse(Options, argv, prog="python tools/benchmarks/quantizer_quality.py", description=__doc__)
     torch.set_num_threads(options.threads)
-    data = ["Gaussian", *filter(None, [options.embeddings])]
+    data = [*(["Gaussian"] if options.gaussian_frames else []), *filter(None, [options.embeddings])]
     first_screen("quantiser training", {"data": " and ".join(data), "threads": options.threads})
     with tempfile.TemporaryDirectory() as folder:
         scratch = [Path(folder) / name for name in ("data", "gaussian", "embeddings")]
         for each in scratch:
             each.mkdir()
-        training = replace(options.training, normalisation="global")
-        compare(gaussian_folder(scratch[0], options), training, options, scratch[1])
+        if options.gaussian_frames:
+            training = replace(options.training, normalisation="global")
+            compare(gaussian_folder(scratch[0], options), training, options, scratch[1])
         if options.embeddings:
             compare(Path(options.embeddings), options.training, options, scratch[2])
 

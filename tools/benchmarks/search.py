@@ -9,6 +9,8 @@ decoder and joiner per frame, for the whole beam of the utterance (icefall's unb
 the same transcripts, or there is nothing to compare. The model is a random one of the published size (decoder
 and joiner 512 wide), made to write a few units per second. The searches alternate; the ratio of their times
 (CPU time; on a GPU wall time) is formed in each round, its median printed.
+
+--record NAME leaves what is printed in docs/results for RESULTS.md.
 """
 
 import argparse
@@ -17,6 +19,7 @@ import statistics
 import time
 
 import torch
+from recording import recorded
 
 from spear_lib.asr.ctc_search import ctc_prefix_beam_search
 from spear_lib.asr.model import AsrModel, TransducerConfig
@@ -142,6 +145,7 @@ def compare(name: str, simple, batched, rounds: int, device: str) -> float:
     return ratio
 
 
+@recorded("random logits")
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter

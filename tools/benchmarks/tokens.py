@@ -9,6 +9,8 @@
     python tools/benchmarks/tokens.py [--parts a,b,c] [--rounds 5] [--cuts 100000]
 
 Times are ratios of medians over interleaved rounds: other work on the machine slows both sides alike.
+
+--record NAME leaves what is printed in docs/results for RESULTS.md.
 """
 
 import argparse
@@ -29,6 +31,7 @@ import soundfile
 import torch
 from lhotse import MonoCut, Recording
 from lhotse.audio import AudioSource
+from recording import recorded
 
 from spear_lib.bin import check_tokens
 from spear_lib.data import decoding
@@ -291,6 +294,7 @@ def _lines(path: Path) -> list[bytes]:
         return file.readlines()
 
 
+@recorded("made-up cuts")
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

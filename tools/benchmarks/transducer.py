@@ -14,6 +14,8 @@ full size. It is a stand-in, not a library.
 Time: both in one process, alternating; the ratio of CPU times (user + system) is formed in each round and its
 median printed, so other work on the machine hits both. Memory: a process for each, peak of the resident set
 during the third step less its size before (inputs are there already), freed blocks handed back.
+
+--record NAME leaves what is printed in docs/results for RESULTS.md.
 """
 
 import argparse
@@ -32,6 +34,7 @@ from types import SimpleNamespace
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # CPU time must not count threads that spin
 
 import torch
+from recording import recorded
 
 import spear_lib.transducer as ours
 
@@ -170,6 +173,7 @@ def memory_in_a_process(name: str, argv: list[str] | None) -> int:
     return int(json.loads(output.splitlines()[-1]))
 
 
+@recorded("random logits")
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--peer", choices=["auto", "k2", "autograd"], default="auto")

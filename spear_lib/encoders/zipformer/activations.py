@@ -15,8 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from spear_lib.encoders.zipformer.modules import at_least_float32
-from spear_lib.encoders.zipformer.regularisers import BalancerLimits, apply_limits
+from spear_lib.encoders.zipformer.modules import at_least_float32, product_dtype
+from spear_lib.encoders.zipformer.regularisers import (
+    BalancerLimits,
+    ChannelMoments,
+    apply_limits,
+    balanced_gradient,
+)
+from spear_lib.kernels import fused
 from spear_lib.runtime.devices import on_host, recording
 
 _LINEAR_TERM = 0.08
@@ -56,7 +62,20 @@ def swoosh_kernels(device: torch.device) -> str:
     return "k2's Swoosh"
 
 
-def _swoosh_value(x: Tensor, kind: str, multiplier: Tensor | None) -> Tensor:
+def _fused(x: Tensor, multiplier: Tensor | None) -> bool:
+    """Whether one kernel computes Swoosh of x: it knows multipliers (B, 1, C) of (B, T, C)."""
+    fits = multiplier is None or (x.dim() == 3 and multiplier.shape == (x.shape[0], 1, x.shape[2]))
+    return fits and fused("swoosh", x)
+
+
+def _contiguous(x: Tensor, multiplier: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    return x.contiguous(), None if multiplier is None else multiplier.contiguous()
+
+
+def _swoosh_value(x: Tensor, kind: str, multiplier: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """The value in ``dtype``."""
+    if _fused(x, multiplier):
+        return torch.ops.spear.swoosh(*_contiguous(x, multiplier), kind, dtype)
     k2 = _kernels(x)
     if k2 is not None:
         y = getattr(k2, f"swoosh_{kind.lower()}_forward")(x.contiguous())
@@ -64,17 +83,29 @@ def _swoosh_value(x: Tensor, kind: str, multiplier: Tensor | None) -> Tensor:
         x32 = at_least_float32(x)
         y = F.softplus(x32 - _SHIFT[kind])
         y.sub_(x32, alpha=_LINEAR_TERM).sub_(_OFFSET[kind])
-    return y if multiplier is None else y.mul_(multiplier)
+    return (y if multiplier is None else y.mul_(multiplier)).to(dtype)
 
 
 def _swoosh_gradient(x: Tensor, kind: str, multiplier: Tensor | None, grad: Tensor) -> Tensor:
+    """``grad`` times the derivative, in the number format of x."""
+    if _fused(x, multiplier):
+        x, multiplier = _contiguous(x, multiplier)
+        return torch.ops.spear.swoosh_gradient(x, grad.contiguous(), multiplier, kind)
     k2 = _kernels(x)
     if k2 is not None:
         # The exact derivative; k2's own autograd function rounds it to 8 bits at random.
         slope = getattr(k2, f"swoosh_{kind.lower()}_forward_and_deriv")(x.contiguous())[1].mul_(grad)
     else:
         slope = (at_least_float32(x) - _SHIFT[kind]).sigmoid_().sub_(_LINEAR_TERM).mul_(grad)
-    return slope if multiplier is None else slope.mul_(multiplier)
+    return (slope if multiplier is None else slope.mul_(multiplier)).to(x.dtype)
+
+
+def _swoosh_both(x: Tensor, kind: str, multiplier: Tensor | None, grad: Tensor) -> tuple[Tensor, Tensor]:
+    """``_swoosh_gradient``, and the value in the number format of ``grad``."""
+    if _fused(x, multiplier):
+        x, multiplier = _contiguous(x, multiplier)
+        return torch.ops.spear.swoosh_both(x, grad.contiguous(), multiplier, kind)
+    return _swoosh_gradient(x, kind, multiplier, grad), _swoosh_value(x, kind, multiplier, grad.dtype)
 
 
 class _SwooshFunction(torch.autograd.Function):
@@ -82,13 +113,13 @@ class _SwooshFunction(torch.autograd.Function):
     def forward(ctx, x, kind, multiplier):
         ctx.save_for_backward(x, multiplier)
         ctx.kind = kind
-        return _swoosh_value(x, kind, multiplier).to(x.dtype)
+        return _swoosh_value(x, kind, multiplier, x.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
         x, multiplier = ctx.saved_tensors
-        return _swoosh_gradient(x, ctx.kind, multiplier, grad).to(grad.dtype), None, None
+        return _swoosh_gradient(x, ctx.kind, multiplier, grad), None, None
 
 
 def swoosh(x: Tensor, kind: str, multiplier: Tensor | None = None) -> Tensor:
@@ -99,18 +130,17 @@ def swoosh(x: Tensor, kind: str, multiplier: Tensor | None = None) -> Tensor:
     return _SwooshFunction.apply(x, kind, multiplier)
 
 
-def _product_dtype(x: Tensor) -> torch.dtype:
-    """What a matrix product of ``x`` is computed in: autocast's number format where it is on."""
-    kind = x.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+def _sum_of_rows(rows: Tensor) -> Tensor:
+    """(C,) of rows (n, C), added up in float32 at least."""
+    return rows.sum(dim=0, dtype=torch.promote_types(rows.dtype, torch.float32))
 
 
 class _SwooshLinearFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, kind, multiplier):
-        dtype = _product_dtype(x)
+        dtype = product_dtype(x)
         with torch.autocast(x.device.type, enabled=False):
-            hidden = _swoosh_value(x, kind, multiplier).to(dtype)
+            hidden = _swoosh_value(x, kind, multiplier, dtype)
             y = F.linear(hidden, weight.to(dtype), bias.to(dtype))
         ctx.save_for_backward(x, weight, multiplier)
         ctx.kind = kind
@@ -122,14 +152,18 @@ class _SwooshLinearFunction(torch.autograd.Function):
         x, weight, multiplier = ctx.saved_tensors
         rows = grad.reshape(-1, grad.shape[-1])
         grad_x = grad_weight = grad_bias = None
-        if ctx.needs_input_grad[0]:
-            grad_hidden = torch.matmul(grad, weight.to(grad.dtype))
-            grad_x = _swoosh_gradient(x, ctx.kind, multiplier, grad_hidden).to(x.dtype)
-        if ctx.needs_input_grad[1]:
-            hidden = _swoosh_value(x, ctx.kind, multiplier).to(grad.dtype).reshape(-1, x.shape[-1])
-            grad_weight = torch.mm(rows.t(), hidden).to(weight.dtype)
-        if ctx.needs_input_grad[2]:
-            grad_bias = at_least_float32(rows).sum(dim=0).to(weight.dtype)
+        for_x, for_weight, for_bias, *_ = ctx.needs_input_grad
+        grad_hidden = torch.matmul(grad, weight.to(grad.dtype)) if for_x else None
+        if for_x and for_weight:
+            grad_x, hidden = _swoosh_both(x, ctx.kind, multiplier, grad_hidden)
+        elif for_x:
+            grad_x = _swoosh_gradient(x, ctx.kind, multiplier, grad_hidden)
+        elif for_weight:
+            hidden = _swoosh_value(x, ctx.kind, multiplier, grad.dtype)
+        if for_weight:
+            grad_weight = torch.mm(rows.t(), hidden.reshape(-1, x.shape[-1])).to(weight.dtype)
+        if for_bias:
+            grad_bias = _sum_of_rows(rows).to(weight.dtype)
         return grad_x, grad_weight, grad_bias, None, None
 
 
@@ -154,31 +188,27 @@ def swoosh_linear(
 class _PointwiseNetworkFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight1, bias1, weight2, bias2, limits):
-        dtype = _product_dtype(x)
+        dtype = product_dtype(x)
         rows = x.reshape(-1, x.shape[-1])
         y = x.new_empty(rows.shape[0], weight2.shape[0], dtype=dtype)
-        sums = at_least_float32(weight1.new_zeros(2, weight1.shape[0]))
+        moments = ChannelMoments()
         with torch.autocast(x.device.type, enabled=False):
             first = (weight1.to(dtype), bias1.to(dtype))
             second = (weight2.to(dtype), bias2.to(dtype))
             for part in _row_slices(rows):
                 hidden = F.linear(rows[part].to(dtype), *first)
                 if limits is not None:
-                    hidden32 = at_least_float32(hidden)
-                    sums[0] += hidden32.sum(dim=0)
-                    sums[1] += hidden32.square().sum(dim=0)
-                y[part] = F.linear(_swoosh_value(hidden, "L", None).to(dtype), *second)
-            offset = slope = None
-            if limits is not None:
-                offset, slope = limits.coefficients(*(sums / rows.shape[0]))
-        ctx.save_for_backward(x, weight1, bias1, weight2, offset, slope)
+                    moments.add(hidden)
+                y[part] = F.linear(_swoosh_value(hidden, "L", None, dtype), *second)
+            coefficients = None if limits is None else moments.coefficients(limits)
+        ctx.save_for_backward(x, weight1, bias1, weight2, coefficients)
         ctx.dtype = dtype
         return y.reshape(*x.shape[:-1], -1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        x, weight1, bias1, weight2, offset, slope = ctx.saved_tensors
+        x, weight1, bias1, weight2, coefficients = ctx.saved_tensors
         dtype = ctx.dtype
         rows, grad = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
         first, bias, second = weight1.to(dtype), bias1.to(dtype), weight2.to(dtype)
@@ -187,19 +217,15 @@ class _PointwiseNetworkFunction(torch.autograd.Function):
         for part in _row_slices(rows):
             part_x, part_grad = rows[part].to(dtype), grad[part].to(dtype)
             hidden = F.linear(part_x, first, bias)
-            grads[2] += torch.mm(part_grad.t(), _swoosh_value(hidden, "L", None).to(dtype))
-            change = _swoosh_gradient(hidden, "L", None, torch.mm(part_grad, second))
-            if offset is not None:
-                # As Balancer does on its own, in the number format that the gradient would have had there.
-                change = at_least_float32(change.to(dtype))
-                factor = torch.addcmul(offset, slope, at_least_float32(hidden))
-                change = torch.addcmul(change, change.abs(), factor)
-            change = change.to(dtype)
+            change, value = _swoosh_both(hidden, "L", None, torch.mm(part_grad, second))
+            grads[2] += torch.mm(part_grad.t(), value)
+            if coefficients is not None:
+                change = balanced_gradient(hidden, change, coefficients)
             grads[0] += torch.mm(change.t(), part_x)
-            grads[1] += at_least_float32(change).sum(dim=0)
+            grads[1] += _sum_of_rows(change)
             if grad_x is not None:
                 grad_x[part] = torch.mm(change, first)
-        grads.append(at_least_float32(grad).sum(dim=0))
+        grads.append(_sum_of_rows(grad))
         if grad_x is not None:
             grad_x = grad_x.reshape(x.shape)
         return grad_x, *(each.to(weight1.dtype) for each in grads), None

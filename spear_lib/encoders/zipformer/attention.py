@@ -13,9 +13,11 @@ from torch.autograd.function import once_differentiable
 
 from spear_lib.encoders.step_context import Schedule, StepContext
 from spear_lib.encoders.zipformer.modules import scaled_linear
-from spear_lib.encoders.zipformer.regularisers import Balancer, Whiten, score_penalty
+from spear_lib.encoders.zipformer.regularisers import PENALTY_LIMIT, Balancer, Whiten, score_penalty
+from spear_lib.kernels import fused
 from spear_lib.runtime.devices import on_host, recording
 
+_WIDEST_HEAD = 128  # of queries, that the kernels hold at once
 _PENALTY_PROBABILITY = 0.1
 _PENALTY = 1.0e-4
 
@@ -74,6 +76,52 @@ def _chunks(query: Tensor) -> list[slice]:
 def _wide(x: Tensor) -> torch.dtype:
     """The number format of what must not be rounded to half precision."""
     return torch.promote_types(x.dtype, torch.float32)
+
+
+def _adjacent(x: Tensor) -> Tensor:
+    """x with its last axis side by side in memory."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+class _FusedWeightsFunction(torch.autograd.Function):
+    """``_AttentionWeightsFunction`` by kernels that never write a score."""
+
+    @staticmethod
+    def forward(ctx, query, key, position_query, position_key, mask, use_position, penalty_size):
+        query, key, position_query = map(_adjacent, (query, key, position_query))
+        positions = position_key.to(query.dtype).contiguous()
+        limit = PENALTY_LIMIT if penalty_size else None
+        weights, signs = torch.ops.spear.attention_weights(
+            query, key, position_query, positions, mask, use_position, limit
+        )
+        ctx.use_position, ctx.penalty_size, ctx.position_dtype = (
+            use_position,
+            penalty_size,
+            position_key.dtype,
+        )
+        ctx.save_for_backward(query, key, position_query, positions, weights, signs)
+        return weights, weights[:, 0].clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_weights, grad_first):
+        query, key, position_query, positions, weights, signs = ctx.saved_tensors
+        grad, grad_position_query = torch.ops.spear.attention_scores_gradient(
+            weights,
+            grad_weights.contiguous(),
+            grad_first.contiguous(),
+            positions,
+            signs,
+            float(ctx.penalty_size),
+            ctx.use_position,
+        )
+        grad_query, grad_key = torch.matmul(grad, key), torch.matmul(grad.transpose(2, 3), query)
+        if ctx.use_position:
+            grad_position_key = torch.ops.spear.attention_positions_gradient(grad, position_query).sum(dim=0)
+        else:
+            grad_position_key = torch.zeros_like(positions)
+        grad_position_key = grad_position_key.to(ctx.position_dtype)
+        return grad_query, grad_key, grad_position_query, grad_position_key, None, None, None
 
 
 class _AttentionWeightsFunction(torch.autograd.Function):
@@ -142,6 +190,29 @@ class _AttentionWeightsFunction(torch.autograd.Function):
             grad_position_key += product.sum(dim=0, dtype=wide).transpose(1, 2)
         grad_position_key = grad_position_key.to(position_key.dtype)
         return grad_query, grad_key, grad_position_query, grad_position_key, None, None, None
+
+
+def attention_weights(
+    query: Tensor,
+    key: Tensor,
+    position_query: Tensor,
+    position_key: Tensor,
+    mask: Tensor | None = None,
+    use_position: bool = True,
+    penalty: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """softmax(q k' + relative positional term + mask), (B, H, T, T), and its first head, (B, T, T).
+
+    Args:
+      query, key: (B, H, T, D).
+      position_query: (B, H, T, P).
+      position_key: (H, 2 T - 1, P), of the offsets source minus target from -(T - 1) on.
+      mask: added, broadcastable to (B, H, T, T).
+      penalty: of ``score_penalty``, added to the scores' gradients (0: none).
+    """
+    fits = query.numel() > 0 and query.shape[3] <= _WIDEST_HEAD and (mask is None or mask.shape[1] == 1)
+    function = _FusedWeightsFunction if fits and fused("attention", query) else _AttentionWeightsFunction
+    return function.apply(query, key, position_query, position_key, mask, use_position, penalty)
 
 
 def _recorded_weights(
@@ -221,9 +292,7 @@ class RelPositionMultiheadAttentionWeights(nn.Module):
         mask = mask.to(query.dtype) if mask is not None else None
         if recording():
             return _recorded_weights(query, key, position_query, position_key, mask)
-        return _AttentionWeightsFunction.apply(
-            query, key, position_query, position_key, mask, use_position, penalty
-        )
+        return attention_weights(query, key, position_query, position_key, mask, use_position, penalty)
 
 
 def constant_attention(weights: Tensor) -> Tensor:

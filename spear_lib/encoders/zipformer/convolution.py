@@ -6,12 +6,20 @@ Shapes: B utterances, T frames, D channels, K kernel (odd).
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from spear_lib.encoders.step_context import Schedule, StepContext
 from spear_lib.encoders.zipformer.activations import swoosh_linear
 from spear_lib.encoders.zipformer.cpu_convolutions import depthwise_conv1d
 from spear_lib.encoders.zipformer.modules import scaled_linear
-from spear_lib.encoders.zipformer.regularisers import Balancer, Whiten
+from spear_lib.encoders.zipformer.regularisers import (
+    Balancer,
+    BalancerLimits,
+    ChannelMoments,
+    Whiten,
+    apply_limits,
+)
+from spear_lib.kernels import fused
 
 
 class ChunkCausalDepthwiseConv1d(nn.Module):
@@ -71,6 +79,46 @@ class ChunkCausalDepthwiseConv1d(nn.Module):
         return (causal + chunks[..., :num_frames]).transpose(1, 2)
 
 
+class _GatedFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, projected, valid, limits):
+        rows = projected.reshape(-1, projected.shape[-1]).contiguous()
+        flags = None if valid is None else valid.expand(*projected.shape[:-1], 1).reshape(-1)
+        coefficients = None
+        if limits is not None:
+            moments = ChannelMoments()
+            moments.add(rows[:, rows.shape[1] // 2 :])
+            coefficients = moments.coefficients(limits)
+        ctx.save_for_backward(rows, flags, coefficients)
+        return torch.ops.spear.gated(rows, flags).view(*projected.shape[:-1], -1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        rows, flags, coefficients = ctx.saved_tensors
+        change = grad.reshape(rows.shape[0], -1).contiguous()
+        change = torch.ops.spear.gated_gradient(rows, flags, change, coefficients)
+        return change.view(*grad.shape[:-1], -1), None, None
+
+
+def gated(projected: Tensor, valid: Tensor | None = None, limits: BalancerLimits | None = None) -> Tensor:
+    """values x sigmoid(gates), zero on padding.
+
+    Args:
+      projected: (B, T, 2 D), values, then gates.
+      valid: (B, T, 1) bool, or None without padding.
+      limits: of the Balancer on the gates, or None where it does not act.
+
+    Returns:
+      (B, T, D).
+    """
+    if fused("gated", projected):
+        return _GatedFunction.apply(projected, valid, limits)
+    values, gate = projected.chunk(2, dim=-1)
+    values = values * (gate if limits is None else apply_limits(gate, -1, limits)).sigmoid()
+    return values if valid is None else values * valid.to(values.dtype)
+
+
 class ConvolutionModule(nn.Module):
     """Convolution module (Zipformer)."""
 
@@ -107,10 +155,8 @@ class ConvolutionModule(nn.Module):
 
     def forward(self, x: Tensor, valid: Tensor | None = None, chunk_size: int | Tensor = -1) -> Tensor:
         """x (B, T, D), valid (B, T, 1) bool or None -> (B, T, D)."""
-        values, gate = self.in_proj(x).chunk(2, dim=-1)
-        values = values * self.balancer1(gate).sigmoid()
-        if valid is not None:
-            values = values * valid.to(values.dtype)
+        projected = self.in_proj(x)
+        values = gated(projected, valid, self.balancer1.limits(projected.requires_grad))
         if self.causal:
             values = self.depthwise_conv(values, chunk_size)
         else:

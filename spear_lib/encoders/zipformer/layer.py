@@ -15,7 +15,7 @@ from spear_lib.encoders.zipformer.attention import (
     constant_attention,
 )
 from spear_lib.encoders.zipformer.convolution import ConvolutionModule
-from spear_lib.encoders.zipformer.modules import BiasNorm, Bypass, scaled_linear
+from spear_lib.encoders.zipformer.modules import BiasNorm, Bypass, add, scaled_linear
 from spear_lib.encoders.zipformer.regularisers import Balancer, Whiten
 
 
@@ -156,23 +156,19 @@ class ZipformerLayer(nn.Module):
             if self.context.coin(self.constant_coin) < rate:
                 first_head = constant_attention(first_head)
         attention_mask = self._mask(self.attention_skip_rate, self.attention_draw)
-        h = x + self.feed_forward1(x)
-        branch = self.balancer_na(self.nonlin_attention(h, first_head))
-        h = _add(h, branch, attention_mask)
-        h = _add(h, self.self_attn1(h, weights), attention_mask)
-        branch = self.conv_module1(h, valid, chunk_size)
-        h = _add(h, branch, self._mask(self.conv_skip_rate, self.conv_draws[0]))
-        branch = self.balancer_ff2(self.feed_forward2(h))
-        h = _add(h, branch, self._mask(self.ff2_skip_rate, self.feedforward_draws[0]))
+        h, read = add(x, self.feed_forward1(x))
+        branch = self.balancer_na(self.nonlin_attention(read, first_head))
+        h, read = add(h, branch, attention_mask)
+        h, read = add(h, self.self_attn1(read, weights), attention_mask)
+        branch = self.conv_module1(read, valid, chunk_size)
+        h, read = add(h, branch, self._mask(self.conv_skip_rate, self.conv_draws[0]))
+        branch = self.balancer_ff2(self.feed_forward2(read))
+        h, _ = add(h, branch, self._mask(self.ff2_skip_rate, self.feedforward_draws[0]), is_read=False)
         h = self.bypass_mid(x, h)
-        h = _add(h, self.self_attn2(h, weights), attention_mask)
-        branch = self.conv_module2(h, valid, chunk_size)
-        h = _add(h, branch, self._mask(self.conv_skip_rate, self.conv_draws[1]))
-        branch = self.balancer_ff3(self.feed_forward3(h))
-        h = _add(h, branch, self._mask(self.ff3_skip_rate, self.feedforward_draws[1]))
+        h, read = add(h, self.self_attn2(h, weights), attention_mask)
+        branch = self.conv_module2(read, valid, chunk_size)
+        h, read = add(h, branch, self._mask(self.conv_skip_rate, self.conv_draws[1]))
+        branch = self.balancer_ff3(self.feed_forward3(read))
+        h, _ = add(h, branch, self._mask(self.ff3_skip_rate, self.feedforward_draws[1]), is_read=False)
         h = self.norm(self.balancer1(h))
         return self.whiten(self.balancer2(self.bypass(x, h)))
-
-
-def _add(x: Tensor, branch: Tensor, mask: Tensor | None) -> Tensor:
-    return x + branch if mask is None else x + branch * mask

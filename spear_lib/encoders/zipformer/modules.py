@@ -9,12 +9,22 @@ from torch.autograd.function import once_differentiable
 
 from spear_lib.encoders.step_context import Schedule, StepContext, as_schedule
 from spear_lib.encoders.zipformer.regularisers import Limiter
+from spear_lib.kernels import fused
+from spear_lib.kernels.choice import FORMATS
 from spear_lib.runtime.devices import recording
+
+_WIDEST_NORM = 8192  # channels, that a kernel holds at once
 
 
 def at_least_float32(x: Tensor) -> Tensor:
     """x in float32, or in float64 where it is already: an encoder in float64 is a witness for float32."""
     return x if x.dtype == torch.float64 else x.float()
+
+
+def product_dtype(x: Tensor) -> torch.dtype:
+    """What a matrix product of ``x`` is computed in: autocast's number format where it is on."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
 class _BiasNormFunction(torch.autograd.Function):
@@ -42,9 +52,28 @@ class _BiasNormFunction(torch.autograd.Function):
         return grad_x.to(x.dtype), grad_bias, product.sum()
 
 
+class _FusedNormFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, bias, log_scale):
+        rows = x.reshape(-1, x.shape[-1]).contiguous()
+        ctx.save_for_backward(rows, bias, log_scale)
+        return torch.ops.spear.bias_norm(rows, bias, log_scale).view(x.shape)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        rows, bias, log_scale = ctx.saved_tensors
+        change = grad.reshape(rows.shape).contiguous()
+        grad_x, sums = torch.ops.spear.bias_norm_gradient(rows, bias, log_scale, change)
+        sums = sums.sum(dim=0)
+        return grad_x.view(grad.shape), sums[:-1].to(bias.dtype), sums[-1].to(log_scale.dtype)
+
+
 def bias_norm(x: Tensor, bias: Tensor, log_scale: Tensor) -> Tensor:
     """x * exp(log_scale) / sqrt(mean((x - bias)^2)) over the last axis; float32 (Zipformer)."""
-    return _BiasNormFunction.apply(x, bias, log_scale)
+    fits = x.numel() > 0 and x.shape[-1] <= _WIDEST_NORM
+    function = _FusedNormFunction if fits and fused("bias_norm", x) else _BiasNormFunction
+    return function.apply(x, bias, log_scale)
 
 
 class BiasNorm(nn.Module):
@@ -60,6 +89,70 @@ class BiasNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x (B, T, D) -> (B, T, D), float32 unless the encoder was cast to something else."""
         return bias_norm(x, self.bias, self.log_scale).to(self.bias.dtype)
+
+
+class _ResidualFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, branch, mask, dtype):
+        ctx.dtype, ctx.is_read = branch.dtype, dtype is not None
+        mask = None if mask is None else mask.reshape(-1).float()
+        ctx.save_for_backward(mask)
+        y, rounded = torch.ops.spear.residual(x.contiguous(), branch.contiguous(), mask, dtype)
+        return (y, rounded) if ctx.is_read else (y, None)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad, grad_rounded):
+        rounded = grad_rounded.contiguous() if ctx.is_read else None
+        (mask,) = ctx.saved_tensors
+        return *torch.ops.spear.residual_gradient(grad.contiguous(), rounded, mask, ctx.dtype), None, None
+
+
+def add(x: Tensor, branch: Tensor, mask: Tensor | None = None, is_read: bool = True) -> tuple[Tensor, Tensor]:
+    """x + branch mask: what the next sum or bypass takes, and what the next branch reads.
+
+    Both are the same tensor, or the second is rounded already to what autocast would make of it.
+
+    Args:
+      x, branch: (B, T, D).
+      mask: 0/1 mask (B, 1, 1), or None where nothing is dropped.
+      is_read: whether a branch reads the sum.
+    """
+    if x.numel() > 0 and branch.dtype in FORMATS and fused("residual", x):
+        dtype = product_dtype(x)
+        half = dtype if is_read and dtype != x.dtype and dtype in FORMATS else None
+        y, rounded = _ResidualFunction.apply(x, branch, mask, half)
+        return y, y if rounded is None else rounded
+    y = x + branch if mask is None else x + branch * mask
+    return y, y
+
+
+class _InterpolationFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, h, scale):
+        x, h = x.contiguous(), h.contiguous()
+        scales = scale.reshape(-1, scale.shape[-1]).float()
+        ctx.save_for_backward(x, h, scales)
+        ctx.scale_like = scale.shape, scale.dtype
+        return torch.ops.spear.bypass(x, h, scales)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        x, h, scales = ctx.saved_tensors
+        grad_x, grad_h, sums = torch.ops.spear.bypass_gradient(x, h, scales, grad.contiguous())
+        shape, dtype = ctx.scale_like
+        sums = sums.sum(dim=(0, 1) if scales.shape[0] == 1 else 1)
+        return grad_x, grad_h, sums.view(shape).to(dtype)
+
+
+def interpolate(x: Tensor, h: Tensor, scale: Tensor) -> Tensor:
+    """x + (h - x) scale in the format of x; x, h (B, T, D), scale (D,) or (B, 1, D)."""
+    if x.numel() > 0 and h.dtype in FORMATS and fused("bypass", x):
+        return _InterpolationFunction.apply(x, h, scale)
+    if h.dtype != x.dtype:
+        h = h.to(x.dtype)
+    return torch.lerp(x, h, scale.to(x.dtype).expand(1, 1, -1) if scale.dim() == 1 else scale.to(x.dtype))
 
 
 class Bypass(nn.Module):
@@ -92,9 +185,7 @@ class Bypass(nn.Module):
             skip_rate = self.skip_rate(self.context.batch_count)
             if skip_rate > 0.0:
                 scale = scale * self.context.keep(self.draw, skip_rate).unsqueeze(-1)
-        if h.dtype != x.dtype:
-            h = h.to(x.dtype)
-        return torch.lerp(x, h, scale.to(x.dtype).expand(1, 1, -1) if scale.dim() == 1 else scale.to(x.dtype))
+        return interpolate(x, h, scale)
 
 
 class Downsample(nn.Module):

@@ -6,13 +6,14 @@ float32, so that the backward pass is one sweep.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from spear_lib.encoders.step_context import Schedule, StepContext, as_schedule
+from spear_lib.kernels import fused
 from spear_lib.runtime.devices import on_host
 
 _FLOOR = 1.0e-20
@@ -20,6 +21,7 @@ _RMS_OF_ABS = 1.25331413732  # RMS / mean absolute value of a Gaussian: sqrt(pi 
 # Whiten looks at its input in this share of the calls. The reference lowers the share to 0.025 while the
 # metric is below the limit; that only saves time and is state that a resumed run would have to restore.
 WHITEN_PROBABILITY = 0.25
+PENALTY_LIMIT = 25.0  # of attention scores
 
 
 def mean_over_std_limit(proportion_positive: float) -> float:
@@ -69,10 +71,54 @@ class BalancerLimits:
         return offset * factor, slope * factor
 
 
+class ChannelMoments:
+    """Adds up x and x^2 of the channels over the parts that it is given."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.sums: list[Tensor] = []
+
+    def add(self, rows: Tensor) -> None:
+        """rows (n, C)."""
+        self.count += rows.shape[0]
+        if fused("balancer", rows):
+            self.sums.append(torch.ops.spear.channel_moments(_adjacent(rows)))
+        else:
+            rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
+            self.sums.append(torch.stack([rows.sum(dim=0), rows.square().sum(dim=0)]).unsqueeze(0))
+
+    def coefficients(self, limits: BalancerLimits) -> Tensor:
+        """Offset and slope (2, C) of what was added."""
+        sums = self.sums[0] if len(self.sums) == 1 else torch.cat(self.sums)
+        if fused("balancer", sums):
+            return torch.ops.spear.balancer_coefficients(sums, self.count, list(astuple(limits)))
+        return torch.stack(limits.coefficients(*(sums.sum(dim=0) / self.count)))
+
+
+def _adjacent(rows: Tensor) -> Tensor:
+    """rows (n, C) with the channels side by side in memory."""
+    return rows if rows.stride(1) == 1 or rows.shape[1] == 1 else rows.contiguous()
+
+
+def balanced_gradient(rows: Tensor, grad: Tensor, coefficients: Tensor) -> Tensor:
+    """rows, grad (n, C), coefficients (2, C) -> what the Balancer makes of the gradient, in its format."""
+    if fused("balancer", rows):
+        return torch.ops.spear.balancer_gradient(_adjacent(rows), _adjacent(grad), coefficients)
+    wide = grad.to(coefficients.dtype)
+    change = torch.addcmul(coefficients[0], coefficients[1], rows.to(coefficients.dtype))
+    return torch.addcmul(wide, wide.abs(), change).to(grad.dtype)
+
+
 class _BalancerFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, channel_dim, limits):
+        ctx.by_rows = channel_dim % x.dim() == x.dim() - 1 and fused("balancer", x)
         with torch.autocast(x.device.type, enabled=False):
+            if ctx.by_rows:
+                moments = ChannelMoments()
+                moments.add(x.reshape(-1, x.shape[-1]))
+                ctx.save_for_backward(x, moments.coefficients(limits))
+                return x.view_as(x)
             shape = [1] * x.dim()
             shape[channel_dim] = x.shape[channel_dim]
             others = [dim for dim in range(x.dim()) if dim != channel_dim % x.dim()]
@@ -85,6 +131,10 @@ class _BalancerFunction(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
+        if ctx.by_rows:
+            x, coefficients = ctx.saved_tensors
+            rows = x.reshape(-1, x.shape[-1])
+            return balanced_gradient(rows, grad.reshape(rows.shape), coefficients).view(x.shape), None, None
         x, offset, slope = ctx.saved_tensors
         change = torch.addcmul(offset, slope, x.float())
         return torch.addcmul(grad.float(), grad.abs(), change).to(grad.dtype), None, None
@@ -301,7 +351,7 @@ def limit_gradients(module: nn.Module, context: StepContext) -> None:
         torch._foreach_copy_(grads, limited.split([grad.numel() for grad in grads]))
 
 
-def score_penalty(scores: Tensor, limit: float = 25.0, penalty: float = 1.0e-4) -> Tensor:
+def score_penalty(scores: Tensor, limit: float = PENALTY_LIMIT, penalty: float = 1.0e-4) -> Tensor:
     """The gradient of penalty * sum(max(|scores| - limit, 0)) (Zipformer)."""
     return (scores.abs() > limit) * scores.sign() * penalty
 

@@ -1,0 +1,150 @@
+"""What the fused kernels of a Zipformer are compared on before they run: small inputs of its widths (ours).
+
+Shapes: B utterances, T frames, C channels. All go through the functions that the modules call, forward and
+backward, so what is compared is what runs.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from spear_lib.encoders.base import MASKED_SCORE
+from spear_lib.encoders.zipformer.activations import pointwise_network, swoosh, swoosh_linear
+from spear_lib.encoders.zipformer.attention import attention_weights
+from spear_lib.encoders.zipformer.config import ZipformerConfig
+from spear_lib.encoders.zipformer.convolution import gated
+from spear_lib.encoders.zipformer.modules import add, bias_norm, interpolate
+from spear_lib.encoders.zipformer.regularisers import BalancerLimits, apply_limits
+from spear_lib.kernels import Kernel
+
+_FRAMES = 75  # of two utterances; no multiple of any block
+
+
+class _Inputs:
+    """The same random tensors at every call, rounded to one number format and computed with in another."""
+
+    def __init__(self, device: torch.device, values: torch.dtype, computed: torch.dtype) -> None:
+        self.device, self.values, self.computed = device, values, computed
+        self.generator = torch.Generator().manual_seed(1)
+        self.leaves: list[Tensor] = []
+
+    def constant(self, *shape: int, scale: float = 1.0, shift: float = 0.0) -> Tensor:
+        """A tensor without gradient."""
+        x = torch.randn(shape, generator=self.generator) * scale + shift
+        return x.to(self.values).to(self.device, self.computed)
+
+    def leaf(self, *shape: int, scale: float = 1.0, shift: float = 0.0) -> Tensor:
+        """A tensor whose gradient is compared."""
+        self.leaves.append(self.constant(*shape, scale=scale, shift=shift).requires_grad_())
+        return self.leaves[-1]
+
+    def results(self, *outputs: Tensor) -> list[Tensor]:
+        """The outputs, and the gradients of the leaves where those of the outputs are random."""
+        with torch.enable_grad():
+            grads = [self.constant(*output.shape).to(output.dtype) for output in outputs]
+            found = torch.autograd.grad(outputs, self.leaves, grads)
+        return [*(output.detach() for output in outputs), *found]
+
+
+def _sample_swoosh(config: ZipformerConfig, inputs: _Inputs) -> list[Tensor]:
+    """Both kinds, with dropout and without, and the convolutional front end's network."""
+    hidden, dim = 5 * max(config.per_stack("feedforward_dim")) // 4, max(config.per_stack("encoder_dim"))
+    few = config.frontend_channels[-1]
+    multiplier = (inputs.constant(2, 1, hidden).abs() > 0.3) / 0.9
+    x = inputs.leaf(2, _FRAMES, hidden, scale=4.0)
+    weight, bias = inputs.leaf(dim, hidden, scale=hidden**-0.5), inputs.leaf(dim)
+    y = swoosh_linear(x, weight, bias, "L", multiplier.to(torch.promote_types(x.dtype, torch.float32)))
+    image = inputs.leaf(2, 7, 5, few, scale=3.0)
+    network = (inputs.leaf(3 * few, few), inputs.leaf(3 * few), inputs.leaf(few, 3 * few), inputs.leaf(few))
+    return inputs.results(y, swoosh(image, "R"), pointwise_network(swoosh(image, "L"), *network))
+
+
+def _sample_balancer(config: ZipformerConfig, inputs: _Inputs) -> list[Tensor]:
+    """Channels that are too positive, too small, too large, and one in order; a slice of wider rows."""
+    dim = max(config.per_stack("encoder_dim"))
+    x = inputs.leaf(2, _FRAMES, 2 * dim)
+    scale = torch.tensor([0.01, 1.0, 30.0, 1.0], device=x.device, dtype=x.dtype).repeat(-(-dim // 4))[:dim]
+    shift = torch.tensor([0.0, 1.5, 0.0, 0.1], device=x.device, dtype=x.dtype).repeat(-(-dim // 4))[:dim]
+    limits = BalancerLimits.of((0.4, 0.6), (0.2, 4.0), 0.5)
+    whole = apply_limits(x[..., :dim] * scale + shift, -1, limits)
+    return inputs.results(apply_limits(x[..., dim:], -1, limits), whole)
+
+
+def _sample_attention(config: ZipformerConfig, inputs: _Inputs) -> list[Tensor]:
+    """Padding and scores beyond the penalty's limit, as slices of wider rows; then without positions."""
+    heads, dim = max(config.per_stack("num_heads")), max(config.per_stack("query_head_dim"))
+    width = max(config.per_stack("pos_head_dim"))
+    rows = inputs.leaf(2, _FRAMES, heads * (2 * dim + width), scale=4.0 * dim**-0.25)
+    query, key, by_position = (
+        part.view(2, _FRAMES, heads, -1).transpose(1, 2)
+        for part in rows.split([heads * dim, heads * dim, heads * width], dim=-1)
+    )
+    positions = inputs.leaf(heads, 2 * _FRAMES - 1, width)
+    hidden = torch.arange(_FRAMES, device=rows.device) >= torch.tensor([[_FRAMES], [50]], device=rows.device)
+    mask = hidden[:, None, None].to(rows.dtype) * MASKED_SCORE
+    both = attention_weights(query, key, by_position, positions, mask, penalty=0.5)
+    return inputs.results(*both, *attention_weights(query, key, by_position, positions, use_position=False))
+
+
+def _sample_gated(config: ZipformerConfig, inputs: _Inputs) -> list[Tensor]:
+    """With padding and a Balancer on some of the gates, and without either."""
+    dim = max(config.per_stack("encoder_dim"))
+    projected, plain = inputs.leaf(2, _FRAMES, 2 * dim), inputs.leaf(2, _FRAMES, 2 * dim, scale=3.0)
+    valid = torch.arange(_FRAMES, device=plain.device) < torch.tensor([[_FRAMES], [50]], device=plain.device)
+    limits = BalancerLimits.of((0.5, 1.0), (1.1, 4.0), 0.5)
+    return inputs.results(gated(projected, valid.unsqueeze(-1), limits), gated(plain))
+
+
+def _sample_residual(config: ZipformerConfig, inputs: _Inputs) -> list[Tensor]:
+    """As under autocast: a float32 stream, branches in half precision, one of two utterances dropped."""
+    dim, wide = max(config.per_stack("encoder_dim")), torch.promote_types(inputs.computed, torch.float32)
+    x, branch = inputs.leaf(2, _FRAMES, dim), inputs.leaf(2, _FRAMES, dim)
+    mask = torch.tensor([1.0, 0.0], device=x.device).view(2, 1, 1)
+    half = inputs.computed if inputs.computed in (torch.bfloat16, torch.float16) else torch.bfloat16
+    with torch.autocast(x.device.type, dtype=half, enabled=half == inputs.computed):
+        h, read = add(x.to(wide), branch, mask.to(wide))
+        last, _ = add(h, branch, is_read=False)
+    return inputs.results(last, read.to(inputs.computed))
+
+
+def _sample_bypass(config: ZipformerConfig, inputs: _Inputs) -> list[Tensor]:
+    """One scale for all, and an own one for each utterance, as with skipped layers; float32 and half meet."""
+    dim = max(config.per_stack("encoder_dim"))
+    wide = torch.promote_types(inputs.computed, torch.float32)
+    x, h = inputs.leaf(2, _FRAMES, dim), inputs.leaf(2, _FRAMES, dim)
+    common, own = inputs.leaf(dim, scale=0.3, shift=0.5), inputs.leaf(2, 1, dim, scale=0.3, shift=0.5)
+    first = interpolate(x.to(wide), h, common.to(wide))
+    return inputs.results(first, interpolate(x, h, own.to(wide)))
+
+
+def _sample_bias_norm(config: ZipformerConfig, inputs: _Inputs) -> list[Tensor]:
+    """Every width of the stacks."""
+    outputs = []
+    for dim in sorted(set(config.per_stack("encoder_dim"))):
+        x, bias, log_scale = inputs.leaf(2, _FRAMES, dim), inputs.leaf(dim, scale=0.2), inputs.leaf(1)
+        outputs.append(bias_norm(x, bias, log_scale.squeeze(0)))
+    return inputs.results(*outputs)
+
+
+_SAMPLES: dict[str, Callable[[ZipformerConfig, _Inputs], list[Tensor]]] = {
+    "swoosh": _sample_swoosh,
+    "balancer": _sample_balancer,
+    "attention": _sample_attention,
+    "gated": _sample_gated,
+    "residual": _sample_residual,
+    "bypass": _sample_bypass,
+    "bias_norm": _sample_bias_norm,
+}
+
+
+def zipformer_kernels(config: ZipformerConfig) -> list[Kernel]:
+    """The kernels of an encoder, to be compared at its widths."""
+
+    def bound(sample: Callable) -> Callable:
+        def run(device: torch.device, values: torch.dtype, computed: torch.dtype) -> list[Tensor]:
+            return sample(config, _Inputs(device, values, computed))
+
+        return run
+
+    return [Kernel(name, bound(sample)) for name, sample in _SAMPLES.items()]

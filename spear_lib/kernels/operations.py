@@ -1,0 +1,256 @@
+"""The fused operations as operators of torch (``torch.ops.spear``): their schemas, and the shapes of their
+results (ours).
+
+Each is what one kernel reads and writes, no more: autograd functions of the callers put them together. An
+implementation is imported where it is first used, so this page needs no Triton; on tensors without data (a
+plan's) nothing else is needed. Inputs are contiguous unless it says otherwise; results are.
+"""
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+_LIBRARY = torch.library.Library("spear", "DEF")
+
+
+def _operation(schema: str, module: str) -> Callable[[Callable], Callable]:
+    """Defines ``torch.ops.spear.<name>`` of ``schema``, implemented by the function ``name`` of ``module``.
+
+    What is decorated gives results of the right shape for inputs without data.
+    """
+
+    def define(shapes: Callable) -> Callable:
+        name = schema.split("(", 1)[0]
+
+        def implementation(*args: Any) -> Any:
+            return getattr(importlib.import_module(f"spear_lib.kernels.{module}"), name)(*args)
+
+        _LIBRARY.define(schema)
+        for key in ("CUDA", "CPU"):  # a CPU: under Triton's interpreter
+            _LIBRARY.impl(name, implementation, key)
+        torch.library.register_fake(f"spear::{name}", shapes, lib=_LIBRARY)
+        return shapes
+
+    return define
+
+
+def _like(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    return x.new_empty(x.shape, dtype=dtype or x.dtype)
+
+
+# ------------------------------------------------------------------------------- Swoosh, for any x (..., C)
+@_operation("swoosh(Tensor x, Tensor? multiplier, str kind, ScalarType dtype) -> Tensor", "swoosh")
+def _swoosh(x: Tensor, multiplier: Tensor | None, kind: str, dtype: torch.dtype) -> Tensor:
+    """swoosh(x) times multiplier (B, 1, C), or None; rounded once, to ``dtype``."""
+    return _like(x, dtype)
+
+
+@_operation("swoosh_gradient(Tensor x, Tensor grad, Tensor? multiplier, str kind) -> Tensor", "swoosh")
+def _swoosh_gradient(x: Tensor, grad: Tensor, multiplier: Tensor | None, kind: str) -> Tensor:
+    """grad (as x) times the derivative, in the format of x."""
+    return _like(x)
+
+
+@_operation("swoosh_both(Tensor x, Tensor grad, Tensor? multiplier, str kind) -> (Tensor, Tensor)", "swoosh")
+def _swoosh_both(x: Tensor, grad: Tensor, multiplier: Tensor | None, kind: str) -> tuple[Tensor, Tensor]:
+    """The gradient in the format of x, and the value in the format of grad, in one sweep."""
+    return _like(x), _like(grad)
+
+
+# ------------------------------------------------- Balancer, for rows x (n, C) whose last axis is contiguous
+MOMENT_GROUPS = 128
+"""Groups of rows at most, whose sums are added up afterwards: always in the same order."""
+MOMENT_ROWS = 64
+
+
+@_operation("channel_moments(Tensor x) -> Tensor", "balancer")
+def _channel_moments(x: Tensor) -> Tensor:
+    """(P, 2, C) float32: sums of x and of x^2 over P groups of rows."""
+    groups = min(MOMENT_GROUPS, max(1, -(-x.shape[0] // MOMENT_ROWS)))
+    return x.new_empty((groups, 2, x.shape[1]), dtype=torch.float32)
+
+
+@_operation("balancer_coefficients(Tensor sums, int count, float[] limits) -> Tensor", "balancer")
+def _balancer_coefficients(sums: Tensor, count: int, limits: list[float]) -> Tensor:
+    """(2, C) float32, offset and slope, of sums (P, 2, C) over ``count`` rows in all; limits are min_mean,
+    max_mean, min_rms, max_rms and grad_scale of a Balancer."""
+    return sums.new_empty(sums.shape[1:])
+
+
+@_operation("balancer_gradient(Tensor x, Tensor grad, Tensor coefficients) -> Tensor", "balancer")
+def _balancer_gradient(x: Tensor, grad: Tensor, coefficients: Tensor) -> Tensor:
+    """grad + |grad| (offset + slope x), (n, C) in the format of grad."""
+    return _like(grad)
+
+
+# --------------------------------- attention weights; B utterances, H heads, T frames, D and P wide heads
+@_operation(
+    "attention_weights(Tensor query, Tensor key, Tensor position_query, Tensor positions, Tensor? mask, "
+    "bool use_position, float? limit) -> (Tensor, Tensor)",
+    "attention",
+)
+def _attention_weights(
+    query: Tensor,
+    key: Tensor,
+    position_query: Tensor,
+    positions: Tensor,
+    mask: Tensor | None,
+    use_position: bool,
+    limit: float | None,
+) -> tuple[Tensor, Tensor]:
+    """softmax(q k' + positions' term + mask), (B, H, T, T); with a limit also (B, H, T, T) int8, -1 or 1
+    where a score before the mask lies beyond it, else empty.
+
+    query, key (B, H, T, D), position_query (B, H, T, P): the last axis contiguous. positions (H, 2 T - 1, P):
+    of the offsets source minus target. mask: (B or 1, 1, T or 1, T).
+    """
+    weights = query.new_empty((*query.shape[:3], query.shape[2]))
+    return weights, query.new_empty((0,) if limit is None else weights.shape, dtype=torch.int8)
+
+
+@register_flop_formula(torch.ops.spear.attention_weights)
+def _attention_weights_flops(
+    query: torch.Size, key: torch.Size, position_query: torch.Size, *others: Any, out_shape: Any = None
+) -> int:
+    """Scores are computed twice: for the softmax's sum, and for what is written."""
+    batch, heads, frames, dim = query
+    return 2 * 2 * batch * heads * frames**2 * (dim + position_query[3])
+
+
+@_operation(
+    "attention_scores_gradient(Tensor weights, Tensor grad, Tensor grad_first, Tensor positions, "
+    "Tensor signs, float penalty, bool use_position) -> (Tensor, Tensor)",
+    "attention",
+)
+def _attention_scores_gradient(
+    weights: Tensor,
+    grad: Tensor,
+    grad_first: Tensor,
+    positions: Tensor,
+    signs: Tensor,
+    penalty: float,
+    use_position: bool,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of the scores (B, H, T, T) and of position_query (B, H, T, P).
+
+    grad: of the weights (B, H, T, T); grad_first (B, T, T): of the first head, once more.
+    """
+    return _like(weights), weights.new_empty((*weights.shape[:3], positions.shape[2]))
+
+
+@_operation("attention_positions_gradient(Tensor grad_scores, Tensor position_query) -> Tensor", "attention")
+def _attention_positions_gradient(grad_scores: Tensor, position_query: Tensor) -> Tensor:
+    """(B, H, 2 T - 1, P) float32: the gradient of ``positions``, of each utterance."""
+    batch, heads, frames, width = position_query.shape
+    return grad_scores.new_empty((batch, heads, 2 * frames - 1, width), dtype=torch.float32)
+
+
+# ---------------------------------------------- ScaledAdam, for stacks of n equal tensors (n, ...), float32
+DOT_BLOCK = 8192
+
+
+@_operation("scaled_adam_dots(Tensor params, Tensor grads, Tensor factor) -> Tensor", "scaled_adam")
+def _scaled_adam_dots(params: Tensor, grads: Tensor, factor: Tensor) -> Tensor:
+    """(n, parts): sums over parts of each tensor of params x grads x factor (one element)."""
+    parts = -(-params[0].numel() // DOT_BLOCK)
+    return params.new_empty((params.shape[0], parts))
+
+
+@_operation(
+    "scaled_adam_step_(Tensor(a!) params, Tensor(b!) delta, Tensor(c!) squares, Tensor grads, Tensor factor, "
+    "Tensor rate, Tensor? size_step, float[] numbers) -> ()",
+    "scaled_adam",
+)
+def _scaled_adam_step_(
+    params: Tensor,
+    delta: Tensor,
+    squares: Tensor,
+    grads: Tensor,
+    factor: Tensor,
+    rate: Tensor,
+    size_step: Tensor | None,
+    numbers: list[float],
+) -> None:
+    """One step in place: moments, the change and the parameters.
+
+    factor: (), of the gradients. rate, size_step: (n, 1, ...), of the tensors' own steps and of their change
+    in size. numbers: the two betas, the bias correction of the squares' root, and eps.
+    """
+
+
+# ------------------------------------------------------- gated linear unit, for rows (n, 2 C): values, gates
+@_operation("gated(Tensor projected, Tensor? valid) -> Tensor", "gating")
+def _gated(projected: Tensor, valid: Tensor | None) -> Tensor:
+    """(n, C): values x sigmoid(gates), 0 where valid (n,) bool is False."""
+    return projected.new_empty((projected.shape[0], projected.shape[1] // 2))
+
+
+@_operation(
+    "gated_gradient(Tensor projected, Tensor? valid, Tensor grad, Tensor? coefficients) -> Tensor", "gating"
+)
+def _gated_gradient(
+    projected: Tensor, valid: Tensor | None, grad: Tensor, coefficients: Tensor | None
+) -> Tensor:
+    """(n, 2 C); coefficients (2, C) float32: of a Balancer on the gates."""
+    return _like(projected)
+
+
+# --------------------------------------------------------------- residuals, bypass, BiasNorm, for x (B, T, C)
+SUM_GROUPS = 16
+"""Parts of an utterance at most, over which sums are made first."""
+NORM_GROUPS = 256
+
+
+@_operation(
+    "residual(Tensor x, Tensor branch, Tensor? mask, ScalarType? dtype) -> (Tensor, Tensor)", "residual"
+)
+def _residual(
+    x: Tensor, branch: Tensor, mask: Tensor | None, dtype: torch.dtype | None
+) -> tuple[Tensor, Tensor]:
+    """x + branch mask in the format of x, and once more in ``dtype`` (None: empty); mask (B,) float32."""
+    return _like(x), _like(x, dtype) if dtype else x.new_empty(0)
+
+
+@_operation(
+    "residual_gradient(Tensor grad, Tensor? rounded, Tensor? mask, ScalarType dtype) -> (Tensor, Tensor)",
+    "residual",
+)
+def _residual_gradient(
+    grad: Tensor, rounded: Tensor | None, mask: Tensor | None, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Gradients of x and, in ``dtype``, of the branch, from those of both results."""
+    return _like(grad), _like(grad, dtype)
+
+
+@_operation("bypass(Tensor x, Tensor h, Tensor scale) -> Tensor", "residual")
+def _bypass(x: Tensor, h: Tensor, scale: Tensor) -> Tensor:
+    """x + (h - x) scale in the format of x; scale (1 or B, C) float32."""
+    return _like(x)
+
+
+@_operation(
+    "bypass_gradient(Tensor x, Tensor h, Tensor scale, Tensor grad) -> (Tensor, Tensor, Tensor)", "residual"
+)
+def _bypass_gradient(x: Tensor, h: Tensor, scale: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x, of h, and of scale as sums (B, P, C) float32 over P parts of every utterance."""
+    parts = min(SUM_GROUPS, -(-x.shape[1] // 32))
+    return _like(x), _like(h), x.new_empty((x.shape[0], parts, x.shape[2]), dtype=torch.float32)
+
+
+@_operation("bias_norm(Tensor x, Tensor bias, Tensor log_scale) -> Tensor", "residual")
+def _bias_norm(x: Tensor, bias: Tensor, log_scale: Tensor) -> Tensor:
+    """BiasNorm of rows x (n, C), float32."""
+    return _like(x, torch.float32)
+
+
+@_operation(
+    "bias_norm_gradient(Tensor x, Tensor bias, Tensor log_scale, Tensor grad) -> (Tensor, Tensor)", "residual"
+)
+def _bias_norm_gradient(x: Tensor, bias: Tensor, log_scale: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradient of x, and (P, C + 1) float32: those of bias and log_scale over P groups of rows."""
+    groups = min(NORM_GROUPS, -(-x.shape[0] // 4))
+    return _like(x), x.new_empty((groups, x.shape[1] + 1), dtype=torch.float32)
