@@ -4,14 +4,13 @@
     PYTHONPATH=. python tools/benchmarks/traffic.py --sizes '[base]' --largest 15
 
 Every path runs once on tensors without data (spear_lib.pretraining.plan_memory): forward, backward, update.
-``eager`` is what this repository runs on a GPU without fused kernels, ``fused`` with all that it has (the row
-appears once there are any), ``reference`` the reference's sequence of operations as the specification tells
-it (reference_encoder.py; features are computed by its loader, Swoosh is k2's). The rate is a roofline: an
-operator takes the longest of its arithmetic, its traffic and the start of its kernels; ``--efficiency 1
---kernel_microseconds 0`` is what no GPU exceeds. Beside it stands what the paper's runs reached (Table 9).
+``eager`` is what this repository runs on a GPU without fused kernels, ``fused`` with all that it has,
+``reference`` the reference's sequence of operations as the specification tells it (reference_encoder.py;
+features are computed by its loader, Swoosh is k2's). The rate is a roofline: an operator takes the longest of
+its arithmetic, its traffic and the start of its kernels; ``--efficiency 1 --kernel_microseconds 0`` is what no
+GPU exceeds. Beside it stands what the paper's runs reached (Table 9).
 """
 
-import contextlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -23,7 +22,6 @@ from reference_encoder import ReferenceEncoder, ReferenceScaledAdam, reference_l
 
 from spear_lib.bin.common import run
 from spear_lib.config import parse
-from spear_lib.encoders.kinds import KINDS
 from spear_lib.encoders.zipformer import SpearEncoder, ZipformerConfig
 from spear_lib.features.fbank import fbank_length
 from spear_lib.features.masking import MaskingConfig
@@ -95,29 +93,16 @@ def objective_of(size: str) -> ObjectiveConfig:
     return ObjectiveConfig(strategy="asymmetrical" if size == "xlarge" else "single")
 
 
-def fused_kernels(encoder: ZipformerConfig) -> contextlib.AbstractContextManager[Any] | None:
-    """In it, our code runs with every fused kernel that this encoder could use; None where there is none.
-
-    A fused kernel is an operator of ``torch.library``, which the count takes as one kernel. The kind of an
-    encoder lists them (``EncoderKind.kernels``), and ``spear_lib.kernels.choice.running`` switches them on.
-    """
-    kernels = getattr(KINDS["zipformer"], "kernels", None)
-    if kernels is None:
-        return None
-    from spear_lib.kernels.choice import running
-
-    return running([kernel.name for kernel in kernels(encoder)])
-
-
-def count_ours(options: Options, size: str) -> StepMemory:
-    """The step of this repository."""
+def count_ours(options: Options, size: str, kernels: str) -> StepMemory:
+    """The step of this repository, with kernels ``eager`` or ``fused``: a fused one is an operator of
+    ``torch.library``, which the count takes as one kernel with its arguments and results."""
     objective = objective_of(size)
     memory, *_ = count_pretraining_step(
         options.encoder(size),
         assumed_fields(objective, PlanConfig()),
         objective,
         MaskingConfig(),
-        TrainingConfig(),
+        TrainingConfig(kernels=kernels),
         Shape(options.utterances, options.seconds),
         options.precision,
         options.processes,
@@ -186,13 +171,8 @@ def counted(options: Options, size: str) -> Iterator[tuple[str, StepMemory]]:
     for path in options.paths:
         if path == "reference":
             yield path, count_reference(options, size)
-        elif path == "eager":
-            yield path, count_ours(options, size)
         else:
-            switch = fused_kernels(options.encoder(size))
-            if switch is not None:
-                with switch:
-                    yield path, count_ours(options, size)
+            yield path, count_ours(options, size, path)
 
 
 def published(size: str, encoder: ZipformerConfig) -> PaperRun | None:
