@@ -6,9 +6,9 @@
 Every path runs once on tensors without data (spear_lib.pretraining.plan_memory): forward, backward, update.
 ``eager`` is what this repository runs on a GPU without fused kernels, ``fused`` with all that it has,
 ``reference`` the reference's sequence of operations as the specification tells it (reference_encoder.py;
-features are computed by its loader, Swoosh is k2's). The rate is a roofline: an operator takes the longest of
-its arithmetic, its traffic and the start of its kernels; ``--efficiency 1 --kernel_microseconds 0`` is what no
-GPU exceeds. Beside it stands what the paper's runs reached (Table 9).
+features are computed by its loader, Swoosh is k2's). The rate is a roofline: an operator takes the longest
+of its arithmetic, its traffic and the start of its kernels; ``--efficiency 1 --kernel_microseconds 0`` is
+what no GPU exceeds. Beside it stands what the paper's runs reached (Table 9).
 """
 
 from collections import Counter
