@@ -120,6 +120,7 @@ def _scores_gradient(
     width = tl.arange(0, WIDTH_BLOCK)
     of_first = tl.where(h == 0, frames, 0)
     product = tl.zeros([ROWS], tl.float32)
+    total = tl.zeros([ROWS], tl.float32)
     start = 0
     while start < frames:
         column = (start + tl.arange(0, COLUMNS))[None, :]
@@ -128,7 +129,10 @@ def _scores_gradient(
             weights, grad, first, place + column, place_first + column, inside, column < of_first
         )
         product += tl.sum(w * g, axis=1)
+        total += tl.sum(w, axis=1)
         start += COLUMNS
+    # Rounded weights do not add up to 1; a constant added to all of a row's gradients must not count.
+    product /= tl.maximum(total, 1.0e-20)
     by_position = tl.zeros([ROWS, WIDTH_BLOCK], tl.float32)
     start = 0
     while start < frames:

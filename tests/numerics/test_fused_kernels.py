@@ -167,7 +167,9 @@ def test_a_fused_operation_is_one_kernel_with_its_inputs_and_outputs():
         operator = torch.ops.spear.swoosh.default
         y = operator(x, multiplier, "L", torch.bfloat16)
         assert y.shape == x.shape and y.dtype == torch.bfloat16
-        assert kernel_work(operator, (x, multiplier, "L", torch.bfloat16), {}, y) == (0.0, 60 + 40 + 60)
+        work = kernel_work(operator, (x, multiplier, "L", torch.bfloat16), {}, y)
+        assert (work.kernels, work.bytes, work.name) == (1, 60 + 40 + 60, "spear::swoosh")
         operator = torch.ops.spear.swoosh_both.default
         both = operator(x, x, multiplier, "L")
-        assert kernel_work(operator, (x, x.clone(), multiplier, "L"), {}, both) == (0.0, 4 * 60 + 40)
+        work = kernel_work(operator, (x, x.clone(), multiplier, "L"), {}, both)
+        assert (work.kernels, work.bytes) == (1, 4 * 60 + 40)

@@ -87,7 +87,7 @@ def test_table_and_record(tmp_path, monkeypatch, capsys):
     rows = [line.strip("| ").split(" | ") for line in printed.splitlines() if line.startswith("| mini")]
     assert [row[1] for row in rows] == ["eager", "fused", "reference"]
     kernels = {row[1]: int(row[2].replace(",", "")) for row in rows}
-    assert kernels["eager"] > kernels["fused"] > 1000
+    assert min(kernels.values()) > 1000 and kernels["fused"] < 0.8 * kernels["eager"]
     assert "aten::_to_copy" in printed
     record = json.loads((tmp_path / "traffic.json").read_text())
     assert record["claim"] == "speed" and record["command"] == "python tools/benchmarks/traffic.py"
