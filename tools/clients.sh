@@ -70,6 +70,8 @@ if [[ ! -f $folder/made ]]; then
       # pkg_resources is gone from later versions of setuptools.
       needs --no-deps s3prl==0.4.18
       needs omegaconf pandas librosa editdistance more_itertools sed_eval dcase_util tensorboardX "setuptools<81"
+      # Witnesses and measures of our own heads.
+      needs dtw-python pesq pystoi
       ;;
     xares)
       needs --no-deps xares==0.1.3

@@ -66,6 +66,9 @@ def of_recipe(report: dict[str, Any], command: str) -> dict[str, Any]:
             chance = f"chance {result['chance_map']:.2f}"
         name = f"{measure['title']}, {result['set']}, {result['arm']}"
         rows.append([name, f"{result[measure['name']]:.2f} {measure['unit']}", measure["better"], chance])
+        if "cer" in result:
+            name = f"character error rate, {result['set']}, {result['arm']}"
+            rows.append([name, f"{result['cer']:.2f} %", "lower", ""])
     for probes in report["probes"]:
         for task, features in probes["tasks"].items():
             for name, value in features.items():

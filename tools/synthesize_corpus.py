@@ -77,6 +77,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         default=default.accents,
         help="English",
     )
+    speech.add_argument("--rooms", default=None, help="folder of measured impulse responses (else drawn)")
     noise.add_argument("--minutes", type=float, default=8.0, help="of all noises together")
     helps = {
         "balanced_minutes": "minutes of balanced_train, in which every class is about as frequent",

@@ -36,7 +36,7 @@ option stage 0 "First stage to run" int
 option stop_stage 7 "Last stage to run" int
 option mini false "Synthesise a small corpus instead of using a real one" bool
 option corpus_dir "" "Folder of the real corpus, for stage 0" path
-option noise_dir "" "Folder of the MUSAN noises, for stage 2 (empty: no noise, or with --mini true a synthesised set)" path
+option noise_dir "" "Noises for stage 2: MUSAN, or folders noise and rir, whose rooms --mini true speaks in (empty: no noise, or with --mini true a synthesised set)" path
 option conf "" "Size of everything: NAME of conf/*/NAME.yaml, here or in ../common (default: mini with --mini true, else base)"
 option quantizer_conf "" "How the quantiser is made: NAME of conf/quantizer/NAME.yaml, here or in ../common (default: that of --conf)"
 option data_dir data "Where all of this goes" path

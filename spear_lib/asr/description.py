@@ -42,13 +42,15 @@ DESCRIPTION = TaskDescription(
         files="wer",
         title="Word error rates",
         text="Substituted, inserted and deleted words divided by the words of the transcript, summed over "
-        "the set. The interval says how far chance in the choice of utterances reaches (95 %, bootstrap).",
+        "the set. The interval says how far chance in the choice of utterances reaches (95 %, bootstrap). "
+        "CER is the same for characters, spaces among them.",
         columns={
             "test set": "{set}",
             "arm": "{arm}",
             "search": "{method}",
             "WER (%)": "{wer:.2f}",
             "95 % interval": "{interval_95[0]:.2f} to {interval_95[1]:.2f}",
+            "CER (%)": "{cer:.2f}",
             "sub": "{substitutions:,}",
             "ins": "{insertions:,}",
             "del": "{deletions:,}",

@@ -66,6 +66,11 @@ class UtteranceErrors:
         """Hypothesis words joined by single spaces."""
         return " ".join(hypothesis for _, hypothesis in self.pairs if hypothesis)
 
+    @cached_property
+    def character_errors(self) -> int:
+        """Levenshtein distance of the texts in characters; the spaces between words count (as in ESPnet)."""
+        return int(kaldialign.edit_distance(list(self.reference), list(self.hypothesis))["total"])
+
     def marked(self) -> str:
         """The alignment in one line: ``ref->hyp`` substituted, ``-ref-`` deleted, ``+hyp+`` inserted."""
         words = []
@@ -112,6 +117,16 @@ class WordErrors:
     def wer(self) -> float:
         """Word error rate in percent: (S + D + I) / reference words, summed over the set (not averaged)."""
         return 100.0 * (self.substitutions + self.deletions + self.insertions) / self.num_words
+
+    @cached_property
+    def num_characters(self) -> int:
+        """Characters of all references, with the spaces between words."""
+        return sum(len(utterance.reference) for utterance in self.utterances)
+
+    @cached_property
+    def cer(self) -> float:
+        """Character error rate in percent, summed over the set; characters have an alignment of their own."""
+        return 100.0 * sum(utterance.character_errors for utterance in self.utterances) / self.num_characters
 
     def worst(self, count: int = 10) -> list[UtteranceErrors]:
         """The utterances with most errors (then the higher rate, then the id: a fixed order)."""
@@ -167,6 +182,8 @@ class WordErrors:
             "deletions": self.deletions,
             "insertions": self.insertions,
             "num_words": self.num_words,
+            "cer": round(self.cer, 2),
+            "num_characters": self.num_characters,
             "num_utterances": len(self.utterances),
             "num_wrong_utterances": sum(1 for utterance in self.utterances if utterance.errors),
             "confusions": self.confusions(),
@@ -229,6 +246,7 @@ def write_errors(errors: WordErrors, path: str | os.PathLike, title: str = "") -
         f"WER {errors.wer:.2f} % (95 % interval {low:.2f} to {high:.2f}): "
         f"{errors.substitutions} substitutions, {errors.deletions} deletions, "
         f"{errors.insertions} insertions in {errors.num_words} words of {len(errors.utterances)} utterances",
+        f"CER {errors.cer:.2f} % of {errors.num_characters} characters (spaces count)",
         "Reading: ref->hyp is a substitution, -word- a deletion, +word+ an insertion.",
         "",
     ]

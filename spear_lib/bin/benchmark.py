@@ -18,7 +18,7 @@ from spear_lib.bin.common import run
 from spear_lib.config import parse
 from spear_lib.evaluation.benchmarks.makers import make
 from spear_lib.evaluation.benchmarks.suite import SuiteTask, read_suite
-from spear_lib.runtime.files import write_json
+from spear_lib.runtime.files import read_json, write_json
 from spear_lib.runtime.log import commit, first_screen
 
 logger = logging.getLogger(__name__)
@@ -86,8 +86,8 @@ def main(argv: list[str] | None = None) -> None:
 
     tasks = options.read()
     for task in tasks:
-        if task.paper:
-            paper_values(task.paper)  # a wrong name is said before hours of work
+        if task.paper_column:
+            paper_values(task.paper_column)  # a wrong name is said before hours of work
     ready = [task for task in tasks if not task.missing]
     if not ready:
         raise ValueError(
@@ -109,15 +109,16 @@ def main(argv: list[str] | None = None) -> None:
         logger.info("task %d of %d: %s (%s)", number, len(ready), task.name, task.command)
         run_task(task, options)
     output = Path(options.output_dir)
-    write_json(
-        output / STATUS_NAME,
-        {
-            "suite": str(options.suite),
-            "tasks": [{"name": task.name, "folder": task.folder_name, "paper": task.paper} for task in ready],
-            "left_out": {task.name: task.missing for task in tasks if task.missing},
-            "code": commit(),
-        },
-    )
+    now = {
+        task.folder_name: {"name": task.name, "folder": task.folder_name, "paper": task.paper_column}
+        for task in ready
+    }
+    # With --tasks, what was measured before keeps its name and its place.
+    path = output / STATUS_NAME
+    before = {entry["folder"]: entry for entry in read_json(path)["tasks"]} if path.exists() else {}
+    left_out = {task.name: task.missing for task in tasks if task.missing}
+    content = {"suite": options.suite, "tasks": list((before | now).values()), "left_out": left_out}
+    write_json(path, content | {"code": commit()})
     write_page(output, options.title, commit())
     for task in tasks:
         if task.missing:

@@ -129,7 +129,8 @@ def main(argv: list[str] | None = None) -> None:
         )
         low, high = errors.interval()
         logger.info(
-            "%s: WER %.2f %% (%.2f to %.2f; %d sub, %d del, %d ins in %d words), %.0f x real time%s",
+            "%s: WER %.2f %% (%.2f to %.2f; %d sub, %d del, %d ins in %d words), CER %.2f %%, "
+            "%.0f x real time%s",
             name,
             errors.wer,
             low,
@@ -138,6 +139,7 @@ def main(argv: list[str] | None = None) -> None:
             errors.deletions,
             errors.insertions,
             errors.num_words,
+            errors.cer,
             audio_seconds / max(seconds, 1e-9),
             f"; {count} references cannot be written, see above" if count else "",
         )

@@ -10,15 +10,15 @@ Run the same command again to go on after a crash.
 import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from fractions import Fraction
 from typing import Any
 
 from torch import Tensor
 
 from spear_lib.bin.common import command_line, run
 from spear_lib.config import parse
+from spear_lib.evaluation.abx.conditions import Conditions
 from spear_lib.evaluation.abx.distances import DISTANCES
-from spear_lib.evaluation.abx.rates import CONTEXTS, SPEAKERS, AbxConfig, abx, cut_segments
+from spear_lib.evaluation.abx.rates import CONTEXTS, SPEAKERS, AbxConfig
 from spear_lib.evaluation.alignments import is_silence
 from spear_lib.evaluation.audio_by_name import features_of, tokens_of
 from spear_lib.evaluation.measured import Results, encoder_facts, log_table
@@ -92,30 +92,9 @@ def main(argv: list[str] | None = None) -> None:
         load: Callable[[], tuple[list[dict[str, Tensor]], float]],
     ) -> None:
         """All conditions of an encoder or store; ``load`` is called where one of them is missing."""
-        loaded: list[Any] = []
-
-        def conditions(speaker: str, context: str) -> dict[str, Any]:
-            if not loaded:
-                states, first_ms = load()
-                first = Fraction(first_ms) / 1000
-                loaded.extend(
-                    cut_segments(
-                        phones, state, rate, first, options.max_too_short, options.without_last_frame
-                    )
-                    for state in states
-                )
-            found = [abx(segments, speaker, context, distance, options.abx) for segments in loaded]
-            errors = [100.0 * one.error for one in found]
-            return {
-                "metric": "ABX error (%)",
-                "better": "lower",
-                "mean": min(errors),
-                "errors": errors,
-                "best_state": errors.index(min(errors)),
-                "cells": found[0].num_cells,
-                "items": found[0].num_items,
-                "too_short": loaded[0].too_short,
-            }
+        conditions = Conditions(
+            phones, load, rate, distance, options.abx, options.max_too_short, options.without_last_frame
+        )
 
         for speaker in options.speaker:
             for context in options.context:

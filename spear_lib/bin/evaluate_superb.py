@@ -11,8 +11,6 @@ command each. Of several learning rates the best on validation is tested; all ar
 command again to go on after a crash.
 """
 
-import logging
-import shutil
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,14 +20,11 @@ from spear_lib.config import parse
 from spear_lib.evaluation.clip_sets import TEST, TRAIN, VALID, Clip, read_clips, rounds
 from spear_lib.evaluation.downstream.training import HeadConfig
 from spear_lib.evaluation.measured import MeasureOptions, Results, encoder_facts, fingerprint, log_table
-from spear_lib.evaluation.superb import PROBLEMS, Problem, SuperbConfig, run_problem, write_tables
+from spear_lib.evaluation.superb import PROBLEMS, SuperbConfig, sweep
 from spear_lib.evaluation.superb_own import BOTH, LABELS, OWN, QBE, OwnConfig, find_terms
 from spear_lib.evaluation.superb_own import sweep as own_sweep
 from spear_lib.interfaces.aligned import AlignedEncoder
 from spear_lib.runtime.log import first_screen
-from spear_lib.runtime.world import choose_device
-
-logger = logging.getLogger(__name__)
 
 S3PRL, OWN_TRAINER = "s3prl", "own"
 
@@ -145,34 +140,6 @@ class SuperbOptions(MeasureOptions):
         return found
 
 
-def sweep(
-    problem: Problem, options: SuperbOptions, parts: tuple[list[Clip], ...], name: str, path: str
-) -> dict[str, Any]:
-    """Every learning rate, and the best of them, by s3prl."""
-    folder = (
-        Path(options.output_dir) / "s3prl" / options.task / "".join(c if c.isalnum() else "_" for c in name)
-    )
-    device = str(choose_device(options.device))
-    runs = []
-    for rate in options.learning_rates:
-        of_rate = folder / f"lr_{rate:g}"
-        shutil.rmtree(of_rate, ignore_errors=True)  # of another encoder, or killed half way
-        write_tables(problem, parts, of_rate, Path(options.output_dir) / "s3prl" / "audio" / options.task)
-        found = run_problem(problem, of_rate, path, rate, options.superb, device)
-        runs.append({"learning_rate": rate, **found})
-        logger.info("%s, learning rate %g: valid %s, test %s", name, rate, found["valid"], found["test"])
-    sign = 1 if problem.better == "higher" else -1
-    best = max(runs, key=lambda one: sign * one["valid"][problem.metric])
-    return {
-        "metric": f"{problem.metric} (%)",
-        "better": problem.better,
-        "mean": 100.0 * best["test"][problem.metric],
-        "learning_rate": best["learning_rate"],
-        "runs": runs,
-        "counts": {part: len(clips) for part, clips in zip((TRAIN, VALID, TEST), parts)},
-    }
-
-
 def measure(
     options: SuperbOptions, parts: tuple[list[Clip], ...], name: str, encoder: AlignedEncoder
 ) -> dict[str, Any]:
@@ -181,7 +148,16 @@ def measure(
         return find_terms(encoder, *parts, options.relevant, options.superb.max_gigabytes)
     if options.is_own:
         return own_sweep(options.task, parts, encoder, options.own(), options.learning_rates, options.seeds)
-    return sweep(PROBLEMS[options.task], options, parts, name, options.named()[name])
+    return sweep(
+        options.task,
+        parts,
+        options.named()[name],
+        Path(options.output_dir) / "s3prl",
+        name,
+        options.learning_rates,
+        options.superb,
+        options.device,
+    )
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -12,21 +12,13 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor
-
 from spear_lib.bin.common import command_line, run
 from spear_lib.config import parse
-from spear_lib.evaluation.alignments import Phone
-from spear_lib.evaluation.audio_by_name import NamedAudio, features_of, tokens_of
-from spear_lib.evaluation.measured import Results, encoder_facts, log_table, mean_and_deviation
+from spear_lib.evaluation.audio_by_name import NamedAudio
+from spear_lib.evaluation.measured import Results, encoder_facts, log_table
 from spear_lib.evaluation.phone_options import PhoneOptions, phones_fingerprint
-from spear_lib.evaluation.unit_quality import unit_quality
-from spear_lib.interfaces.aligned import AlignedEncoder
-from spear_lib.runtime import keyed_random
+from spear_lib.evaluation.units_measured import Clustering, encoder_units, store_units
 from spear_lib.runtime.log import first_screen
-from spear_lib.runtime.progress import progress
 from spear_lib.tokens.store import TokenStoreReader
 
 logger = logging.getLogger(__name__)
@@ -58,81 +50,6 @@ class UnitOptions(PhoneOptions):
             raise ValueError(f"layers is {self.layers!r}: use output, all or the number of a layer")
 
 
-def cluster(
-    frames: dict[str, Tensor], train: dict[str, Tensor], num_clusters: int, max_frames: int, seed: int
-) -> dict[str, np.ndarray]:
-    """k-means units of every file, (T,) each; of frames (T, D)."""
-    from sklearn.cluster import MiniBatchKMeans
-
-    pool = torch.cat(list(train.values())).numpy()
-    if len(pool) < num_clusters:
-        raise ValueError(f"{len(pool)} frames are fewer than {num_clusters} clusters: lower num_clusters")
-    random = keyed_random.generator("unit clusters", seed)
-    pool = pool[random.permutation(len(pool))[:max_frames]]
-    kmeans = MiniBatchKMeans(num_clusters, batch_size=4096, n_init=3, random_state=seed).fit(pool)
-    return {name: kmeans.predict(own.numpy()) for name, own in frames.items()}
-
-
-def encoder_units(
-    encoder: AlignedEncoder,
-    options: UnitOptions,
-    phones: list[Phone],
-    audio: NamedAudio,
-    names: list[str],
-    seconds: float,
-    name: str,
-) -> dict[str, Any]:
-    """Quality of the clusters of every state, over seeds."""
-    states = features_of(encoder, audio, names, f"features of {name}")
-    train = states
-    if options.train_audio:
-        training = NamedAudio(options.train_audio)
-        train = features_of(encoder, training, sorted(training), f"training features of {name}")
-    found = []
-    work = [(state, seed) for state in range(len(states)) for seed in options.seeds]
-    for state, seed in progress(work, len(work), f"units of {name}", "clusterings"):
-        units = cluster(states[state], train[state], options.num_clusters, options.max_train_frames, seed)
-        found.append(unit_quality(phones, units, options.num_clusters, encoder.frame_rate, seconds))
-    count = len(options.seeds)
-    of_states = [found[begin : begin + count] for begin in range(0, len(found), count)]
-    summary = [mean_and_deviation([one["pnmi"] for one in state]) for state in of_states]
-    best = int(np.argmax([one["mean"] for one in summary]))
-    return {
-        "metric": "PNMI",
-        "better": "higher",
-        **summary[best],
-        "best_state": best,
-        "pnmi": [one["mean"] for one in summary],
-        "quality": of_states[best],
-        "seeds": options.seeds,
-    }
-
-
-def store_units(
-    store: TokenStoreReader, phones: list[Phone], audio: NamedAudio, names: list[str], seconds: float
-) -> dict[str, Any]:
-    """Quality of every codebook, and the mean PNMI."""
-    tokens, _ = tokens_of(store, audio, names)
-    facts = store.facts
-    quality = [
-        unit_quality(
-            phones,
-            {name: codes[:, codebook].numpy() for name, codes in tokens.items()},
-            facts.codebook_size,
-            facts.frame_rate,
-            seconds,
-        )
-        for codebook in range(facts.num_codebooks)
-    ]
-    values = [one["pnmi"] for one in quality]
-    return {
-        "metric": "PNMI, mean of codebooks",
-        "better": "higher",
-        **mean_and_deviation(values),
-        "quality": quality,
-    }
-
-
 def main(argv: list[str] | None = None) -> None:
     options = parse(UnitOptions, argv, prog="python -m spear_lib.bin.evaluate_units", description=__doc__)
     phones, audio, names = options.read()
@@ -155,6 +72,12 @@ def main(argv: list[str] | None = None) -> None:
         "max_train_frames": options.max_train_frames,
         "seeds": options.seeds,
     }
+    clustering = Clustering(
+        options.num_clusters,
+        options.max_train_frames,
+        options.seeds,
+        NamedAudio(options.train_audio) if options.train_audio else None,
+    )
     table = {}
     for name, path in options.named_stores().items():
         store = TokenStoreReader(path)
@@ -172,7 +95,7 @@ def main(argv: list[str] | None = None) -> None:
             TASK,
             encoder_facts(encoder) | data | protocol,
             lambda name=name, encoder=encoder: encoder_units(
-                encoder, options, phones, audio, names, seconds, name
+                encoder, clustering, phones, audio, names, seconds, name
             ),
         )
         table[name] = _row(result)

@@ -10,15 +10,9 @@ Several tasks go to one output_dir, one command each. Run the same command again
 
 import logging
 from dataclasses import asdict, dataclass, field
-from typing import Any
-
-import numpy as np
-import torch
-from torch import Tensor
 
 from spear_lib.bin.common import command_line, run
 from spear_lib.config import parse
-from spear_lib.data.audio import load_audio
 from spear_lib.evaluation.clip_sets import TEST, TRAIN, VALID, Clip, read_clips, rounds
 from spear_lib.evaluation.measured import (
     MeasureOptions,
@@ -26,12 +20,10 @@ from spear_lib.evaluation.measured import (
     encoder_facts,
     fingerprint,
     log_table,
-    mean_and_deviation,
 )
-from spear_lib.evaluation.xares import Clips, LinearConfig, knn_accuracy, linear_score
-from spear_lib.interfaces.aligned import AlignedEncoder
+from spear_lib.evaluation.xares import LinearConfig
+from spear_lib.evaluation.xares_measured import clip_scores, embed
 from spear_lib.runtime.log import first_screen
-from spear_lib.runtime.progress import progress
 
 logger = logging.getLogger(__name__)
 
@@ -78,45 +70,6 @@ class XaresOptions(MeasureOptions):
         ]
 
 
-@torch.no_grad()
-def embed(encoder: AlignedEncoder, clips: list[Clip], what: str) -> dict[str, Tensor]:
-    """Name -> mean over the frames (D,), as xares takes it."""
-    return {
-        clip.name: encoder(torch.from_numpy(load_audio(clip.cut()))).states[0][0].mean(0).float().cpu()
-        for clip in progress(clips, len(clips), what, "clips")
-    }
-
-
-def measure(clips: list[Clip], vectors: dict[str, Tensor], options: XaresOptions) -> dict[str, Any]:
-    """Both protocols over rounds and seeds, percent."""
-    classes = sorted({label for clip in clips for label in clip.labels})
-    multilabel = any(len(clip.labels) > 1 for clip in clips)
-    place = {label: index for index, label in enumerate(classes)}
-
-    def gathered(part: list[Clip]) -> Clips:
-        targets = np.zeros((len(part), len(classes)), dtype=bool)
-        for row, clip in enumerate(part):
-            targets[row, [place[label] for label in clip.labels]] = True
-        return Clips(torch.stack([vectors[clip.name] for clip in part]), targets)
-
-    sets = [[gathered(part) for part in parts] for _, *parts in rounds(clips, options.seed)]
-    by_seed = [
-        float(np.mean([linear_score(*parts, multilabel, options.linear, seed)[0] for parts in sets]))
-        for seed in options.seeds
-    ]
-    result = {
-        "metric": "mAP (%)" if multilabel else "accuracy (%)",
-        "better": "higher",
-        **mean_and_deviation([100 * value for value in by_seed]),
-        "seeds": options.seeds,
-        "rounds": len(sets),
-        "counts": {"clips": len(clips), "classes": len(classes)},
-    }
-    if not multilabel:
-        result["knn"] = 100 * float(np.mean([knn_accuracy(train, test) for train, _, test in sets]))
-    return result
-
-
 def main(argv: list[str] | None = None) -> None:
     options = parse(XaresOptions, argv, prog="python -m spear_lib.bin.evaluate_xares", description=__doc__)
     clips = options.read()
@@ -145,8 +98,12 @@ def main(argv: list[str] | None = None) -> None:
             name,
             options.task,
             facts,
-            lambda name=name, encoder=encoder: measure(
-                clips, embed(encoder, clips, f"{options.task}, {name}"), options
+            lambda name=name, encoder=encoder: clip_scores(
+                clips,
+                embed(encoder, clips, f"{options.task}, {name}"),
+                options.linear,
+                options.seed,
+                options.seeds,
             ),
         )
         knn = result.get("knn")

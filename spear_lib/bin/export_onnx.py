@@ -3,24 +3,20 @@
 import logging
 import os
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from spear_lib.asr.decoding import Weights, build_model, load_weights
-from spear_lib.asr.model import AsrModel
-from spear_lib.asr.searcher import SearchConfig, Searcher
+from spear_lib.asr.decoding import build_model, load_weights
+from spear_lib.asr.searcher import SearchConfig
 from spear_lib.asr.units import units_of
 from spear_lib.bin.common import command_line, run
-from spear_lib.config import parse, to_dict
+from spear_lib.config import parse
 from spear_lib.data.manifests import Manifest, named_sets
 from spear_lib.encoders import encoder_id, load_encoder
 from spear_lib.encoders.zipformer.streaming import StreamingEncoder
-from spear_lib.runtime.files import write_json
 from spear_lib.runtime.log import commit, first_screen
-from spear_lib.sharing.onnx.comparison import compare
+from spear_lib.sharing.onnx.comparison import compare_files, in_chunks_of
 from spear_lib.sharing.onnx.export import export_encoder, export_transducer, streaming_encoder
 from spear_lib.sharing.onnx.files import LARGEST_FILE_MB
-from spear_lib.sharing.onnx.runtime import ERROR_RATES, OnnxTransducer
 
 logger = logging.getLogger(__name__)
 
@@ -93,10 +89,9 @@ def main(argv: list[str] | None = None) -> None:
         _say_how_to_run(options, encoder)
     if sets:
         if streaming is not None:
-            model = _in_chunks_of(streaming, weights, units)
-        _compare(
-            options, model, units, sets, weights.provenance, command_line("spear_lib.bin.export_onnx", argv)
-        )
+            model = in_chunks_of(streaming, weights, units)
+        facts = {**weights.provenance, "command": command_line("spear_lib.bin.export_onnx", argv)}
+        compare_files(options.output_dir, options.int8, model, units, sets, options.search, facts)
 
 
 def _check(options: ExportOptions) -> None:
@@ -154,42 +149,6 @@ def _say_how_to_run(options: ExportOptions, encoder: Any) -> None:
             factor,
             factor,
         )
-
-
-def _in_chunks_of(streaming: StreamingEncoder, weights: Weights, units: Any) -> AsrModel:
-    """The model whose pass over whole utterances sees what ``streaming`` does."""
-    chunks = {
-        "chunk_size": [streaming.chunk_size],
-        "left_context_frames": [streaming.left_context_frames],
-    }
-    config = {**weights.facts["encoder_config"], **chunks}
-    return build_model(Weights(weights.state, {**weights.facts, "encoder_config": config}), units)
-
-
-def _compare(
-    options: ExportOptions,
-    model: AsrModel,
-    units: Any,
-    sets: dict[str, Manifest],
-    provenance: dict[str, Any],
-    command: str,
-) -> None:
-    searchers = {"PyTorch": Searcher(model, units, options.search)}
-    for name, int8 in {"ONNX": False, "ONNX int8": True}.items():
-        if options.int8 or not int8:
-            exported = OnnxTransducer(options.output_dir, int8)
-            searchers[name] = Searcher(exported, exported.units, options.search)
-    found = {name: compare(searchers, manifest, name) for name, manifest in sets.items()}
-    write_json(
-        Path(options.output_dir) / ERROR_RATES,
-        {
-            "sets": found,
-            "search": to_dict(options.search),
-            **provenance,
-            "command": command,
-            "code": commit(),
-        },
-    )
 
 
 if __name__ == "__main__":

@@ -4,8 +4,6 @@ import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
 from spear_lib.bin.common import command_line, run
 from spear_lib.config import parse, positional
 from spear_lib.data.audio_files import find_audio, result_names
@@ -14,9 +12,9 @@ from spear_lib.runtime.files import atomic_file, write_text
 from spear_lib.runtime.log import commit, first_screen
 from spear_lib.runtime.progress import RealTime, format_seconds, progress
 from spear_lib.runtime.world import choose_device
-from spear_lib.tagging.events import EventConfig, find_events
-from spear_lib.tagging.inference import TaggedFile, Tagger, load_tagger, tag_file
-from spear_lib.tagging.tag_files import FORMATS
+from spear_lib.tagging.events import EventConfig
+from spear_lib.tagging.inference import load_tagger, tag_file
+from spear_lib.tagging.tag_files import FORMATS, results
 
 logger = logging.getLogger(__name__)
 
@@ -56,33 +54,6 @@ class TagOptions:
     def formats(self) -> list[str]:
         """The names in ``format``."""
         return [name.strip() for name in self.format.split(",") if name.strip()]
-
-
-def results(tagger: Tagger, file: TaggedFile, top: int, events: EventConfig) -> dict:
-    """Plain values of one file for JSON."""
-    labels, names = list(tagger.classes), list(tagger.classes.values())
-    order = np.argsort(-file.tags.clip, kind="stable")[:top].tolist()
-    return {
-        "audio": str(file.path),
-        "seconds": round(file.seconds, 3),
-        "sampling_rate": file.sampling_rate,
-        "channels": file.num_channels,
-        "windows": file.num_windows,
-        "classes": [
-            {"label": labels[i], "name": names[i], "probability": round(float(file.tags.clip[i]), 4)}
-            for i in order
-        ],
-        "events": [
-            {
-                "start": round(event.start, 3),
-                "end": round(event.end, 3),
-                "label": labels[event.index],
-                "name": names[event.index],
-                "probability": round(event.probability, 4),
-            }
-            for event in find_events(file.tags, events)
-        ],
-    }
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -3,15 +3,10 @@
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import torch
-
-from spear_lib.asr.decoding import build_model, load_weights
-from spear_lib.asr.searcher import SearchConfig, Searcher
+from spear_lib.asr.searcher import SearchConfig
 from spear_lib.asr.transcript_files import FORMATS
 from spear_lib.asr.transcription import Recogniser, transcribe
-from spear_lib.asr.units import units_of
 from spear_lib.bin.common import command_line, run
 from spear_lib.config import parse, positional
 from spear_lib.data.audio_files import find_audio, result_names
@@ -20,7 +15,7 @@ from spear_lib.runtime.files import write_text
 from spear_lib.runtime.log import commit, first_screen
 from spear_lib.runtime.progress import RealTime, format_seconds, progress
 from spear_lib.runtime.world import choose_device
-from spear_lib.sharing.onnx.runtime import OnnxTransducer, is_onnx_folder
+from spear_lib.sharing.recogniser import open_searcher
 
 logger = logging.getLogger(__name__)
 
@@ -63,20 +58,6 @@ class TranscribeOptions:
         return [name.strip() for name in self.format.split(",") if name.strip()]
 
 
-def open_searcher(
-    options: TranscribeOptions, device: torch.device
-) -> tuple[Searcher, dict[str, Any], torch.device]:
-    """The model with its search, where its weights come from, and the device it computes on."""
-    if is_onnx_folder(options.experiment_dir):
-        exported = OnnxTransducer(options.experiment_dir)
-        searcher = Searcher(exported, exported.units, options.search)
-        return searcher, exported.encoder.provenance, torch.device("cpu")
-    units = units_of(options.experiment_dir, options.units)
-    weights = load_weights(options.experiment_dir, options.average)
-    searcher = Searcher(build_model(weights, units).to(device), units, options.search)
-    return searcher, weights.provenance, device
-
-
 def main(argv: list[str] | None = None) -> None:
     options = parse(
         TranscribeOptions,
@@ -89,7 +70,9 @@ def main(argv: list[str] | None = None) -> None:
     printed = options.formats[0] if not options.output_dir and len(options.formats) == 1 else "txt"
     if printed in ("srt", "vtt") and len(files) > 1:
         raise ValueError(f"{len(files)} recordings as {printed} on standard output: give output_dir")
-    searcher, provenance, device = open_searcher(options, choose_device(options.device))
+    searcher, provenance, device = open_searcher(
+        options.experiment_dir, options.units, options.average, options.search, choose_device(options.device)
+    )
     windows = options.windows
     first_screen(
         "Transcribing",

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from spear_lib.corpora.musan import find_musan
+from spear_lib.corpora.musan import RIR_FOLDER, find_noises
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +68,11 @@ def stage_0_parser(description: str, corpus_help: str, sizes: Iterable[str]) -> 
         "--mini", choices=("true", "false"), default="false", help="synthesise a small corpus"
     )
     parser.add_argument("--corpus-dir", default="", help=corpus_help)
-    parser.add_argument("--noise-dir", default="", help="real MUSAN folder (holds music, noise, speech)")
+    parser.add_argument(
+        "--noise-dir",
+        default="",
+        help="real noises: MUSAN (music, noise, speech), or the folders noise and rir",
+    )
     parser.add_argument("--output", type=Path, required=True, help="folder to make")
     parser.add_argument("--seed", type=int, default=0, help="of the synthesis")
     parser.add_argument("--num-jobs", type=int, default=2, help="processes of the synthesis")
@@ -101,13 +105,16 @@ def prepare_corpus(
             "--mini true synthesises the corpus, --corpus-dir names a real one: give one of them"
         )
     common = ["--seed", str(arguments.seed), "--num-processes", str(arguments.num_jobs)]
+    noises = find_noises(arguments.noise_dir) if arguments.noise_dir else None
+    if mini and kind == "speech" and noises and (noises / RIR_FOLDER).is_dir():
+        options = [*options, "--rooms", str((noises / RIR_FOLDER).resolve())]
     if mini:
         synthesise(kind, output / synthetic, [*common, *options])
         link(output / name, output / synthetic / name)
     else:
         link(output / name, find(arguments.corpus_dir))
-    if arguments.noise_dir:
-        link(output / "musan", find_musan(arguments.noise_dir))
+    if noises:
+        link(output / "musan", noises)
     elif mini:
         synthesise("noise", output / "synthetic_noise", [*common, *noise_options])
         link(output / "musan", output / "synthetic_noise" / "musan")

@@ -5,6 +5,7 @@ lhotse's recipe ends at the first file that it cannot read, and needs ANNOTATION
 
 import argparse
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 from lhotse import CutSet, Recording
@@ -22,6 +23,23 @@ logger = logging.getLogger(__name__)
 WINDOW_SECONDS = 10.0
 MIN_SECONDS = 2.0
 PARTS = ("music", "noise", "speech")
+RIR_FOLDER = "rir"
+"""Beside a folder ``noise``: impulse responses of rooms (not MUSAN's)."""
+
+
+def find_noises(noise_dir: str | Path) -> Path:
+    """The folder itself where it holds ``noise`` and ``rir``, noises and rooms, else ``find_musan``'s.
+
+    Raises:
+      ValueError: neither of the two, or without audio.
+    """
+    folder = Path(noise_dir)
+    if not all((folder / part).is_dir() for part in ("noise", RIR_FOLDER)):
+        return find_musan(noise_dir)
+    for part in ("noise", RIR_FOLDER):
+        if not files_below(folder / part, *AUDIO_ENDINGS):
+            raise ValueError(f"--noise-dir: {folder / part} holds no audio ({', '.join(AUDIO_ENDINGS)})")
+    return folder
 
 
 def find_musan(noise_dir: str | Path) -> Path:
@@ -52,20 +70,22 @@ def noise_cuts(musan: Path, problems: Problems) -> list[Cut]:
     Args:
       problems: counts the files that cannot be read.
     """
-    cuts = []
-    for part in PARTS:
-        paths = map(Path, files_below(musan / part, *AUDIO_ENDINGS))
-        for path in sorted(paths, key=lambda path: path.stem):
-            recording = _recording(path, problems)
-            if recording is None:
-                continue
-            whole = recording.to_cut().with_id(recording.id)
-            for index, window in enumerate(CutSet.from_cuts([whole]).cut_into_windows(WINDOW_SECONDS)):
-                if window.duration >= MIN_SECONDS:
-                    window = window.with_id(f"{recording.id}-{index:03d}")
-                    window.custom = {"kind": part}
-                    cuts.append(window)
-    return cuts
+    parts = [part for part in PARTS if (musan / part).is_dir()]
+    return [cut for part in parts for cut in _windows(musan / part, part, problems)]
+
+
+def _windows(folder: Path, kind: str, problems: Problems) -> Iterator[Cut]:
+    """All recordings below a folder, by name, in windows."""
+    for path in sorted(map(Path, files_below(folder, *AUDIO_ENDINGS)), key=lambda path: path.stem):
+        recording = _recording(path, problems)
+        if recording is None:
+            continue
+        whole = recording.to_cut().with_id(recording.id)
+        for index, window in enumerate(CutSet.from_cuts([whole]).cut_into_windows(WINDOW_SECONDS)):
+            if window.duration >= MIN_SECONDS:
+                window = window.with_id(f"{recording.id}-{index:03d}")
+                window.custom = {"kind": kind}
+                yield window
 
 
 def _recording(path: Path, problems: Problems) -> Recording | None:
@@ -91,9 +111,27 @@ def prepare_noise(musan: Path, output: Path, max_bad_fraction: float = 0.01) -> 
         logger.info("%s does not exist: no noise will be mixed in (stage 0 takes --noise-dir)", musan)
         return
     problems = Problems(max_bad_fraction, "noises")
-    kept, problems = validate_cuts(
-        noise_cuts(musan, problems), problems=problems, need_text=False, description="checking noises"
-    )
+    _save(noise_cuts(musan, problems), problems, output)
+
+
+def prepare_noise_folder(folder: Path, output: Path, max_bad_fraction: float = 0.01) -> None:
+    """Writes the manifest of any noises: of the folder ``noise`` in ``folder`` where there is one (beside
+    ``rir``, rooms), else of ``folder``.
+
+    Raises:
+      ValueError: no folder, or no audio in it.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"--noise-dir {folder} is not a folder: expected noises, or a folder noise of them")
+    folder = (folder / "noise" if (folder / "noise").is_dir() else folder).resolve()
+    if not files_below(folder, *AUDIO_ENDINGS):
+        raise ValueError(f"--noise-dir: {folder} holds no audio ({', '.join(AUDIO_ENDINGS)})")
+    problems = Problems(max_bad_fraction, "noises")
+    _save(list(_windows(folder, "noise", problems)), problems, output)
+
+
+def _save(cuts: list[Cut], problems: Problems, output: Path) -> None:
+    kept, problems = validate_cuts(cuts, problems=problems, need_text=False, description="checking noises")
     problems.log()
     save_cuts(kept, output)
     logger.info("%d cuts, %.2f h of noise", len(kept), sum(cut.duration for cut in kept) / 3600)

@@ -28,7 +28,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from spear_lib.runtime.files import atomic_path, read_json, write_json
+from spear_lib.runtime.files import atomic_path, read_json, sha256_of, write_json
 from spear_lib.runtime.locks import NoLocksError, exclusive, try_lock
 from spear_lib.runtime.progress import format_seconds, progress
 
@@ -239,7 +239,7 @@ def _copy(source: Path, target: Path, size: int) -> None:
             # From the disk, not from memory.
             os.fsync(file.fileno())
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-            if hashlib.file_digest(file, "sha256").digest() != digest.digest():
+            if sha256_of(file) != digest.digest():
                 raise OSError(f"{target} reads back differently from what was written: check the disk")
 
 

@@ -13,6 +13,7 @@ of files, which are made of whatever ``clip_sets`` reads: the audio of every cut
 
 import csv
 import logging
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,11 @@ import soundfile
 import yaml
 
 from spear_lib.data.audio import load_audio
-from spear_lib.evaluation.clip_sets import SEPARATOR, Clip
+from spear_lib.evaluation.clip_sets import SEPARATOR, TEST, TRAIN, VALID, Clip
 from spear_lib.features.fbank import SAMPLE_RATE
 from spear_lib.runtime.files import atomic_path
 from spear_lib.runtime.progress import progress
+from spear_lib.runtime.world import choose_device
 
 logger = logging.getLogger(__name__)
 
@@ -149,3 +151,41 @@ def run_problem(
     stats = yaml.safe_load((folder / "train" / "valid_best" / "training_stats.yaml").read_text())
     (tested,) = (folder / "evaluate").glob("*/*/result.yaml")
     return {"valid": stats["valid_best_metrics"], "test": yaml.safe_load(tested.read_text())}
+
+
+def sweep(
+    task: str,
+    parts: tuple[list[Clip], list[Clip], list[Clip]],
+    encoder: str,
+    folder: Path,
+    name: str,
+    learning_rates: list[float],
+    config: SuperbConfig,
+    device: str,
+) -> dict[str, Any]:
+    """Every learning rate, and the one that is best on validation.
+
+    Args:
+      task: one of PROBLEMS. encoder: what ``load_encoder`` reads; name: its name in tables and folders.
+      folder: of all tasks and encoders; audio is shared in it.
+    """
+    problem = PROBLEMS[task]
+    own = folder / task / "".join(c if c.isalnum() else "_" for c in name)
+    runs = []
+    for rate in learning_rates:
+        of_rate = own / f"lr_{rate:g}"
+        shutil.rmtree(of_rate, ignore_errors=True)  # of another encoder, or killed half way
+        write_tables(problem, parts, of_rate, folder / "audio" / task)
+        found = run_problem(problem, of_rate, encoder, rate, config, str(choose_device(device)))
+        runs.append({"learning_rate": rate, **found})
+        logger.info("%s, learning rate %g: valid %s, test %s", name, rate, found["valid"], found["test"])
+    sign = 1 if problem.better == "higher" else -1
+    best = max(runs, key=lambda one: sign * one["valid"][problem.metric])
+    return {
+        "metric": f"{problem.metric} (%)",
+        "better": problem.better,
+        "mean": 100.0 * best["test"][problem.metric],
+        "learning_rate": best["learning_rate"],
+        "runs": runs,
+        "counts": {part: len(clips) for part, clips in zip((TRAIN, VALID, TEST), parts)},
+    }

@@ -26,7 +26,7 @@ class Measured:
     values: dict[str, tuple[float, float]]
     """Encoder -> mean and standard deviation over seeds."""
     counts: dict[str, Any] = field(default_factory=dict)
-    paper: str = ""
+    paper_column: str = ""
     """Column of the paper with the same task and measure on its own data."""
 
 
@@ -44,7 +44,7 @@ def collect_benchmarks(folder: Path) -> list[Measured]:
     return found
 
 
-def _tasks(content: dict[str, Any], suite_name: str, paper: str) -> list[Measured]:
+def _tasks(content: dict[str, Any], suite_name: str, column: str) -> list[Measured]:
     found: dict[str, Measured] = {}
     results = content.get("results", {})
     single = len({task for tasks in results.values() for task in tasks}) == 1
@@ -54,7 +54,7 @@ def _tasks(content: dict[str, Any], suite_name: str, paper: str) -> list[Measure
                 words = suite_name if single or task == suite_name else f"{suite_name}: {task}"
                 key = f"{words}, {metric}"
                 if key not in found:
-                    own = paper if metric == next(_scores(result))[0] else ""
+                    own = column if metric == next(_scores(result))[0] else ""
                     kind, counts = content.get("kind", ""), result.get("counts", {})
                     found[key] = Measured(words, kind, metric, better == "higher", {}, counts, own)
                 found[key].values[encoder] = (mean, deviation)
@@ -105,26 +105,29 @@ def benchmark_section(measured: list[Measured]) -> Section | None:
         part = measured[start : start + plots.BENCHMARK_PANELS]
         panels = [
             plots.BenchmarkPanel(
-                one.task, one.metric, one.values, paper_values(one.paper) if one.paper else {}
+                one.task, one.metric, one.values, paper_values(one.paper_column) if one.paper_column else {}
             )
             for one in part
         ]
         caption = (
             "Coloured: measured here. Grey: the paper's models on the paper's data, the same task and "
             "measure on other and mostly larger data, so only the order of magnitude can be compared."
-            if any(one.paper for one in part)
+            if any(one.paper_column for one in part)
             else "Measured here; the paper has no row of these tasks."
         )
         section.blocks.append(
             Picture(f"benchmarks-{start // plots.BENCHMARK_PANELS}", plots.benchmarks(panels), caption)
         )
-    with_paper = [one for one in measured if one.paper]
-    if with_paper:
-        models = ordered(model for one in with_paper for model in paper_values(one.paper))
+    published = [one for one in measured if one.paper_column]
+    if published:
+        models = ordered(model for one in published for model in paper_values(one.paper_column))
         beside = [
-            [one.task, f"{PAPER[one.paper][0]}, {one.paper}"]
-            + [f"{paper_values(one.paper)[m]:g}" if m in paper_values(one.paper) else "–" for m in models]
-            for one in with_paper
+            [one.task, f"{PAPER[one.paper_column][0]}, {one.paper_column}"]
+            + [
+                f"{paper_values(one.paper_column)[m]:g}" if m in paper_values(one.paper_column) else "–"
+                for m in models
+            ]
+            for one in published
         ]
         section.blocks.append("What the paper prints for the same task and measure, on its own data:")
         section.blocks.append(Table(["task", "paper", *models], beside))

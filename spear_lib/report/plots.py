@@ -267,31 +267,31 @@ class BenchmarkPanel:
     metric: str
     values: dict[str, tuple[float, float]]
     """Encoder -> mean, standard deviation."""
-    paper: dict[str, float]
+    published: dict[str, float]
     """Model of the paper -> value; may be empty."""
 
 
 def benchmarks(panels: Sequence[BenchmarkPanel]) -> bytes:
     """Horizontal bars, up to three tasks in a row; an encoder has one colour, the paper's models are grey."""
     columns, lines_ = min(3, len(panels)), -(-len(panels) // 3)
-    tallest = max(len(panel.values) + len(panel.paper) for panel in panels)
+    tallest = max(len(panel.values) + len(panel.published) for panel in panels)
     figure = Figure((4.2 * columns, lines_ * (0.9 + 0.27 * tallest)), layout="constrained")
     axes = figure.subplots(lines_, columns, squeeze=False).flatten()
     encoders = list(dict.fromkeys(name for panel in panels for name in panel.values))
     for axis in axes[len(panels) :]:
         axis.set_axis_off()
     for axis, panel in zip(axes, panels):
-        names = [*panel.values, *panel.paper]
-        means = [*(mean for mean, _ in panel.values.values()), *panel.paper.values()]
-        errors = [*(deviation for _, deviation in panel.values.values()), *(0.0 for _ in panel.paper)]
+        names = [*panel.values, *panel.published]
+        means = [*(mean for mean, _ in panel.values.values()), *panel.published.values()]
+        errors = [*(deviation for _, deviation in panel.values.values()), *(0.0 for _ in panel.published)]
         colours = [COLOURS[encoders.index(name) % len(COLOURS)] for name in panel.values]
-        axis.barh(range(len(names)), means, 0.7, color=[*colours, *("#c8c8c8" for _ in panel.paper)])
+        axis.barh(range(len(names)), means, 0.7, color=[*colours, *("#c8c8c8" for _ in panel.published)])
         for row, (mean, error) in enumerate(zip(means, errors)):
             if error:
                 axis.plot([mean - error, mean + error], [row, row], color="black", linewidth=1)
             place = (max(mean + error, 0.0), row)
             axis.annotate(f"{mean:.3g}", place, (4, 0), textcoords="offset points", va="center", fontsize=8)
-        labels = [*panel.values, *(f"paper: {name}" for name in panel.paper)]
+        labels = [*panel.values, *(f"{name}, the paper" for name in panel.published)]
         axis.set_yticks(range(len(names)), labels, fontsize=8)
         axis.set_ylim(len(names) - 0.4, -0.6)
         low, high = min([*means, 0.0]), max([*means, 0.0])

@@ -5,6 +5,7 @@ under a final name, and a full disk ends a command with one line that names the 
 """
 
 import errno
+import hashlib
 import json
 import os
 import re
@@ -68,6 +69,14 @@ def _write_error(path: Path, error: Exception) -> OSError:
     reason = getattr(error, "strerror", None) or error
     advice = "free some space, or choose another folder, and run the same command again"
     return OSError(getattr(error, "errno", errno.EIO), f"cannot write {path} ({reason}): {advice}")
+
+
+def sha256_of(file: IO[bytes]) -> bytes:
+    """SHA-256 of a binary file from where it stands to its end (hashlib.file_digest: Python 3.11)."""
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.digest()
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -164,7 +164,10 @@ def _results(experiment: Path | None) -> list[str]:
     for path in sorted(experiment.rglob("wer-*.json")):
         result = read_json(path)
         if "wer" in result:
-            lines.append(f"- word error rate of {result.get('set', path.stem)}: {result['wer']:.2f} %")
+            characters = f" (characters {result['cer']:.2f} %)" if "cer" in result else ""
+            lines.append(
+                f"- word error rate of {result.get('set', path.stem)}: {result['wer']:.2f} %{characters}"
+            )
     for path in sorted(experiment.rglob("tagging-*.json")):
         result = read_json(path)
         if "map" in result:

@@ -6,6 +6,38 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
+from spear_lib.tagging.events import EventConfig, find_events
+from spear_lib.tagging.inference import TaggedFile, Tagger
+
+
+def results(tagger: Tagger, file: TaggedFile, top: int, events: EventConfig) -> dict:
+    """Plain values of one file for JSON."""
+    labels, names = list(tagger.classes), list(tagger.classes.values())
+    order = np.argsort(-file.tags.clip, kind="stable")[:top].tolist()
+    return {
+        "audio": str(file.path),
+        "seconds": round(file.seconds, 3),
+        "sampling_rate": file.sampling_rate,
+        "channels": file.num_channels,
+        "windows": file.num_windows,
+        "classes": [
+            {"label": labels[i], "name": names[i], "probability": round(float(file.tags.clip[i]), 4)}
+            for i in order
+        ],
+        "events": [
+            {
+                "start": round(event.start, 3),
+                "end": round(event.end, 3),
+                "label": labels[event.index],
+                "name": names[event.index],
+                "probability": round(event.probability, 4),
+            }
+            for event in find_events(file.tags, events)
+        ],
+    }
+
 
 def _json(content: dict[str, Any], facts: dict[str, Any]) -> str:
     return json.dumps({**content, **facts}, indent=1, ensure_ascii=False) + "\n"

@@ -25,7 +25,7 @@ from lhotse.cut import Cut
 
 from spear_lib.data.manifest_index import audio_key
 from spear_lib.data.packed_arrays import PackedTokenReader, make_key
-from spear_lib.runtime.files import atomic_path, read_json, write_json
+from spear_lib.runtime.files import atomic_path, read_json, sha256_of, write_json
 from spear_lib.runtime.locks import exclusive
 from spear_lib.tokens.plan import ShardPlan, TokenFacts
 
@@ -330,11 +330,8 @@ class TokenStoreReader:
 
 
 def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()  # hashlib.file_digest came with Python 3.11
     with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+        return sha256_of(file).hex()
 
 
 def _keys(index: dict[str, Any]) -> np.ndarray:

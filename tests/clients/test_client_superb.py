@@ -130,3 +130,33 @@ def test_our_scores_are_those_of_s3prl():
         ours.classes.copy_(theirs.W.T)
     vectors, labels = torch.randn(6, 8), torch.tensor([0, 1, 2, 3, 4, 0])
     assert ours(vectors, labels).item() == pytest.approx(theirs(vectors, labels)[0].item(), abs=1e-5)
+
+
+def test_our_paths_are_those_of_dtw_python():
+    dtw = pytest.importorskip("dtw").dtw
+    from spear_lib.evaluation.downstream.spoken_terms import path_costs
+
+    random = np.random.default_rng(0)
+    for query, document in ((5, 9), (30, 100), (20, 12)):
+        distances = random.random((query, document))
+        found = dtw(x=distances, step_pattern="asymmetric", open_begin=True, open_end=True)
+        assert path_costs(distances[None])[0] == pytest.approx(found.normalizedDistance, abs=1e-9)
+
+
+def test_our_measures_of_quality_fall_with_noise():
+    pytest.importorskip("pesq")
+    pytest.importorskip("pystoi")
+    from spear_lib.evaluation.downstream.separation import quality
+
+    # Speech-like: a voice of 120 Hz in syllables of 0.25 s, with pauses.
+    time = np.arange(3 * 16000) / 16000
+    voice = sum(np.sin(2 * np.pi * 120 * order * time) / order for order in range(1, 20))
+    clean = 0.1 * voice * (np.sin(2 * np.pi * 2 * time) > -0.3)
+    noise = np.random.default_rng(0).standard_normal(len(time))
+    values = [
+        [quality(name, clean + level * noise, clean) for level in (0.0, 0.01, 0.1)]
+        for name in ("pesq", "stoi")
+    ]
+    assert values[0][0] > 4.5 and values[1][0] > 99.9
+    assert all(of_name == sorted(of_name, reverse=True) for of_name in values)
+    assert quality("pesq", 0 * clean, clean) == 1.0

@@ -15,19 +15,24 @@ from scipy.signal import resample_poly
 from sklearn.decomposition import PCA
 from tagging_fixtures import CLASSES
 
+from spear_lib.asr.searcher import SearchConfig
+from spear_lib.asr.transcription import transcribe as transcripts_of
 from spear_lib.asr.words import Unit, Word
-from spear_lib.bin import demo, tag, transcribe
+from spear_lib.bin import transcribe
 from spear_lib.bin.common import one_line, run
+from spear_lib.bin.demo import main
 from spear_lib.data.audio import AudioError
 from spear_lib.data.audio_windows import WindowConfig
 from spear_lib.demo.listening import Listener, Models, PageLimitError, PageLimits
+from spear_lib.demo.models import DemoOptions, kind_of, open_models
 from spear_lib.demo.page import answers, component_values
 from spear_lib.demo.pictures import Envelope, envelope_of, number_of_rows, principal_colours, waveform_picture
 from spear_lib.demo.serving import free_port
 from spear_lib.encoders import load_encoder, save_encoder
 from spear_lib.tagging.events import EventConfig
-from spear_lib.tagging.inference import Tagger
+from spear_lib.tagging.inference import Tagger, tag_file
 from spear_lib.tagging.model import TaggingConfig, TaggingModel
+from spear_lib.tagging.tag_files import results
 
 RATE = 16000
 WINDOWS = (WindowConfig(), WindowConfig(10.0, 2.0, 100.0))
@@ -43,8 +48,8 @@ def tagger() -> Tagger:
 @pytest.fixture(scope="module")
 def models(trained_toy, tagger) -> Models:
     folder = str(trained_toy["experiment"])
-    options = demo.DemoOptions(folder, average=0, search=transcribe.SearchConfig(method="greedy"))
-    found, facts = demo.open_models(options, torch.device("cpu"))
+    options = DemoOptions(folder, average=0, search=SearchConfig(method="greedy"))
+    found, facts = open_models(options, torch.device("cpu"))
     assert list(facts) == ["recogniser"] and folder in facts["recogniser"]
     return replace(found, tagger=tagger)
 
@@ -89,8 +94,8 @@ def test_the_parts_come_one_by_one_and_agree_with_the_commands(listener, utteran
     for picture in (shown.waveform, shown.tags, shown.layers):
         height, width = size_of(picture)
         assert width > 800 and height > 100
-    file = tag.tag_file(listener.models.tagger, utterance, WINDOWS[1])
-    content = tag.results(listener.models.tagger, file, 3, listener.events)
+    file = tag_file(listener.models.tagger, utterance, WINDOWS[1])
+    content = results(listener.models.tagger, file, 3, listener.events)
     events = [(round(a, 3), round(b, 3), name, round(p, 4)) for a, b, name, p in shown.events]
     assert events == [tuple(e[k] for k in ("start", "end", "name", "probability")) for e in content["events"]]
 
@@ -111,7 +116,7 @@ def test_bad_files_get_the_line_of_transcribe(listener, models, tmp_path):
     text.write_text("this is text\n" * 99)
     empty.touch()
     for path in (corrupt, text, empty, tmp_path / "missing.wav", tmp_path):
-        (transcript,) = transcribe.transcribe(models.recogniser, [path], WINDOWS[0])
+        (transcript,) = transcripts_of(models.recogniser, [path], WINDOWS[0])
         with pytest.raises(AudioError) as caught:
             last(listener, path)
         assert str(caught.value) == str(transcript.error)
@@ -236,25 +241,25 @@ def test_which_model_is_in_a_folder(trained_toy, tmp_path):
     save_encoder(encoder, tmp_path / "run" / "encoder", {})
     save_encoder(encoder, tmp_path / "alone", {})
     folder = str(trained_toy["experiment"])
-    assert [demo.kind_of(f) for f in (folder, str(tmp_path / "alone"))] == ["asr", "encoder"]
+    assert [kind_of(f) for f in (folder, str(tmp_path / "alone"))] == ["asr", "encoder"]
     for place in ("run", "alone"):
-        models, facts = demo.open_models(demo.DemoOptions(str(tmp_path / place)), torch.device("cpu"))
+        models, facts = open_models(DemoOptions(str(tmp_path / place)), torch.device("cpu"))
         assert models.recogniser is None and models.encoder is not None and list(facts) == ["encoder"]
-    both = demo.DemoOptions([folder, str(tmp_path / "alone")], average=0)
-    models, facts = demo.open_models(both, torch.device("cpu"))
+    both = DemoOptions([folder, str(tmp_path / "alone")], average=0)
+    models, facts = open_models(both, torch.device("cpu"))
     assert (
         list(facts) == ["recogniser", "encoder"]
         and models.encoder is models.recogniser.searcher.model.encoder
     )
     with pytest.raises(ValueError, match="is a second recogniser: give one of each kind"):
-        demo.open_models(replace(both, experiment_dir=[folder, folder]), torch.device("cpu"))
+        open_models(replace(both, experiment_dir=[folder, folder]), torch.device("cpu"))
     with pytest.raises(ValueError, match="has no config.json; it is not an encoder folder"):
-        demo.open_models(demo.DemoOptions(str(tmp_path)), torch.device("cpu"))
+        open_models(DemoOptions(str(tmp_path)), torch.device("cpu"))
     for gone in (str(tmp_path / "gone"), "owner/name"):  # and not a name of the hub
         with pytest.raises(
             ValueError, match=f"experiment_dir {gone} does not exist: give the folder of a run"
         ):
-            demo.open_models(demo.DemoOptions(gone), torch.device("cpu"))
+            open_models(DemoOptions(gone), torch.device("cpu"))
 
 
 def test_the_command_says_what_is_missing_in_one_line(trained_toy, capsys, monkeypatch):
@@ -263,7 +268,7 @@ def test_the_command_says_what_is_missing_in_one_line(trained_toy, capsys, monke
             sys, "argv", ["demo", "--experiment_dir", str(trained_toy["experiment"]), *arguments]
         )
         with pytest.raises(SystemExit):
-            run(demo.main)
+            run(main)
         lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
         assert len(lines) == 1
         return lines[0]

@@ -7,6 +7,7 @@ import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pytest
 import soundfile
 from asr_fixtures import make_cuts
@@ -18,6 +19,7 @@ from spear_lib.config import parse
 from spear_lib.data.audio import NO_FFMPEG, AudioError
 from spear_lib.data.audio_files import find_audio, open_audio
 from spear_lib.data.manifests import Manifest, named_sets, save_cuts
+from spear_lib.tokens import checking
 
 ODD = [
     "a b",
@@ -200,11 +202,11 @@ def test_gaps_of_a_read_only_store_are_listed_beside_the_cuts(tmp_path, read_onl
     (tmp_path / "store").mkdir()
     gaps = {"b": "missing audio"}
     read_only.append(tmp_path / "store")
-    words = check_tokens.list_gaps(gaps, str(tmp_path / "store"), str(tmp_path / "out.jsonl"))
+    words = checking.list_gaps(gaps, str(tmp_path / "store"), str(tmp_path / "out.jsonl"))
     listing = tmp_path / "out.jsonl.bad_cuts.txt"
     assert words == f"{listing} lists them all" and listing.read_text() == "b\tmissing audio\n"
-    assert "give output_cuts" in check_tokens.list_gaps(gaps, str(tmp_path / "store"), "")
-    assert check_tokens.list_gaps({}, str(tmp_path / "store"), "") == "none"
+    assert "give output_cuts" in checking.list_gaps(gaps, str(tmp_path / "store"), "")
+    assert checking.list_gaps({}, str(tmp_path / "store"), "") == "none"
 
 
 # ---- noises
@@ -257,3 +259,43 @@ def test_a_part_without_audio_is_found_by_stage_0(musan):
     (musan / "speech" / "speech1.wav").unlink()
     with pytest.raises(ValueError, match=r"musan/speech holds no audio .*unpacked whole"):
         find_musan(musan)
+
+
+def test_noises_and_rooms_beside_each_other(tmp_path, monkeypatch):
+    """Another layout than MUSAN's: noise and rir. A synthesised corpus speaks in its rooms."""
+    import argparse
+
+    from spear_lib.corpora import corpus_folders
+    from spear_lib.corpora.musan import find_noises, prepare_noise, prepare_noise_folder
+
+    folder = tmp_path / "noise_rir"
+    for part, seconds in (("noise", 25), ("rir", 1)):
+        (folder / part).mkdir(parents=True)
+        soundfile.write(folder / part / f"{part}.flac", np.full(16000 * seconds, 0.1), 16000)
+    assert find_noises(folder) == folder
+    for name, make in (("as-musan", prepare_noise), ("as-folder", prepare_noise_folder)):
+        make(folder, tmp_path / f"{name}.jsonl.gz")
+        cuts = list(Manifest(tmp_path / f"{name}.jsonl.gz"))
+        assert [(cut.id, cut.duration, cut.custom["kind"]) for cut in cuts] == [
+            ("noise-000", 10.0, "noise"),
+            ("noise-001", 10.0, "noise"),
+            ("noise-002", 5.0, "noise"),
+        ]
+    made = []
+    monkeypatch.setattr(
+        corpus_folders, "synthesise", lambda kind, output, options: made.append((kind, options))
+    )
+    monkeypatch.setattr(corpus_folders, "link", lambda *paths: None)
+    given = argparse.Namespace(
+        output=tmp_path, mini="true", corpus_dir="", noise_dir=str(folder), seed=0, num_jobs=1
+    )
+    corpus_folders.prepare_corpus(given, "LibriSpeech", "speech", "s", ["-x"], [], None)
+    corpus_folders.prepare_corpus(given, "AudioSet", "events", "s", ["-x"], [], None)
+    common = ["--seed", "0", "--num-processes", "1", "-x"]
+    assert made == [("speech", [*common, "--rooms", str(folder / "rir")]), ("events", common)]
+    (folder / "rir" / "rir.flac").unlink()
+    with pytest.raises(ValueError, match="noise_rir/rir holds no audio"):
+        find_noises(folder)
+    with pytest.raises(ValueError, match="has no music, speech: expected the unpacked archive"):
+        (folder / "rir").rmdir()
+        find_noises(folder)

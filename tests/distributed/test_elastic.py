@@ -86,7 +86,7 @@ def test_one_then_two_measures_other_shares(config, two, tmp_path):
 def test_more_processes_than_shares_are_refused(config, tmp_path):
     log = run(command(config, tmp_path, "--data.shares", "1", processes=2), expected_status=1)
     assert "data.shares divides batches into 1 shares, which 2 processes cannot have" in log
-    few = ("--data.max_cuts", "2", "--data.mixing.enabled", "false")
+    few = ("--data.batch_seconds", "3.6")  # the smallest batch has 2 cuts
     run(command(config, tmp_path, *few, "--training.max_steps", "2"))
     log = run(command(config, tmp_path, *few, processes=3), expected_status=1)
     assert "into other batches on 3 processes" in log and "Use 1 to 2 processes to go on exactly" in log

@@ -209,7 +209,7 @@ def test_stage_5_of_parts_is_closed_where_all_are_made_and_makes_nothing_itself(
     assert not (tmp_path / "store").exists()
 
 
-@pytest.mark.parametrize("script", ["egs/common/run.sh", "egs/mixed/run.sh"])
+@pytest.mark.parametrize("script", ["egs/common/run.sh", "egs/common/parts/run.sh"])
 def test_stages_that_launch_are_those_in_which_all_machines_take_part(script):
     text = (REPOSITORY / script).read_text(encoding="utf-8")
     together = [

@@ -202,7 +202,7 @@ def test_ten_thousand_phones_take_minutes():
             phones.append(Phone(name, *times, f"p{label}", speaker=name))
             begin += length
     segments = cut_segments(phones, frames, 50, CENTER)
-    started = time.monotonic()
+    started = time.process_time()  # whatever else runs on the machine
     for speaker in ("within", "across"):
         assert abs(abx(segments, speaker).error - 0.5) < 0.02
-    assert time.monotonic() - started < 300
+    assert time.process_time() - started < 300

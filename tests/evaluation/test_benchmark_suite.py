@@ -40,7 +40,7 @@ def test_suites_of_the_recipes_are_understood_by_their_commands(path, tmp_path):
     from spear_lib.config import parse
 
     for task in read_suite(path, PLACES):
-        key = repr((task.command, task.options, task.make, task.paper))
+        key = repr((task.command, task.options, task.make, task.paper_column))
         if key in SEEN:  # in a file that this one extends
             continue
         SEEN.add(key)
@@ -50,7 +50,7 @@ def test_suites_of_the_recipes_are_understood_by_their_commands(path, tmp_path):
         ]
         parse(options, ["--encoders=[x]", f"--output_dir={tmp_path}", *task.arguments()])
         assert not task.make or task.make["kind"] in MAKERS
-        assert not task.paper or paper_values(task.paper)
+        assert not task.paper_column or paper_values(task.paper_column)
 
 
 def test_places_are_filled_and_what_is_missing_is_named(tmp_path):
@@ -63,7 +63,7 @@ tasks:
     options: {task: x, clips: ["{corpora}/here"], linear: {epochs: 3}}
   B: {command: evaluate_xares, options: {clips: ["{corpora}/gone.tsv"], num_seeds: 5}}
   C: {command: evaluate_hear, make: {kind: pitch}, options: {tasks: ["{made}"]}}
-  D: null
+  D: false
 """
     suite = write(tmp_path / "suite.yaml", text)
     places = PLACES | {"corpora": str(tmp_path / "corpora")}
@@ -183,7 +183,7 @@ tasks:
     assert (tmp_path / "out" / "pictures" / "benchmarks-0.png").stat().st_size > 5000
     assert "data:image/png;base64" in (tmp_path / "out" / "report.html").read_text()
     (one,) = collect_benchmarks(tmp_path / "out")
-    assert one.paper == "D16" and 0 <= one.values["mini"][0] <= 100
+    assert one.paper_column == "D16" and 0 <= one.values["mini"][0] <= 100
     benchmark.main(given)
     assert result.stat().st_mtime_ns == before
     status = json.loads((tmp_path / "out" / "benchmarks.json").read_text())

@@ -12,6 +12,7 @@ import soundfile
 from phone_corpus import write_encoder
 
 from spear_lib.bin import evaluate_superb
+from spear_lib.evaluation import superb
 from spear_lib.evaluation.clip_sets import Clip
 from spear_lib.evaluation.superb import PROBLEMS, write_tables
 
@@ -63,7 +64,7 @@ def test_the_best_learning_rate_on_validation_is_tested(tmp_path, monkeypatch, t
         value = {1e-4: 0.2, 1e-3: 0.6, 1e-2: 0.4}[rate]
         return {"valid": {problem.metric: value}, "test": {problem.metric: value / 2}}
 
-    monkeypatch.setattr(evaluate_superb, "run_problem", fake)
+    monkeypatch.setattr(superb, "run_problem", fake)
     encoder = write_encoder(tmp_path / "encoder")
     clips(tmp_path, [("a",)] * 12)
     table = tmp_path / "clips.tsv"

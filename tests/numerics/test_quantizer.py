@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from spear_lib.bin import check_tokens
 from spear_lib.quantization import Quantizer, search
 from spear_lib.quantization.code_table import candidates_kept
 from spear_lib.quantization.storage import pack_codes, unpack_codes
+from spear_lib.tokens import checking
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "mvq.safetensors"
 
@@ -299,8 +299,8 @@ def test_tokens_of_another_quantiser_are_refused(tmp_path):
     quantizer = Quantizer(4, 2, 4)
     quantizer.save(tmp_path / "quantizer")
     path = str(tmp_path / "quantizer")
-    check_tokens.check_quantizer(path, "tokens", quantizer.id)
+    checking.check_quantizer(path, "tokens", quantizer.id)
     with pytest.raises(
         ValueError, match=f"tokens holds tokens of quantiser 0123, but .* is {quantizer.id}; del"
     ):
-        check_tokens.check_quantizer(path, "tokens", "0123")
+        checking.check_quantizer(path, "tokens", "0123")

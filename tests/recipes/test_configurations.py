@@ -33,6 +33,7 @@ GIVEN = {
         (QuantizerOptions, {"embeddings": "a", "output_dir": "b"}),
     ],
     "pretrain": [(PretrainOptions, {"experiment_dir": "a"})],
+    "benchmarks": [],  # suites of tasks: tests/evaluation/test_benchmark_suite.py
     "probe": [
         (
             ProbeOptions,
@@ -57,8 +58,11 @@ SELF_DISTILLATION = [(SelfDistillOptions, {"experiment_dir": "a"})]
 EGS = REPOSITORY / "egs"
 FILES = sorted(EGS.glob("*/conf/**/*.yaml"))
 RECIPES = sorted(path.parent.name for path in EGS.glob("*/local"))
-# egs/mixed has a quantiser for each domain; where it has no file for it, that of the domain's recipe counts.
+# A mixture has a quantiser for each domain; where it has no file for it, that of the domain's recipe counts.
 DOMAINS = {"speech": "librispeech", "audio": "audioset"}
+MIXTURES = [
+    each for each in RECIPES if "/common/parts/" in (EGS / each / "run.sh").read_text(encoding="utf-8")
+]
 
 
 def facts(recipe: str) -> str:
@@ -67,10 +71,9 @@ def facts(recipe: str) -> str:
 
 def commands(recipe: str) -> dict:
     """Kind -> options of the commands that read it and what the scripts of the recipe give."""
-    stubs = "../common/run.sh" in (EGS / recipe / "run.sh").read_text(encoding="utf-8")
-    scripts = "".join(
-        (EGS / recipe / f"{each}.sh").read_text(encoding="utf-8") for each in ("prepare", "run")
-    )
+    stubs = recipe not in MIXTURES
+    parts = EGS / "common" / "parts"
+    scripts = "".join((parts / f"{each}.sh").read_text(encoding="utf-8") for each in ("prepare", "run"))
     named = set(GIVEN) if stubs else {kind for kind in GIVEN if f"config_file {kind} " in scripts}
     if "probe=false" in facts(recipe):
         named -= {"probe"}
@@ -83,10 +86,11 @@ def commands(recipe: str) -> dict:
 
 
 def config_file(recipe: str, kind: str, size: str) -> Path:
-    """As config_file of egs/common/stages.sh, and quantizer_config of egs/mixed."""
+    """As config_file of egs/common/stages.sh, and quantizer_config of egs/common/parts."""
     own = EGS / recipe / "conf" / kind / f"{size}.yaml"
-    if recipe == "mixed" and kind.startswith("quantizer/") and not own.is_file():
-        return config_file(DOMAINS[kind.split("/")[1]], "quantizer", size.replace("xlarge", "large"))
+    if recipe in MIXTURES and kind.startswith("quantizer/") and not own.is_file():
+        of_domain = DOMAINS[kind.split("/")[1]] if recipe == "mixed" else "common"
+        return config_file(of_domain, "quantizer", size.replace("xlarge", "large"))
     return own if own.is_file() else EGS / "common" / "conf" / kind / f"{size}.yaml"
 
 
@@ -103,7 +107,7 @@ def named() -> list[tuple[str, str, str]]:
         for kind in commands(recipe):
             folders = (
                 [f"quantizer/{domain}" for domain in DOMAINS]
-                if (recipe, kind) == ("mixed", "quantizer")
+                if recipe in MIXTURES and kind == "quantizer"
                 else [kind]
             )
             folders += ["decode/lm"] if kind == "decode" else []
@@ -162,7 +166,7 @@ def test_no_configuration_repeats_what_it_extends(path):
 
 
 def test_the_scripts_find_the_same_files():
-    calls = [each for each in named() if each[0] != "mixed"]
+    calls = [each for each in named() if each[0] not in MIXTURES]
     script = "source ../common/stages.sh; while read -r kind name; do config_file $kind $name; echo; done"
     for recipe in {recipe for recipe, _, _ in calls}:
         lines = [f"{kind} {size}" for each, kind, size in calls if each == recipe]

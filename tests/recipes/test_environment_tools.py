@@ -100,3 +100,48 @@ def test_failed_installation_says_why(clone, log, expected):
 @pytest.mark.parametrize("script", ["quickstart.sh", "check.sh", "check_full.sh"])
 def test_arguments_are_refused(clone, script):
     assert "unexpected argument '--fast'" in call(clone, script, "--fast").stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--corpus",), "--corpus needs a value: --corpus DIR, the folder of CMU AN4"),
+        (("--corpus=",), "--corpus needs a value"),
+        (("--corpus", "/nowhere/an4"), "--corpus /nowhere/an4 is not a folder: give that of CMU AN4"),
+        (("--corpus", "/", "--fast"), "unexpected argument '--fast'"),
+    ],
+)
+def test_a_corpus_that_is_none_is_refused_before_anything_is_installed(clone, arguments, message):
+    result = call(clone, "quickstart.sh", *arguments)
+    assert result.returncode == 2 and message in result.stderr and len(result.stderr.splitlines()) == 1
+    assert not (clone / ".venv").exists()
+
+
+@pytest.mark.parametrize("corpus", [False, True])
+def test_the_quickstart_runs_the_recipe_of_its_corpus(clone, corpus):
+    """With recipes that only say how they are called, and an environment that is there already."""
+    wanted = "".join((clone / name).read_text() for name in ("requirements.txt", "setup.py"))
+    stamp = subprocess.run(["cksum"], input=wanted, capture_output=True, text=True, check=True).stdout
+    fake(clone / ".venv" / "bin" / "python", "exit 0\n")
+    (clone / ".venv" / ".requirements.stamp").write_text(stamp)
+    for recipe in ("librispeech", "an4"):
+        for script in ("prepare.sh", "run.sh"):
+            fake(clone / "egs" / recipe / script, f'echo "{recipe}/{script} $*"\n')
+    folder = clone / "my corpora"
+    folder.mkdir()
+    done = subprocess.run(
+        [str(clone / "tools" / "quickstart.sh"), *(["--corpus", "my corpora"] if corpus else [])],
+        cwd=clone,
+        env={key: value for key, value in os.environ.items() if key != "SPEAR_VENV"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    expected = ["librispeech/prepare.sh --mini true", "librispeech/run.sh --mini true"]
+    if corpus:
+        expected = [
+            f"an4/prepare.sh --conf mini --corpus-dir {folder}",
+            "an4/run.sh --conf mini --compare-scratch true --decode-lm true",
+        ]
+    assert done.stdout.splitlines() == expected

@@ -110,7 +110,7 @@ def test_groups_are_those_of_the_paper():
     """Parts of each group, as the recipe's own functions see them."""
     for group, parts in GROUPS.items():
         lines = (
-            "source local/corpus.sh; source local/parts.sh; option_given() { false; }; "
+            "source local/corpus.sh; source ../common/parts/parts.sh; option_given() { false; }; "
             f'group={group}; show() {{ echo "$part"; }}; '
             'for_parts show; choose_group; echo "$domains,$strategy"'
         )

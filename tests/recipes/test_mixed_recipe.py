@@ -1,4 +1,4 @@
-"""egs/mixed: what its own small scripts refuse, and (slow) the whole recipe at the tiny size."""
+"""egs/mixed: what the scripts of egs/common/parts refuse, and (slow) the whole recipe at the tiny size."""
 
 import importlib.util
 import json
@@ -31,15 +31,16 @@ SPEECH, AUDIO = "spectral_cb2", "spectral_25hz_cb3"
 SETS = ("speech-train", "speech-dev", "audio-train", "audio-dev")
 
 
-def load_local(name: str):
-    """A module of egs/mixed/local."""
-    spec = importlib.util.spec_from_file_location(f"mixed_{name}", RECIPE / "local" / f"{name}.py")
+def load_script(name: str):
+    """A module of egs/common/parts."""
+    path = REPOSITORY / "egs" / "common" / "parts" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"mixed_{name}", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-link_part, take_cuts, check_teachers = map(load_local, ("link_part", "take_cuts", "check_teachers"))
+link_part, take_cuts, check_teachers = map(load_script, ("link_part", "take_cuts", "check_teachers"))
 
 
 def command(script: str, folder: Path, *arguments: object, recipe: Path = RECIPE) -> list[str]:
@@ -66,7 +67,7 @@ def refuse(*arguments: object, **keywords) -> str:
     return result.stderr
 
 
-# ---- quick: the scripts in local/, and the options
+# ---- quick: the scripts of egs/common/parts, and the options
 
 
 def part(folder: Path) -> Path:

@@ -4,6 +4,7 @@ import filecmp
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -205,6 +206,43 @@ def test_room_keeps_direct_sound_first_and_decays():
     tail = response[1:] ** 2
     assert 10 * np.log10(1.0 / tail.sum()) == pytest.approx(6.0, abs=0.1)
     assert tail[:1600].sum() > 100 * tail[-1600:].sum()
+
+
+def test_a_measured_room_keeps_its_shape_from_the_peak_on(tmp_path):
+    response = np.zeros(1600)
+    response[160:480] = 0.5 * np.array([1.0, *-np.exp(-np.arange(319) / 50)])  # the peak after 10 ms
+    soundfile.write(tmp_path / "room.wav", response, 16000, subtype="FLOAT")
+    found = rooms.measured_response(tmp_path / "room.wav", direct_ratio=6.0)
+    assert len(found) == 1440 and found[0] == 1.0
+    assert 10 * np.log10(1.0 / (found[1:] ** 2).sum()) == pytest.approx(6.0, abs=1e-6)
+    assert found[101] / found[1] == pytest.approx(np.exp(-2), rel=1e-4) and found[1] < 0
+    soundfile.write(tmp_path / "room.wav", np.r_[np.zeros(9), 1.0], 16000)
+    with pytest.raises(ValueError, match="no echo after its peak"):
+        rooms.measured_response(tmp_path / "room.wav", 6.0)
+    with pytest.raises(ValueError, match="--rooms .* holds no impulse responses"):
+        layout.SpeechOptions(rooms=str(tmp_path / "nothing"))
+
+
+def test_measured_rooms_change_the_sound_alone(corpus, tmp_path):
+    decay = np.exp(-np.arange(4000) / 800) * np.random.default_rng(0).standard_normal(4000)
+    soundfile.write(tmp_path / "a.wav", np.r_[0.9, 0.1 * decay], 16000)
+    options = replace(TINY, rooms=str(tmp_path), train_minutes=0.6, labelled_minutes=0.3)
+    layout.make_speech_corpus(tmp_path / "corpus", options, num_processes=2)
+    for part in ("dev-clean", "test-other"):
+        assert transcripts(tmp_path / "corpus", part) == transcripts(corpus, part)
+        names = sorted((corpus / "LibriSpeech" / part).rglob("*.flac"))
+        for name in names:
+            drawn, _ = soundfile.read(name)
+            measured, _ = soundfile.read(tmp_path / "corpus" / name.relative_to(corpus))
+            assert len(drawn) == len(measured) and not np.array_equal(drawn, measured)
+    # A corpus that was made before there were measured rooms is still the same corpus.
+    facts = json.loads((corpus / "corpus.json").read_text())
+    del facts["options"]["rooms"]
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "corpus.json").write_text(json.dumps(facts))
+    assert synthesize_corpus.is_complete(tmp_path / "old", TINY)
+    with pytest.raises(ValueError, match="rooms is None there, '.*' is wanted"):
+        synthesize_corpus.is_complete(tmp_path / "old", replace(TINY, rooms=str(tmp_path)))
 
 
 def test_recording_has_the_wanted_snr():

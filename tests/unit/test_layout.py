@@ -38,7 +38,8 @@ FLOORS = [
     ["evaluation"],
     TASKS,
     [COMBINING],
-    ["report", "sharing", "demo"],
+    ["report", "sharing"],
+    ["demo"],
     ["bin"],
 ]
 

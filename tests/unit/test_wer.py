@@ -50,6 +50,22 @@ def test_hand_counted_example():
     assert errors.utterances[0].marked() == "the cat->hat sat on -the- mat +today+"
 
 
+def test_characters_are_counted_with_their_spaces():
+    # By hand: "ab c" -> "abc" lacks a space; "de" -> "" lacks two; "f  g" is "f g", three characters.
+    errors = wer.score({"a": "ab c", "b": "de", "c": "f  g"}, {"a": "abc", "b": "", "c": "f g"})
+    assert [utterance.character_errors for utterance in errors.utterances] == [1, 2, 0]
+    assert errors.num_characters == 4 + 2 + 3
+    assert (errors.summary()["cer"], errors.summary()["num_characters"]) == (33.33, 9)
+    # The words have another alignment: three are wrong, one of them inserted nowhere.
+    assert errors.wer == pytest.approx(100 * 3 / 5)
+    random = keyed_random.generator("test_cer", 1)
+    for trial in range(40):
+        a, b = ("".join(random.choice(list("ab "), size=9)) for _ in range(2))
+        utterance = wer.align_words(str(trial), f"x{a}", b)
+        found = levenshtein(tuple(utterance.reference), tuple(utterance.hypothesis))
+        assert utterance.character_errors == found
+
+
 def test_case_and_punctuation_count():
     errors = wer.score({"u": "it's here"}, {"u": "It's here."})
     assert errors.substitutions == 2
@@ -117,5 +133,6 @@ def test_errors_file(tmp_path):
     errors = wer.score({"a": "x y", "b": "z"}, {"a": "x q", "b": "z"})
     wer.write_errors(errors, tmp_path / "errs.txt", title="test-clean")
     text = (tmp_path / "errs.txt").read_text()
+    assert "CER 25.00 % of 4 characters (spaces count)" in text
     assert "WER 33.33 %" in text and "a (1/2): x y->q" in text and "\nb (" not in text
     assert list(tmp_path.iterdir()) == [tmp_path / "errs.txt"]

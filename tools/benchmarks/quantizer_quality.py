@@ -45,7 +45,7 @@ class Options:
     dim: int = 64
     """Channels of the Gaussian, whose eigenvalues fall from 1 to 0.01."""
     gaussian_frames: int = 40000
-    """Frames of the Gaussian."""
+    """Frames of the Gaussian; 0: the embeddings alone."""
     steps: int = 120
     """Steps of each of the peer's two phases (600 frames each, its default batch)."""
     threads: int = 1
@@ -193,14 +193,15 @@ def compare(folder: Path, training: QuantizerTrainingOptions, options: Options, 
 def main(argv: list[str] | None = None) -> None:
     options = parse(Options, argv, prog="python tools/benchmarks/quantizer_quality.py", description=__doc__)
     torch.set_num_threads(options.threads)
-    data = ["Gaussian", *filter(None, [options.embeddings])]
+    data = [*(["Gaussian"] if options.gaussian_frames else []), *filter(None, [options.embeddings])]
     first_screen("quantiser training", {"data": " and ".join(data), "threads": options.threads})
     with tempfile.TemporaryDirectory() as folder:
         scratch = [Path(folder) / name for name in ("data", "gaussian", "embeddings")]
         for each in scratch:
             each.mkdir()
-        training = replace(options.training, normalisation="global")
-        compare(gaussian_folder(scratch[0], options), training, options, scratch[1])
+        if options.gaussian_frames:
+            training = replace(options.training, normalisation="global")
+            compare(gaussian_folder(scratch[0], options), training, options, scratch[1])
         if options.embeddings:
             compare(Path(options.embeddings), options.training, options, scratch[2])
 

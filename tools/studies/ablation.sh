@@ -171,7 +171,7 @@ test_sets() {
   for set in test-clean test-other eval; do
     part=speech recipe=librispeech
     if [[ $set == eval ]]; then part=audio recipe=audioset; fi
-    "$python" local/take_cuts.py --cuts "$mixed_data/$part/manifests/${recipe}_cuts_$set.jsonl.gz" \
+    "$python" ../common/parts/take_cuts.py --cuts "$mixed_data/$part/manifests/${recipe}_cuts_$set.jsonl.gz" \
       --output "$exp/mixed/$set.jsonl.gz"
   done
 }

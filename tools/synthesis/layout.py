@@ -45,6 +45,8 @@ class SpeechOptions:
     vocabulary: str = "small"
     accents: tuple[str, ...] = ("us", "gb", "rp", "scotland")
     voice_spread: float = 1.0
+    rooms: str | None = None
+    """Folder of measured impulse responses; None: drawn ones."""
 
     def __post_init__(self):
         if self.vocabulary not in VOCABULARIES:
@@ -65,6 +67,8 @@ class SpeechOptions:
                 f"labelled_minutes is {self.labelled_minutes}, it must be above 0 and at most "
                 f"train_minutes ({self.train_minutes})"
             )
+        if self.rooms is not None:
+            rooms.measured_responses(Path(self.rooms))
         if not 0 <= self.voice_spread <= 3:
             raise ValueError(f"voice_spread is {self.voice_spread}, it must be between 0 and 3")
 
@@ -83,6 +87,7 @@ class SpeakerJob:
     vocabulary: str
     corpus: str
     """Folder "LibriSpeech" (unfinished)."""
+    rooms: str | None = None
 
 
 def speaker_jobs(options: SpeechOptions, corpus: Path) -> list[SpeakerJob]:
@@ -111,9 +116,8 @@ def speaker_jobs(options: SpeechOptions, corpus: Path) -> list[SpeakerJob]:
                 minutes = labelled / options.labelled_speakers
             else:
                 minutes = (options.train_minutes - labelled) / num_others
-            jobs.append(
-                SpeakerJob(options.seed, voice, part, split, minutes, options.vocabulary, str(corpus))
-            )
+            said = (options.vocabulary, str(corpus), options.rooms)
+            jobs.append(SpeakerJob(options.seed, voice, part, split, minutes, *said))
     return jobs
 
 
@@ -152,7 +156,12 @@ def make_speaker(job: SpeakerJob) -> None:
         chapter = voice.speaker * 100 + len(chapters) + 1
         room_random = generator(job.seed, "room", chapter)
         room = rooms.draw_room(room_random, other=job.part.endswith("-other"))
-        response = rooms.impulse_response(room, room_random)
+        if job.rooms is None:
+            response = rooms.impulse_response(room, room_random)
+        else:
+            known = rooms.measured_responses(Path(job.rooms))
+            chosen = known[int(room_random.integers(len(known)))]
+            response = rooms.measured_response(chosen, room.direct_ratio)
         chapter_folder = folder / str(chapter)
         chapter_folder.mkdir(parents=True)
         lines = []

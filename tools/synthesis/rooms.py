@@ -4,8 +4,10 @@ All signals are (N,) float32 or float64 in [-1, 1] at 16 kHz.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+import soundfile
 from scipy import signal
 
 SAMPLE_RATE = 16000
@@ -52,6 +54,28 @@ def impulse_response(room: Room, random: np.random.Generator) -> np.ndarray:
     tail[:start] = 0.0
     tail *= np.sqrt(10.0 ** (-room.direct_ratio / 10.0) / np.sum(tail**2))
     tail[0] = 1.0
+    return tail
+
+
+def measured_responses(folder: Path) -> list[Path]:
+    """The impulse responses in a folder, by name; ValueError if there are none."""
+    found = sorted(path for path in folder.glob("[!.]*") if path.suffix in (".flac", ".wav"))
+    if not found:
+        raise ValueError(f"--rooms {folder} holds no impulse responses (.flac or .wav)")
+    return found
+
+
+def measured_response(path: Path, direct_ratio: float) -> np.ndarray:
+    """A measured impulse response from its peak on; the echo scaled to ``direct_ratio`` (dB) below the direct
+    sound, so that a set of recordings is as lively as with responses that are drawn.
+    """
+    samples, rate = soundfile.read(path, always_2d=True)
+    response = signal.resample_poly(samples[:, 0], SAMPLE_RATE, rate)
+    response = response[int(np.argmax(np.abs(response))) :]
+    if len(response) < 2 or not response[1:].any():
+        raise ValueError(f"{path} holds no echo after its peak: it is no impulse response of a room")
+    tail = response / response[0]
+    tail[1:] *= np.sqrt(10.0 ** (-direct_ratio / 10.0) / np.sum(tail[1:] ** 2))
     return tail
 
 

@@ -29,6 +29,9 @@ token_sets="train dev"
 default_speech_teacher=spectral
 default_audio_teacher=spectral
 
+# part_facts CONF: more options of local/prepare_part.py for a size.
+part_facts() { part_options=(); }
+
 # repeats_of PART CONF: how often an epoch takes the part. AudioSet three times beside speech (reference); the synthesised
 # parts are as long as each other.
 repeats_of() {

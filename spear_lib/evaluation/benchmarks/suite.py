@@ -13,7 +13,7 @@
 
 Places in braces: ``{corpora}``, the folder of the corpora; ``{data}``, what prepare.sh filled; ``{made}``,
 the task's own folder of data that ``make`` leaves (``makers``). A file may extend others
-(runtime/overlays.py); a task that is null there is left out.
+(runtime/overlays.py); a task that is false there is left out.
 """
 
 import json
@@ -40,7 +40,7 @@ class SuiteTask:
     """Of the command, by dotted names."""
     make: dict[str, Any] = field(default_factory=dict)
     """Kind of data to make first, and its parameters; empty: none."""
-    paper: str = ""
+    paper_column: str = ""
     """Column of the paper with the same task and measure, for the report (report/paper_rows.py)."""
     missing: str = ""
     """Why the task cannot run: what is not there."""
@@ -73,7 +73,7 @@ def read_suite(path: str | Path, places: dict[str, str], only: list[str] | None 
     common, entries = content.get("common") or {}, content.get("tasks") or {}
     found: list[SuiteTask] = []
     for name, entry in entries.items():
-        if entry is None:
+        if not entry:
             continue
         where = f"{path}, task {name!r}"
         _known(entry, _KEYS, where)

@@ -2,18 +2,25 @@
 
 import logging
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from spear_lib.asr.decoding import text_of
-from spear_lib.asr.searcher import Searcher
+from spear_lib.asr.decoding import Weights, build_model, text_of
+from spear_lib.asr.model import AsrModel
+from spear_lib.asr.searcher import SearchConfig, Searcher
 from spear_lib.asr.wer import score
+from spear_lib.config import to_dict
 from spear_lib.data.audio_batches import load_waveforms
 from spear_lib.data.manifests import Manifest
 from spear_lib.data.references import references
+from spear_lib.encoders.zipformer.streaming import StreamingEncoder
+from spear_lib.runtime.files import write_json
+from spear_lib.runtime.log import commit
 from spear_lib.runtime.progress import progress
+from spear_lib.sharing.onnx.runtime import ERROR_RATES, OnnxTransducer
 
 logger = logging.getLogger(__name__)
 
@@ -69,3 +76,38 @@ def compare(searchers: dict[str, Searcher], manifest: Manifest, name: str) -> di
             audio_seconds / max(seconds, 1e-9),
         )
     return outcomes
+
+
+def in_chunks_of(streaming: StreamingEncoder, weights: Weights, units: Any) -> AsrModel:
+    """The model whose pass over whole utterances sees what ``streaming`` does."""
+    chunks = {
+        "chunk_size": [streaming.chunk_size],
+        "left_context_frames": [streaming.left_context_frames],
+    }
+    config = {**weights.facts["encoder_config"], **chunks}
+    return build_model(Weights(weights.state, {**weights.facts, "encoder_config": config}), units)
+
+
+def compare_files(
+    folder: str,
+    int8: bool,
+    model: AsrModel,
+    units: Any,
+    sets: dict[str, Manifest],
+    search: SearchConfig,
+    facts: dict[str, Any],
+) -> None:
+    """Every set with ``model`` and with the files of ``folder``, side by side, on the log and in wer.json.
+
+    Args:
+      int8: the files of 8 bits too. facts: go into wer.json.
+    """
+    searchers = {"PyTorch": Searcher(model, units, search)}
+    for name, small in {"ONNX": False, "ONNX int8": True}.items():
+        if int8 or not small:
+            exported = OnnxTransducer(folder, small)
+            searchers[name] = Searcher(exported, exported.units, search)
+    found = {name: compare(searchers, manifest, name) for name, manifest in sets.items()}
+    write_json(
+        Path(folder) / ERROR_RATES, {"sets": found, "search": to_dict(search), **facts, "code": commit()}
+    )

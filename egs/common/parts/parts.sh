@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# What prepare.sh and run.sh do with the parts of the mixture (source it after stages.sh and corpus.sh).
+# What prepare.sh and run.sh do with the parts of the mixture (source it after ../stages.sh and the recipe's corpus.sh).
 # shellcheck disable=SC2154,SC2153 # parts comes from corpus.sh, the options from parse_options.sh
 # shellcheck disable=SC2034 # domains, domain and set are for the scripts and the actions
 
@@ -26,6 +26,7 @@ choose_group() {
     if [[ " $found " == *" $each "* ]]; then kept+=${kept:+ }$each; fi
   done
   domains=$kept
+  if [[ -z $domains ]]; then usage_error "--group $group: no part of local/corpus.sh is in it; the groups are ${groups//|/, }"; fi
   if [[ $domains != *" "* ]]; then
     if option_given strategy; then usage_error "--strategy is for two teachers, --group $group has $domains alone"; fi
     strategy=single
