@@ -31,13 +31,11 @@ WHEELS = (
 """What an environment of torch, transformers and pytest lacks."""
 MINUTES, CPU_PATIENCE = 7.5, 10.0
 LOG_END = 100_000  # characters of a log that are kept
+GPU_NAMES = "not interpreter and not numbers_of_eager and not compile"
+"""Without what needs no GPU and takes minutes."""
 GPU_TESTS = (
     *("tests/unit/test_precision.py", "tests/numerics/test_rnnt_backend.py"),
-    *(
-        "tests/numerics/triton_cases.py",
-        "tests/numerics/fused_cases.py",
-        "tests/data/test_precision_curves.py",
-    ),
+    *("tests/data/test_precision_curves.py", "tests/numerics/test_fused_kernels.py"),
 )
 
 
@@ -92,9 +90,7 @@ def steps(options: argparse.Namespace) -> list[Step]:
     if options.train_cuts:
         data = ["--train-cuts", options.train_cuts, "--valid-cuts", options.valid_cuts]
         data += ["--data-dir", options.data_dir]
-    tests = [path for path in GPU_TESTS if (REPOSITORY / path).exists()]
-    if tiny:
-        tests = tests[:1]
+    tests = GPU_TESTS[:1] if tiny else GPU_TESTS
     workers = str(max(1, min(8, (os.cpu_count() or 2) - 1)))
     loader = ["--rounds", "1", "--cuts", "24" if tiny else "200", "--workers", "1" if tiny else workers]
     transducer = ["--rounds", "1" if tiny else "5"]
@@ -111,7 +107,7 @@ def steps(options: argparse.Namespace) -> list[Step]:
         Step(
             "tests",
             120,
-            ["-m", "pytest", "-o", "addopts=", "-p", "no:cacheprovider", *tests],
+            ["-m", "pytest", "-o", "addopts=", "-m", "not slow", "-k", GPU_NAMES, *tests],
             lines_with(r"^(FAILED|ERROR)", r"\d+ (passed|failed|skipped)"),
         ),
         Step(

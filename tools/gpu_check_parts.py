@@ -4,7 +4,6 @@ PYTHONPATH=. python tools/gpu_check_parts.py curves --device cuda --json curves.
 """
 
 import argparse
-import importlib.util
 import json
 import os
 import socket
@@ -58,8 +57,6 @@ def copy_rate() -> float:
 
 def kernels(options: argparse.Namespace) -> dict[str, Any]:
     """The comparison of fused kernels with eager code that a run makes when it begins."""
-    if importlib.util.find_spec("spear_lib.training.kernels") is None:
-        return {"fused kernels": "this version has none"}
     from step import Options, Step
 
     found = {}

@@ -314,7 +314,7 @@ class ScaledAdam(torch.optim.Optimizer):
         beta1, beta2 = group["betas"]
         delta, squares, step = state["delta"], state["exp_avg_sq"], state["step"]
         delta.mul_(beta1)
-        rate, size_step = self._rates(group, stack, (params * grads).sum(dim=stack.dims, keepdim=True))
+        size_step = self._size_step(group, stack, (params * grads).sum(dim=stack.dims, keepdim=True))
         if size_step is not None:
             delta.addcmul_(params, size_step, value=1 - beta1)
         squares.mul_(beta2).addcmul_(grads, grads, value=1 - beta2)
@@ -323,6 +323,7 @@ class ScaledAdam(torch.optim.Optimizer):
         if correction < 0.99:
             denominator.mul_(correction**-0.5)
         denominator.add_(group["eps"])
+        rate = self._rate(group, stack)
         delta.addcmul_(torch.div(grads, denominator, out=denominator), rate)
         params.add_(delta)
 
@@ -332,31 +333,32 @@ class ScaledAdam(torch.optim.Optimizer):
         beta1, beta2 = group["betas"]
         factor = factor if isinstance(factor, Tensor) else params.new_full((), factor)
         sums = torch.ops.spear.scaled_adam_dots(params, grads, factor).sum(dim=1)
-        rate, size_step = self._rates(group, stack, sums.view_as(state["param_rms"]))
+        size_step = self._size_step(group, stack, sums.view_as(state["param_rms"]))
+        rate = self._rate(group, stack)
         correction = 1 - beta2 ** (state["step"] + 1)
         correction = correction**-0.5 if correction < 0.99 else 1.0
         numbers = [beta1, beta2, correction, group["eps"]]
         moments = state["delta"], state["exp_avg_sq"]
         torch.ops.spear.scaled_adam_step_(params, *moments, grads, factor, rate, size_step, numbers)
 
-    def _rates(
-        self, group: dict[str, Any], stack: _Stack, scale_grads: Tensor
-    ) -> tuple[Tensor, Tensor | None]:
-        """Rates of the step and, every few steps, the change in size, (n, 1, ...) each; ``scale_grads``: the
-        gradients of the log-scales."""
-        state, period = self.state[stack.first], group["size_update_period"]
-        step, size_step = state["step"], None
-        state["scale_grads"][step % period] = scale_grads
-        if step % period == period - 1:
-            state["param_rms"].copy_(stack.rms())
-            size_step = self._size_step(group, stack)
-        rate = state["param_rms"].clamp(min=group["param_min_rms"])
-        return rate.mul_(-(1 - group["betas"][0]) * group["lr"]), size_step
-
-    def _size_step(self, group: dict[str, Any], stack: _Stack) -> Tensor:
-        """(n, 1, ...): every few steps, scale the whole tensor along the summed gradient of its log-scale."""
+    def _rate(self, group: dict[str, Any], stack: _Stack) -> Tensor:
+        """(n, 1, ...): what the normalised gradient is multiplied by."""
         state = self.state[stack.first]
-        beta2, period = group["betas"][1], group["size_update_period"]
+        rate = state["param_rms"].clamp(min=group["param_min_rms"])
+        return rate.mul_(-(1 - group["betas"][0]) * group["lr"])
+
+    def _size_step(self, group: dict[str, Any], stack: _Stack, new_scale_grads: Tensor) -> Tensor | None:
+        """(n, 1, ...): every few steps, scale the whole tensor along the summed gradient of its log-scale."""
+        state, step, period = (
+            self.state[stack.first],
+            self.state[stack.first]["step"],
+            group["size_update_period"],
+        )
+        state["scale_grads"][step % period] = new_scale_grads
+        if step % period != period - 1:
+            return None
+        state["param_rms"].copy_(stack.rms())
+        beta2 = group["betas"][1]
         beta2_period = beta2**period
         rms, scale_grads, squares = state["param_rms"], state["scale_grads"], state["scale_exp_avg_sq"]
         squares.mul_(beta2_period).add_(scale_grads.square().mean(dim=0), alpha=1 - beta2_period)

@@ -234,6 +234,7 @@ def test_weights_beside_the_file(tmp_path):
     call(export_onnx, *arguments, "--streaming", "true", "--largest_file_mb", 0.001)
     names = ["encoder.int8.onnx", "encoder.int8.onnx.data", "encoder.onnx", "encoder.onnx.data"]
     assert sorted(path.name for path in folder.iterdir()) == names
+    assert len({path.stat().st_mode for path in folder.iterdir()}) == 1
     num_bytes = 4 * sum(parameter.numel() for parameter in encoder.parameters())
     assert (folder / "encoder.onnx.data").stat().st_size > 0.7 * num_bytes
     Chunks(streaming, torch.nn.Identity()).verify(OnnxPart(folder / "encoder.onnx"), 1e-4)

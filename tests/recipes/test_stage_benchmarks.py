@@ -4,15 +4,10 @@ import subprocess
 import sys
 
 from toy_recipe import REPOSITORY
-
-MAKE_ENCODER = """
-import sys
-sys.path.insert(0, "tests/data")
 from zipformer_fixtures import TINY
+
 from spear_lib.encoders import load_encoder, save_encoder
 from spear_lib.encoders.zipformer import ZipformerConfig
-save_encoder(load_encoder(ZipformerConfig(**TINY)), sys.argv[1], {})
-"""
 
 
 def test_benchmarks_of_an_encoder(tmp_path):
@@ -29,7 +24,7 @@ def test_benchmarks_of_an_encoder(tmp_path):
             command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=600
         )
 
-    assert run(sys.executable, "-c", MAKE_ENCODER, str(tmp_path / "encoder")).returncode == 0
+    save_encoder(load_encoder(ZipformerConfig(**TINY)), tmp_path / "encoder", {})
     command = ["egs/librispeech/run.sh", "--stage", "15", "--stop-stage", "15", "--conf", "tiny"]
     command += ["--encoder", str(tmp_path / "encoder"), "--exp-dir", str(tmp_path / "exp")]
     command += ["--data-dir", str(tmp_path / "data")]

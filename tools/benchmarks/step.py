@@ -11,7 +11,6 @@ CUDA's allocator.
 """
 
 import contextlib
-import importlib.util
 import json
 import time
 from dataclasses import asdict, dataclass
@@ -40,6 +39,7 @@ from spear_lib.pretraining.plan import (
 )
 from spear_lib.pretraining.plan_data import GPUS, Gpu
 from spear_lib.runtime.log import first_screen
+from spear_lib.training.kernels import use_kernels
 from spear_lib.training.options import TrainingConfig
 from spear_lib.training.precision import Precision
 from spear_lib.training.task import StepClock
@@ -75,7 +75,7 @@ class Options:
     device: str = "auto"
     """cpu, cuda, or auto = cuda where there is one."""
     kernels: str = "auto"
-    """Fused kernels, as training.kernels of a run: auto or eager (where this version has any)."""
+    """As training.kernels of a run: auto, fused or eager."""
     steps: int = 10
     """Measured steps, after two that warm up."""
     checkpointed: bool = False
@@ -108,6 +108,11 @@ class Options:
         return getattr(ZipformerConfig, self.size)(**kept)
 
     @property
+    def training(self) -> TrainingConfig:
+        """Of the kernels and the number format."""
+        return TrainingConfig(kernels=self.kernels, precision=self.precision)
+
+    @property
     def shape(self) -> Shape:
         """The batch."""
         return Shape(self.utterances, self.seconds)
@@ -128,7 +133,7 @@ class Step:
         torch.manual_seed(0)
         self.device, fields = options.resolved_device, assumed_fields(ObjectiveConfig(), PlanConfig())
         model = PretrainingModel(build_encoder(options.encoder), fields).to(self.device).train()
-        self.chosen = _use_kernels(options, self.device, model.encoder)
+        self.chosen = use_kernels(options.training, self.device, model.encoder)
         self.task = PretrainingTask(model, fields, ObjectiveConfig())
         self.optimizer = ScaledAdam(parameter_groups(model, 0.045), lr=0.045)
         self.precision = Precision(options.precision, self.device)
@@ -150,16 +155,6 @@ class Step:
         """Until the device has done all."""
         if self.device.type == "cuda":
             torch.cuda.synchronize()
-
-
-def _use_kernels(options: Options, device: torch.device, encoder: torch.nn.Module) -> str:
-    """Switches fused kernels on as a run does, and says which."""
-    if importlib.util.find_spec("spear_lib.training.kernels") is None:
-        return "eager (this version has no fused kernels)"
-    from spear_lib.training.kernels import use_kernels
-
-    training = TrainingConfig(kernels=options.kernels, precision=options.precision)
-    return str(use_kernels(training, device, encoder))
 
 
 def device_gpu(device: torch.device) -> Gpu | None:
@@ -202,7 +197,7 @@ def measure(options: Options) -> dict[str, Any]:
         assumed_fields(ObjectiveConfig(), PlanConfig()),
         ObjectiveConfig(),
         MaskingConfig(),
-        TrainingConfig(),
+        options.training,
         options.shape,
         options.precision,
         processes=1,

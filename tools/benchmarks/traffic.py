@@ -4,11 +4,11 @@
     PYTHONPATH=. python tools/benchmarks/traffic.py --sizes '[base]' --largest 15
 
 Every path runs once on tensors without data (spear_lib.pretraining.plan_memory): forward, backward, update.
-``eager`` is what this repository runs on a GPU with `training.kernels eager`, ``fused`` with all the kernels
-that it has, ``reference`` the reference's sequence of operations as the specification tells
-it (reference_encoder.py; features are computed by its loader, Swoosh is k2's). The rate is a roofline: an
-operator takes the longest of its arithmetic, its traffic and the start of its kernels; ``--efficiency 1
---kernel_microseconds 0`` is what no GPU exceeds. Beside it stands what the paper's runs reached (Table 9).
+``eager`` is what this repository runs on a GPU without fused kernels, ``fused`` with all that it has,
+``reference`` the reference's sequence of operations as the specification tells it (reference_encoder.py;
+features are computed by its loader, Swoosh is k2's). The rate is a roofline: an operator takes the longest
+of its arithmetic, its traffic and the start of its kernels; ``--efficiency 1 --kernel_microseconds 0`` is
+what no GPU exceeds. Beside it stands what the paper's runs reached (Table 9).
 """
 
 from collections import Counter
@@ -94,7 +94,8 @@ def objective_of(size: str) -> ObjectiveConfig:
 
 
 def count_ours(options: Options, size: str, kernels: str) -> StepMemory:
-    """The step of this repository; kernels: "eager" or "fused"."""
+    """The step of this repository, with kernels ``eager`` or ``fused``: a fused one is an operator of
+    ``torch.library``, which the count takes as one kernel with its arguments and results."""
     objective = objective_of(size)
     memory, *_ = count_pretraining_step(
         options.encoder(size),

@@ -101,7 +101,8 @@ def _save(model: Any, path: Path, largest_mb: float) -> None:
     if size <= largest_mb * 1e6:
         onnx.save(model, path)
     else:
-        onnx.save(model, path, save_as_external_data=True, location=f"{path.name}.data")
+        onnx.save(model, path, save_as_external_data=True, location=weights_beside(path).name)
+        shutil.copymode(path, weights_beside(path))  # onnx lets nobody else read them
 
 
 def quantise(source: Path, target: Path, largest_mb: float = LARGEST_FILE_MB) -> None:
