@@ -9,6 +9,7 @@ import pytest
 import soundfile
 from scipy.signal import resample_poly
 
+from spear_lib.asr.units import units_of
 from spear_lib.bin import decode, transcribe
 from spear_lib.bin.common import run
 from spear_lib.data.audio_files import find_audio
@@ -208,9 +209,9 @@ def test_two_files_never_write_one_result(utterances, transcribed, tmp_path):
 
 def test_units_are_found_or_missed_with_a_word(trained_toy, transcribed, tmp_path):
     with pytest.raises(ValueError, match="config.yaml does not exist"):
-        transcribe.units_of(str(tmp_path), "")
+        units_of(str(tmp_path), "")
     experiment = tmp_path / "recipe" / "exp" / "finetune"
     experiment.mkdir(parents=True)
     (experiment / "config.yaml").write_text("units: data/units\n")
     with pytest.raises(ValueError, match="train the text units first"):
-        transcribe.units_of(str(experiment), "")
+        units_of(str(experiment), "")

@@ -39,7 +39,7 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="Triton exists for Li
 )
 def test_kernels_give_the_numbers_of_eager_pytorch(marks, cases):
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", "-m", marks, str(CASES)]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-m", marks, str(CASES)]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1800)
     assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-2000:]
     assert int(re.search(r"(\d+) passed", result.stdout).group(1)) >= cases
