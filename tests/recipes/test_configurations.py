@@ -119,7 +119,11 @@ def named() -> list[tuple[str, str, str]]:
                 continue
             found += [(recipe, folder, size) for folder in folders for size in sizes(recipe)]
             if kind in ("pretrain", "finetune", "quantizer"):  # beside the sizes: --finetune-conf base-as2m
-                variants = {path.stem for path in (EGS / recipe / "conf" / kind).glob("*.yaml")}
+                variants = {
+                    path.stem
+                    for each in (recipe, "common")
+                    for path in (EGS / each / "conf" / kind).glob("*.yaml")
+                }
                 found += [(recipe, kind, name) for name in sorted(variants - set(sizes(recipe)))]
     return found
 
