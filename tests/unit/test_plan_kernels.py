@@ -225,13 +225,13 @@ def test_a_group_of_scaled_adam_by_hand():
         ("mul", 1, 3 * all_of),  # parameters times gradients
         ("sum", 1, all_of + rms),
         ("copy_", 1, 2 * rms),  # the gradient of the size
-        ("clamp", 1, 2 * rms),  # the rate
-        ("mul_", 1, 2 * rms),
         ("mul_", 1, 2 * all_of),  # running mean of squares
         ("addcmul_", 1, 3 * all_of),  # squared gradient
         ("sqrt", 1, 2 * all_of),
         ("mul_", 1, 2 * all_of),  # bias correction
         ("add_", 1, 2 * all_of),
+        ("clamp", 1, 2 * rms),  # the rate
+        ("mul_", 1, 2 * rms),
         ("div", 1, 3 * all_of),
         ("addcmul_", 1, 3 * all_of + rms),
         ("add_", 1, 3 * all_of),  # the parameters

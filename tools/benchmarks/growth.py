@@ -13,7 +13,6 @@ nothing, and of a sampler: its making, its first batch, a hundred batches; memor
 afterwards.
 """
 
-import logging
 import math
 import tempfile
 import time
@@ -25,7 +24,7 @@ from unittest import mock
 import numpy as np
 import step as training_step
 import tokens
-from recording import Record
+from recording import Record, quiet
 
 from spear_lib.bin.common import run
 from spear_lib.config import parse
@@ -217,15 +216,15 @@ def of_sampler(options: Options) -> Iterator[Growth]:
 
 def main(argv: list[str] | None = None) -> None:
     options = parse(Options, argv, prog="python tools/benchmarks/growth.py", description=__doc__)
-    logging.getLogger("spear_lib").setLevel(logging.ERROR)
     first_screen("Growth", {"parts": ", ".join(options.parts), "encoder": options.size})
     print("| " + " | ".join(COLUMNS) + " |\n" + "|---" * len(COLUMNS) + "|")
     parts = {"step": of_steps, "stage_5": of_stage_5, "sampler": of_sampler}
     rows = []
-    for name in options.parts:
-        for growth in parts[name](options):
-            rows.append(growth.row())
-            print("| " + " | ".join(rows[-1]) + " |", flush=True)
+    with quiet():
+        for name in options.parts:
+            for growth in parts[name](options):
+                rows.append(growth.row())
+                print("| " + " | ".join(rows[-1]) + " |", flush=True)
     if options.record:
         Record(options.record, COLUMNS, rows, f"made-up cuts; encoder {options.size}").save()
 

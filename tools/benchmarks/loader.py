@@ -18,7 +18,6 @@ workers too), which other work on the machine hardly changes.
 """
 
 import argparse
-import logging
 import os
 import statistics
 import tempfile
@@ -35,7 +34,7 @@ from lhotse.dataset import AudioSamples, DynamicBucketingSampler, K2SpeechRecogn
 from lhotse.dataset.collation import collate_custom_field
 from lhotse.dataset.cut_transforms import CutMix
 from lhotse.features.io import NumpyHdf5Writer
-from recording import recorded
+from recording import quiet, recorded
 from torch.utils.data import DataLoader
 
 from spear_lib.data.manifests import save_cuts
@@ -233,10 +232,9 @@ def main(argv: list[str] | None = None) -> None:
         "for Base on an H100",
     )
     options = parser.parse_args(argv)
-    logging.disable(logging.WARNING)
-    warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as folder:
+    with quiet(), warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
+        warnings.simplefilter("ignore")
         benchmark(
             Path(folder),
             options.rounds,

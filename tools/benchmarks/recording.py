@@ -4,12 +4,13 @@ import contextlib
 import functools
 import io
 import json
+import logging
 import os
 import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +31,17 @@ def machine() -> str:
     loaded = f"LOADED by other work ({load:.1f} more running)" if load > BUSY * cores else "otherwise idle"
     kind = gpu or f"{_processor()}, {cores} cores"
     return f"{kind}, torch {torch.__version__}, {loaded}"
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Within: of the library's log nothing below an error; a table is what a benchmark prints."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def _processor() -> str:

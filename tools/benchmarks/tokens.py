@@ -16,7 +16,6 @@ Times are ratios of medians over interleaved rounds: other work on the machine s
 import argparse
 import gzip
 import json
-import logging
 import shutil
 import statistics
 import sys
@@ -31,7 +30,7 @@ import soundfile
 import torch
 from lhotse import MonoCut, Recording
 from lhotse.audio import AudioSource
-from recording import recorded
+from recording import quiet, recorded
 
 from spear_lib.bin import check_tokens
 from spear_lib.data import decoding
@@ -304,7 +303,6 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--cuts", type=int, default=100_000, help="cuts of (c)")
     parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds of (a) and (b)")
     options = parser.parse_args(argv)
-    logging.disable(logging.WARNING)
     parts: dict[str, Callable[[Path], None]] = {
         "a": lambda folder: stage_5(folder, options.rounds, options.clips),
         "b": lambda folder: random_reads(folder, options.rounds),
@@ -313,7 +311,7 @@ def main(argv: list[str] | None = None) -> None:
     for name in options.parts.split(","):
         if name not in parts:
             parser.error(f"there is no part {name!r}: use {json.dumps(sorted(parts))}")
-        with tempfile.TemporaryDirectory() as folder:
+        with quiet(), tempfile.TemporaryDirectory() as folder:
             parts[name](Path(folder))
 
 

@@ -110,6 +110,7 @@ def quantise(source: Path, target: Path, largest_mb: float = LARGEST_FILE_MB) ->
     onnx = require_onnx()
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
+    disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)  # it tells of every operator through the root logger
     try:
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:
@@ -123,7 +124,7 @@ def quantise(source: Path, target: Path, largest_mb: float = LARGEST_FILE_MB) ->
             )
             model = onnx.load(quantised)
     finally:
-        logging.disable(logging.NOTSET)
+        logging.disable(disabled)
     _save(model, target, largest_mb)
 
 
