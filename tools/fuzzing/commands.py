@@ -25,8 +25,11 @@ from spear_lib import config
 from spear_lib.bin.common import run
 
 REPOSITORY = Path(__file__).parents[2]
+# Not common, which is no command, nor spear, which hands everything on to the others.
 COMMANDS = sorted(
-    path.stem for path in (REPOSITORY / "spear_lib/bin").glob("[a-z]*.py") if path.stem != "common"
+    path.stem
+    for path in (REPOSITORY / "spear_lib/bin").glob("[a-z]*.py")
+    if path.stem not in ("common", "spear")
 )
 RATE = 16000
 TINY = """
