@@ -276,7 +276,7 @@ def test_the_tiny_size_runs_on_the_real_corpora(tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_a_copy_takes_another_corpus_as_the_readme_says(corpora, tmp_path):
-    """Two folders of audio in place of four corpora, and a task of their own."""
+    """Folders of audio in place of the corpora, and a task of their own."""
     egs = tmp_path / "egs"
     for name in ("common", "mixed", "realmini"):
         ignored = shutil.ignore_patterns("data", "exp")
@@ -296,7 +296,10 @@ def folder_of(folder):
         yield Item(DEV if number % 5 == 0 else TRAIN, path.stem, (path,))
 
 
-READERS = {"speech": {"an4": folder_of}, "audio": {"esc10": folder_of}}
+READERS = {
+    "speech": {"an4": folder_of, "ami_diarization_mini": folder_of},
+    "audio": {"esc10": folder_of, "fsdd": folder_of},
+}
 ROOMS = "no rooms"
 """
     with (own / "recordings.py").open("a") as file:
