@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from spear_lib.encoders.zipformer import SpearEncoder, ZipformerConfig
 from spear_lib.features.fbank import SAMPLE_RATE, FbankExtractor
 from spear_lib.runtime import keyed_random
+from spear_lib.runtime.world import choose_device
 
 _SIZES = ("mini", "base", "large", "xlarge")
 
@@ -54,10 +55,7 @@ class Options:
     @property
     def resolved_device(self) -> torch.device:
         """The device measured on."""
-        name = self.device
-        if name == "auto":
-            name = "cuda" if torch.cuda.is_available() else "cpu"
-        return torch.device(name)
+        return choose_device(self.device)
 
     def num_samples(self) -> list[int]:
         """Samples of each utterance, longest first."""

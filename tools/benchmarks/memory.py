@@ -41,6 +41,7 @@ from spear_lib.pretraining.plan import (
     with_checkpoints,
 )
 from spear_lib.runtime.log import first_screen
+from spear_lib.runtime.world import choose_device
 from spear_lib.training.options import TrainingConfig
 from spear_lib.training.task import StepClock
 
@@ -67,10 +68,7 @@ class Options:
     @property
     def resolved_device(self) -> torch.device:
         """The device measured on."""
-        name = self.device
-        if name == "auto":
-            name = "cuda" if torch.cuda.is_available() else "cpu"
-        return torch.device(name)
+        return choose_device(self.device)
 
     def encoder(self, size: str) -> ZipformerConfig:
         """The encoder of one size."""

@@ -39,6 +39,7 @@ from spear_lib.pretraining.plan import (
 )
 from spear_lib.pretraining.plan_data import GPUS, Gpu
 from spear_lib.runtime.log import first_screen
+from spear_lib.runtime.world import choose_device
 from spear_lib.training.kernels import use_kernels
 from spear_lib.training.options import TrainingConfig
 from spear_lib.training.precision import Precision
@@ -94,10 +95,7 @@ class Options:
     @property
     def resolved_device(self) -> torch.device:
         """The device measured on."""
-        name = self.device
-        if name == "auto":
-            name = "cuda" if torch.cuda.is_available() else "cpu"
-        return torch.device(name)
+        return choose_device(self.device)
 
     @property
     def encoder(self) -> ZipformerConfig:
