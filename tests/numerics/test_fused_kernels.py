@@ -16,10 +16,10 @@ from spear_lib.encoders.zipformer.fused import zipformer_kernels
 from spear_lib.kernels import choice, fused, select
 from spear_lib.kernels.choice import FORMATS
 from spear_lib.optim.fused import SCALED_ADAM
-from spear_lib.pretraining.plan_kernels import kernel_work
 from spear_lib.runtime.devices import plan_for_accelerator
 from spear_lib.training.kernels import use_kernels
 from spear_lib.training.options import TrainingConfig
+from spear_lib.training.planning.kernels import kernel_work
 
 CASES = Path(__file__).with_name("fused_cases.py")
 TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int64: "i64"}

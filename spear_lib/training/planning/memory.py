@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from spear_lib.pretraining.plan_kernels import Work, kernel_work, tensors
 from spear_lib.runtime.devices import plan_for_accelerator
+from spear_lib.training.planning.kernels import Work, kernel_work, tensors
 from spear_lib.training.task import StepClock, Task
 
 _UNKNOWN = 1.0e30
