@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from spear_lib.encoders.kinds import kind_of
+from spear_lib.encoders.kinds import EncoderConfig, kind_of
 from spear_lib.encoders.zipformer.activations import swoosh_kernels
 from spear_lib.kernels import Kernel, fused, select
 from spear_lib.optim.fused import SCALED_ADAM
@@ -11,10 +11,10 @@ from spear_lib.training.options import TrainingConfig
 from spear_lib.training.precision import Precision
 
 
-def fused_kernels(config: TrainingConfig, encoder: nn.Module) -> list[Kernel]:
+def fused_kernels(config: TrainingConfig, encoder: EncoderConfig) -> list[Kernel]:
     """All that a training of ``encoder`` could use."""
     of_optimizer = [SCALED_ADAM] if config.optimizer == "scaled_adam" else []
-    return [*kind_of(encoder.config).kernels(encoder.config), *of_optimizer]
+    return [*kind_of(encoder).kernels(encoder), *of_optimizer]
 
 
 def use_kernels(config: TrainingConfig, device: torch.device, encoder: nn.Module) -> str:
@@ -24,7 +24,7 @@ def use_kernels(config: TrainingConfig, device: torch.device, encoder: nn.Module
       Which run and why, for the first screen.
     """
     dtype = Precision(config.precision, device).dtype or torch.float32
-    line = select(config.kernels, device, dtype, fused_kernels(config, encoder))
+    line = select(config.kernels, device, dtype, fused_kernels(config, encoder.config))
     if device.type == "cuda" and not fused("swoosh", torch.empty(0, device=device)):
         line += f"; {swoosh_kernels(device)}"
     return line

@@ -1,13 +1,25 @@
 """The lines of a dry run that every task has: length, memory, speed, hours (ours)."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import NamedTuple
 
+from spear_lib.data.batch import Batch
 from spear_lib.encoders.kinds import EncoderConfig
+from spear_lib.runtime.devices import plan_for_accelerator
+from spear_lib.training.kernels import fused_kernels
 from spear_lib.training.options import TrainingConfig
 from spear_lib.training.planning.machines import PlanConfig
-from spear_lib.training.planning.memory import StepMemory
-from spear_lib.training.planning.step import LATE_BATCH_COUNT, Shape, step_seconds, with_checkpoints
+from spear_lib.training.planning.memory import Pretence, StepMemory
+from spear_lib.training.planning.step import (
+    LATE_BATCH_COUNT,
+    Shape,
+    count_task,
+    step_seconds,
+    with_checkpoints,
+)
+from spear_lib.training.task import Task
 
 Counter = Callable[[EncoderConfig, float], StepMemory]
 """(encoder, batch count) -> the cost of a step on the worst batch."""
@@ -25,6 +37,12 @@ class Run(NamedTuple):
     """Of the training data; 0: not known."""
     worst: Shape
     """The largest batch of one process."""
+    epoch_batches: int = 0
+    """Global batches of an epoch, where the data are there to count them."""
+
+    def place(self) -> AbstractContextManager:
+        """While inside, the code that is chosen is that of ``plan.device``."""
+        return plan_for_accelerator() if self.plan.device == "gpu" else nullcontext()
 
     @property
     def precision(self) -> str:
@@ -40,8 +58,9 @@ class Run(NamedTuple):
     def steps(self) -> int:
         """Optimiser steps; 0: not known."""
         limits = [self.training.max_steps] if self.training.max_steps else []
-        if self.training.max_epochs and self.hours:
-            limits.append(round(self.training.max_epochs * self.hours * 3600 / self.step_audio))
+        epoch = self.epoch_batches / self.training.accumulate_batches or self.hours * 3600 / self.step_audio
+        if self.training.max_epochs and epoch:
+            limits.append(round(self.training.max_epochs * epoch))
         return min(limits, default=0)
 
 
@@ -64,6 +83,31 @@ def cost_lines(run: Run, count: Counter) -> tuple[dict[str, str], StepMemory]:
             lines[name] = f"{_peak(memory, run.plan)} ({mark})"
     late = count(run.encoder, LATE_BATCH_COUNT)
     return lines | time_lines(run, late), late
+
+
+def task_costs(
+    run: Run, batch: Batch, make_task: Callable[[EncoderConfig], Task]
+) -> tuple[dict[str, str], StepMemory]:
+    """``cost_lines`` of a task.
+
+    Args:
+      batch: the largest of one process; of its waveforms only the shape is used.
+      make_task: makes a new model, on torch's meta device.
+    """
+
+    def count(encoder: EncoderConfig, batch_count: float) -> StepMemory:
+        pretence = Pretence()
+        return count_task(
+            pretence.task(lambda: make_task(encoder)),
+            replace(batch, waveforms=pretence.empty(*batch.waveforms.shape)),
+            run.training,
+            run.precision,
+            run.plan.gpus,
+            for_accelerator=run.plan.device == "gpu",
+            batch_count=batch_count,
+        )
+
+    return cost_lines(run, count)
 
 
 def length_lines(run: Run) -> dict[str, str]:
@@ -120,7 +164,8 @@ def time_lines(run: Run, memory: StepMemory) -> dict[str, str]:
     """Arithmetic, speed and hours of a run whose step on its worst batch was counted."""
     plan, gpu, audio = run.plan, run.plan.machine, run.worst.audio
     gflops = memory.flops / audio / 1e9
-    kernels = "PyTorch's" if run.training.kernels == "eager" or plan.device == "cpu" else "fused"
+    eager = run.training.kernels == "eager" or plan.device == "cpu"
+    kernels = "PyTorch's" if eager or not fused_kernels(run.training, run.encoder) else "fused"
     megabytes = sum(each.bytes for each in memory.work) / audio / 1e6
     lines = {
         "work": f"{memory.kernels:,} kernels in a step ({kernels}), {gflops:.1f} GFLOP in matrix products "

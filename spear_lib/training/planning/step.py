@@ -4,7 +4,9 @@ import dataclasses
 import math
 from typing import Any, NamedTuple
 
+from spear_lib.data.batch import Batch
 from spear_lib.encoders.kinds import EncoderConfig
+from spear_lib.features.fbank import SAMPLE_RATE
 from spear_lib.kernels.choice import running
 from spear_lib.training.kernels import fused_kernels
 from spear_lib.training.optimisers import new_optimizer
@@ -41,7 +43,7 @@ def count_task(
     """
     task.model.train()
     # That they agree and compile is found out where they run.
-    kernels = fused_kernels(training, task.model.encoder) if training.kernels != "eager" else []
+    kernels = fused_kernels(training, task.model.encoder.config) if training.kernels != "eager" else []
     with running(kernel.name for kernel in kernels if for_accelerator):
         return count_step(
             task,
@@ -80,6 +82,11 @@ class Shape(NamedTuple):
     def audio(self) -> float:
         """Padded audio of the batch, s."""
         return self.utterances * self.seconds
+
+    @classmethod
+    def of(cls, batch: Batch) -> "Shape":
+        """That of a batch."""
+        return cls(len(batch), batch.waveforms.shape[1] / SAMPLE_RATE)
 
 
 def worst_shape(batch_seconds: float, longest: float, processes: int) -> Shape:
