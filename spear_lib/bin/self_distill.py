@@ -15,8 +15,8 @@ from spear_lib.bin.common import run
 from spear_lib.config import parse
 from spear_lib.data.manifests import set_name
 from spear_lib.encoders.kinds import KINDS, build_encoder
-from spear_lib.evaluation.validation_probe import ValidationProbe
 from spear_lib.pretraining import token_fields
+from spear_lib.pretraining.running import train_encoder
 from spear_lib.runtime import keyed_random
 from spear_lib.runtime.log import first_screen
 from spear_lib.runtime.metrics_log import log_file
@@ -27,8 +27,6 @@ from spear_lib.self_distillation.options import SelfDistillOptions
 from spear_lib.self_distillation.plan import plan_lines
 from spear_lib.self_distillation.published import read_published
 from spear_lib.self_distillation.with_tokens import new_task
-from spear_lib.training.kernels import use_kernels
-from spear_lib.training.loop import train
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -64,28 +62,7 @@ def self_distill(options: SelfDistillOptions, processes: World) -> None:
     )
     if options.start:
         read_published(task.model, options.start)
-    probe = ValidationProbe(
-        task.model.encoder,
-        {set_name(path): path for path in options.valid_cuts},
-        options.probe,
-        processes,
-        (options.data.min_duration, options.data.max_duration),
-    )
-    kernels = use_kernels(options.training, processes.device, task.model.encoder)
-    if processes.is_main:
-        facts = run_facts(options, processes, task, train_data, valid_data, probe, kernels)
-        first_screen("Self-distillation", facts)
-    train(
-        task,
-        train_data,
-        valid_data,
-        options.training,
-        options.experiment_dir,
-        batch_seconds=options.data.batch_seconds,
-        world=processes,
-        options=options,
-        probe=probe,
-    )
+    train_encoder("Self-distillation", options, processes, task, train_data, valid_data, run_facts)
 
 
 if __name__ == "__main__":
