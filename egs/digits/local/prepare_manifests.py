@@ -14,10 +14,10 @@ from lhotse import Recording, SupervisionSegment
 from lhotse.cut import Cut
 
 from spear_lib.bin.common import run
-from spear_lib.corpora.clip_tables import read_table
 from spear_lib.corpora.validation import validate_cuts
 from spear_lib.data.audio import cut_of
 from spear_lib.data.manifests import atomic_file, save_cuts
+from spear_lib.runtime.tables import read_table
 
 logger = logging.getLogger("prepare_manifests")
 
