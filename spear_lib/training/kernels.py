@@ -6,6 +6,7 @@ from torch import nn
 from spear_lib.encoders.kinds import kind_of
 from spear_lib.encoders.zipformer.activations import swoosh_kernels
 from spear_lib.kernels import Kernel, fused, select
+from spear_lib.kernels.weights import WEIGHTS
 from spear_lib.optim.fused import SCALED_ADAM
 from spear_lib.training.options import TrainingConfig
 from spear_lib.training.precision import Precision
@@ -14,7 +15,8 @@ from spear_lib.training.precision import Precision
 def fused_kernels(config: TrainingConfig, encoder: nn.Module) -> list[Kernel]:
     """All that a training of ``encoder`` could use."""
     of_optimizer = [SCALED_ADAM] if config.optimizer == "scaled_adam" else []
-    return [*kind_of(encoder.config).kernels(encoder.config), *of_optimizer]
+    of_encoder = kind_of(encoder.config).kernels(encoder.config)
+    return [*of_encoder, *([WEIGHTS] if of_encoder else []), *of_optimizer]
 
 
 def use_kernels(config: TrainingConfig, device: torch.device, encoder: nn.Module) -> str:

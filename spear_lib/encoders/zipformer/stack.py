@@ -16,6 +16,7 @@ from spear_lib.encoders.zipformer.attention import PositionalEncoding
 from spear_lib.encoders.zipformer.config import ZipformerConfig
 from spear_lib.encoders.zipformer.layer import ZipformerLayer
 from spear_lib.encoders.zipformer.modules import Bypass, Downsample, upsample
+from spear_lib.kernels.weights import on_working_copies
 from spear_lib.runtime.devices import on_host
 
 
@@ -150,7 +151,7 @@ class Stack(nn.Module):
     def _compute(self, layer: ZipformerLayer, x: Tensor, *arguments) -> Tensor:
         """``layer(x, *arguments)``, which with ``checkpoint_activations`` keeps nothing but its input."""
         if not (self.checkpoint_activations and self.training and torch.is_grad_enabled()):
-            return layer(x, *arguments)
+            return on_working_copies(layer, x, *arguments)
         step = self.context.step_key
 
         def compute(x: Tensor) -> Tensor:
@@ -159,7 +160,7 @@ class Stack(nn.Module):
                     "checkpoint_activations: begin_step was called between a forward pass and its backward "
                     "pass, so that the layers cannot be computed again; call backward first"
                 )
-            return layer(x, *arguments)
+            return on_working_copies(layer, x, *arguments)
 
         # Random draws are functions of the step: the second pass repeats them without a generator's state.
         return checkpoint(compute, x, use_reentrant=False, preserve_rng_state=False)
