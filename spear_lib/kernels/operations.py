@@ -254,3 +254,83 @@ def _bias_norm_gradient(x: Tensor, bias: Tensor, log_scale: Tensor, grad: Tensor
     """Gradient of x, and (P, C + 1) float32: those of bias and log_scale over P groups of rows."""
     groups = min(NORM_GROUPS, -(-x.shape[0] // 4))
     return _like(x), x.new_empty((groups, x.shape[1] + 1), dtype=torch.float32)
+
+
+# --------------------------------- Whiten, for rows x (n, G d) of G groups whose last axis is contiguous
+WHITENING_ROWS, WHITENING_BLOCK = 64, 64
+"""Rows and channels at once."""
+_WHITENING_PARTS, _WHITENING_PROGRAMS = 64, 512
+
+
+def whitening_parts(rows: int, groups: int, dim: int) -> int:
+    """Parts of the rows whose products are added up first: enough to keep a device busy."""
+    blocks = groups * (-(-dim // WHITENING_BLOCK)) ** 2
+    return max(1, min(_WHITENING_PARTS, 256 // blocks, -(-rows // WHITENING_ROWS)))
+
+
+def whitening_programs(rows: int, groups: int) -> int:
+    """Programs for the rows of a group, each with two sums to leave behind."""
+    return max(1, min(_WHITENING_PROGRAMS // groups, -(-rows // WHITENING_ROWS)))
+
+
+@_operation("whitening_products(Tensor x, int groups, bool precise) -> (Tensor, Tensor)", "whitening")
+def _whitening_products(x: Tensor, groups: int, precise: bool) -> tuple[Tensor, Tensor]:
+    """Products of deviations from some centre (S, G, d, d) float32, of which the upper half is written, and
+    sums of deviations over S parts of the rows, with the centre behind (S + 1, G d) float32; ``precise``:
+    float32 throughout, else as precise as half formats."""
+    dim = x.shape[1] // groups
+    parts = whitening_parts(x.shape[0], groups, dim)
+    products = x.new_empty((parts, groups, dim, dim), dtype=torch.float32)
+    return products, x.new_empty((parts + 1, x.shape[1]), dtype=torch.float32)
+
+
+@register_flop_formula(torch.ops.spear.whitening_products)
+def _whitening_products_flops(x: torch.Size, groups: int, *others: Any, out_shape: Any = None) -> int:
+    return x[0] * x[1] * (x[1] // groups)  # half of a product
+
+
+@_operation(
+    "whitening_statistics(Tensor products, Tensor sums, int rows) -> (Tensor, Tensor, Tensor)", "whitening"
+)
+def _whitening_statistics(products: Tensor, sums: Tensor, rows: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Covariances (G, d, d), unnormalised; means (G d,); (P, 2): sums over blocks of the covariances of the
+    squares and of the diagonal."""
+    _, groups, dim, _ = products.shape
+    sides = -(-dim // WHITENING_BLOCK)
+    squares = products.new_empty((groups * sides * sides, 2))
+    return products.new_empty((groups, dim, dim)), products.new_empty(groups * dim), squares
+
+
+@_operation(
+    "whitening_change(Tensor x, Tensor grad, Tensor covariance, Tensor mean, Tensor squares, float limit, "
+    "bool precise) -> (Tensor, Tensor)",
+    "whitening",
+)
+def _whitening_change(
+    x: Tensor, grad: Tensor, covariance: Tensor, mean: Tensor, squares: Tensor, limit: float, precise: bool
+) -> tuple[Tensor, Tensor]:
+    """The gradient of the metric in the format of x, up to a factor, and (P, 2): sums of its squares and of
+    those of grad, (n, G d) contiguous. Not written where the metric is below the limit."""
+    groups = covariance.shape[0]
+    norms = x.new_empty((groups * whitening_programs(x.shape[0], groups), 2), dtype=torch.float32)
+    return _like(x), norms
+
+
+@register_flop_formula(torch.ops.spear.whitening_change)
+def _whitening_change_flops(
+    x: torch.Size, grad: torch.Size, covariance: torch.Size, *others: Any, out_shape: Any = None
+) -> int:
+    return 2 * x[0] * x[1] * covariance[1]
+
+
+@_operation(
+    "whitening_gradient(Tensor grad, Tensor change, Tensor norms, Tensor squares, float limit, "
+    "float grad_scale) -> Tensor",
+    "whitening",
+)
+def _whitening_gradient(
+    grad: Tensor, change: Tensor, norms: Tensor, squares: Tensor, limit: float, grad_scale: float
+) -> Tensor:
+    """grad, and where the metric is at least the limit the change so scaled that its norm is ``grad_scale``
+    times that of grad; in the format of grad."""
+    return _like(grad)

@@ -14,7 +14,9 @@ SCRIPT = Path(__file__).with_name("buckets_run.py")
 def test_gradients_are_added_in_the_buckets(tmp_path):
     """Three steps of two batches on two processes, in bf16; the second step has the buckets rebuilt."""
     file = tmp_path / "gradients"
-    run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", SCRIPT, file])
+    run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", SCRIPT, file]
+    )
     first, second = (torch.load(f"{file}.{rank}") for rank in (0, 1))
     (eager, _), (copies, storages) = first["eager"], first["copies"]
     assert len(eager) == 3 * 9 and all(each.abs().max() > 0 for each in eager)

@@ -18,14 +18,12 @@ from spear_lib.encoders.zipformer.modules import Downsample, bias_norm, upsample
 from spear_lib.encoders.zipformer.regularisers import (
     Balancer,
     ScaleGrad,
-    Whiten,
     balance,
     limit_gradient,
     mean_over_std_limit,
     score_penalty,
-    whiten,
-    whitening_metric,
 )
+from spear_lib.encoders.zipformer.whitening import Whiten, whiten, whitening_metric
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 

@@ -9,7 +9,8 @@ from zipformer_fixtures import tiny
 from spear_lib.encoders.step_context import Schedule
 from spear_lib.encoders.zipformer import SpearEncoder, ZipformerConfig
 from spear_lib.encoders.zipformer.modules import Bypass
-from spear_lib.encoders.zipformer.regularisers import Balancer, Whiten
+from spear_lib.encoders.zipformer.regularisers import Balancer
+from spear_lib.encoders.zipformer.whitening import Whiten
 from spear_lib.runtime import keyed_random
 
 

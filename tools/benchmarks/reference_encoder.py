@@ -35,8 +35,9 @@ from spear_lib.encoders.zipformer.attention import SelfAttention, positional_tab
 from spear_lib.encoders.zipformer.convolution import ConvolutionModule
 from spear_lib.encoders.zipformer.layer import FeedForward, ZipformerLayer
 from spear_lib.encoders.zipformer.modules import BiasNorm, Bypass, Downsample
-from spear_lib.encoders.zipformer.regularisers import Balancer, BalancerLimits, Limiter, Whiten
+from spear_lib.encoders.zipformer.regularisers import Balancer, BalancerLimits, Limiter
 from spear_lib.encoders.zipformer.stack import DownsampledStack, Stack
+from spear_lib.encoders.zipformer.whitening import Whiten
 from spear_lib.optim import ScaledAdam
 from spear_lib.optim.scaled_adam import _Stack
 

@@ -13,7 +13,8 @@ from torch.autograd.function import once_differentiable
 
 from spear_lib.encoders.step_context import Schedule, StepContext
 from spear_lib.encoders.zipformer.modules import scaled_linear
-from spear_lib.encoders.zipformer.regularisers import PENALTY_LIMIT, Balancer, Whiten, score_penalty
+from spear_lib.encoders.zipformer.regularisers import PENALTY_LIMIT, Balancer, score_penalty
+from spear_lib.encoders.zipformer.whitening import Whiten
 from spear_lib.kernels import fused
 from spear_lib.runtime.devices import on_host, recording
 

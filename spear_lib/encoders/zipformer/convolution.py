@@ -12,13 +12,8 @@ from spear_lib.encoders.step_context import Schedule, StepContext
 from spear_lib.encoders.zipformer.activations import swoosh_linear
 from spear_lib.encoders.zipformer.cpu_convolutions import depthwise_conv1d
 from spear_lib.encoders.zipformer.modules import scaled_linear
-from spear_lib.encoders.zipformer.regularisers import (
-    Balancer,
-    BalancerLimits,
-    ChannelMoments,
-    Whiten,
-    apply_limits,
-)
+from spear_lib.encoders.zipformer.regularisers import Balancer, BalancerLimits, ChannelMoments, apply_limits
+from spear_lib.encoders.zipformer.whitening import Whiten
 from spear_lib.kernels import fused
 
 

@@ -11,7 +11,8 @@ from spear_lib.encoders.zipformer.activations import pointwise_network, swoosh
 from spear_lib.encoders.zipformer.config import ZipformerConfig
 from spear_lib.encoders.zipformer.cpu_convolutions import first_conv2d
 from spear_lib.encoders.zipformer.modules import BiasNorm, scale_initialisation
-from spear_lib.encoders.zipformer.regularisers import Balancer, ScaleGrad, Whiten
+from spear_lib.encoders.zipformer.regularisers import Balancer, ScaleGrad
+from spear_lib.encoders.zipformer.whitening import Whiten
 
 MIN_FBANK_FRAMES = 9
 

@@ -16,6 +16,7 @@ from spear_lib.encoders.zipformer.config import ZipformerConfig
 from spear_lib.encoders.zipformer.convolution import gated
 from spear_lib.encoders.zipformer.modules import add, bias_norm, interpolate
 from spear_lib.encoders.zipformer.regularisers import BalancerLimits, apply_limits
+from spear_lib.encoders.zipformer.whitening import whiten
 from spear_lib.kernels import Kernel
 
 _FRAMES = 75  # of two utterances; no multiple of any block
@@ -69,6 +70,20 @@ def _sample_balancer(config: ZipformerConfig, inputs: _Inputs) -> list[Tensor]:
     limits = BalancerLimits.of((0.4, 0.6), (0.2, 4.0), 0.5)
     whole = apply_limits(x[..., :dim] * scale + shift, -1, limits)
     return inputs.results(apply_limits(x[..., dim:], -1, limits), whole)
+
+
+def _sample_whiten(config: ZipformerConfig, inputs: _Inputs) -> list[Tensor]:
+    """Correlated channels far from zero, in one group and, as a slice of wider rows, in one for each head;
+    with the metric above the limit and below it."""
+    dim, heads = max(config.per_stack("encoder_dim")), max(config.per_stack("num_heads"))
+    width = heads * max(config.per_stack("query_head_dim"))
+    mixing = inputs.constant(dim, dim, scale=0.5 * dim**-0.5) + torch.eye(dim, device=inputs.device)
+    x = torch.matmul(inputs.constant(3, 3 * _FRAMES, dim), mixing.to(inputs.computed)) + 2.0
+    x = x.to(inputs.values).to(inputs.computed).requires_grad_()
+    keys = inputs.leaf(2, _FRAMES, 2 * width, shift=-1.0)
+    inputs.leaves.append(x)
+    apart = whiten(keys[..., width:], heads, 1.0, 0.5)
+    return inputs.results(whiten(x, 1, 1.0, 0.5), apart, whiten(keys[..., :width], heads, 1e6, 0.5))
 
 
 def _sample_attention(config: ZipformerConfig, inputs: _Inputs) -> list[Tensor]:
@@ -130,6 +145,7 @@ def _sample_bias_norm(config: ZipformerConfig, inputs: _Inputs) -> list[Tensor]:
 _SAMPLES: dict[str, Callable[[ZipformerConfig, _Inputs], list[Tensor]]] = {
     "swoosh": _sample_swoosh,
     "balancer": _sample_balancer,
+    "whiten": _sample_whiten,
     "attention": _sample_attention,
     "gated": _sample_gated,
     "residual": _sample_residual,

@@ -16,7 +16,8 @@ from spear_lib.encoders.zipformer.attention import (
 )
 from spear_lib.encoders.zipformer.convolution import ConvolutionModule
 from spear_lib.encoders.zipformer.modules import BiasNorm, Bypass, add, scaled_linear
-from spear_lib.encoders.zipformer.regularisers import Balancer, Whiten
+from spear_lib.encoders.zipformer.regularisers import Balancer
+from spear_lib.encoders.zipformer.whitening import Whiten
 
 
 class FeedForward(nn.Module):
