@@ -149,36 +149,42 @@ def _attention_positions_gradient(grad_scores: Tensor, position_query: Tensor) -
     return grad_scores.new_empty((batch, heads, 2 * frames - 1, width), dtype=torch.float32)
 
 
-# ---------------------------------------------- ScaledAdam, for stacks of n equal tensors (n, ...), float32
-DOT_BLOCK = 8192
+# ----------------------------- ScaledAdam, for lists of contiguous float32 tensors of any number of elements
+ADAM_CHUNK = 8192
 
 
-@_operation("scaled_adam_dots(Tensor params, Tensor grads, Tensor factor) -> Tensor", "scaled_adam")
-def _scaled_adam_dots(params: Tensor, grads: Tensor, factor: Tensor) -> Tensor:
-    """(n, parts): sums over parts of each tensor of params x grads x factor (one element)."""
-    parts = -(-params[0].numel() // DOT_BLOCK)
-    return params.new_empty((params.shape[0], parts))
+@_operation("scaled_adam_sums(Tensor[] params, Tensor[] grads) -> Tensor", "scaled_adam")
+def _scaled_adam_sums(params: list[Tensor], grads: list[Tensor]) -> Tensor:
+    """(chunks, 3): sums over each chunk of each tensor of params^2, params x grads and grads^2."""
+    return params[0].new_empty((sum(-(-each.numel() // ADAM_CHUNK) for each in params), 3))
+
+
+@_operation("scaled_adam_totals(Tensor sums, int[] sizes) -> Tensor", "scaled_adam")
+def _scaled_adam_totals(sums: Tensor, sizes: list[int]) -> Tensor:
+    """(3, n): the sums of each tensor; it has ``sizes`` elements."""
+    return sums.new_empty((3, len(sizes)))
 
 
 @_operation(
-    "scaled_adam_step_(Tensor(a!) params, Tensor(b!) delta, Tensor(c!) squares, Tensor grads, Tensor factor, "
-    "Tensor rate, Tensor? size_step, float[] numbers) -> ()",
+    "scaled_adam_update_(Tensor(a!)[] params, Tensor(b!)[] deltas, Tensor(c!)[] squares, Tensor[] grads, "
+    "Tensor factor, Tensor rms, Tensor? size_step, float[] numbers) -> ()",
     "scaled_adam",
 )
-def _scaled_adam_step_(
-    params: Tensor,
-    delta: Tensor,
-    squares: Tensor,
-    grads: Tensor,
+def _scaled_adam_update_(
+    params: list[Tensor],
+    deltas: list[Tensor],
+    squares: list[Tensor],
+    grads: list[Tensor],
     factor: Tensor,
-    rate: Tensor,
+    rms: Tensor,
     size_step: Tensor | None,
     numbers: list[float],
 ) -> None:
     """One step in place: moments, the change and the parameters.
 
-    factor: (), of the gradients. rate, size_step: (n, 1, ...), of the tensors' own steps and of their change
-    in size. numbers: the two betas, the bias correction of the squares' root, and eps.
+    factor: (), of the gradients. rms, size_step: (n,), of the tensors and of their change in size. numbers:
+    the two betas, the bias correction of the squares' root, eps, the least RMS, and what the RMS is
+    multiplied by for the rate.
     """
 
 

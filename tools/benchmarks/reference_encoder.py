@@ -39,7 +39,7 @@ from spear_lib.encoders.zipformer.regularisers import Balancer, BalancerLimits, 
 from spear_lib.encoders.zipformer.stack import DownsampledStack, Stack
 from spear_lib.encoders.zipformer.whitening import Whiten
 from spear_lib.optim import ScaledAdam
-from spear_lib.optim.scaled_adam import _Stack
+from spear_lib.optim.stacks import Stack
 
 WHITEN_PROBABILITY = 0.025
 
@@ -244,7 +244,7 @@ class ReferenceEncoder(nn.Module):
         return SwooshLinear.apply(x, part.out_proj.weight, part.out_proj.bias, "R", None)
 
 
-class _CopiedBack(_Stack):
+class _CopiedBack(Stack):
     def scatter(self) -> None:
         for parameter, value in zip(self.tensors, self.params):
             parameter.detach().copy_(value)
@@ -253,7 +253,7 @@ class _CopiedBack(_Stack):
 class ReferenceScaledAdam(ScaledAdam):
     """Stacks are made anew and copied back tensor by tensor in each step (optim.md 1.6)."""
 
-    def _stacks(self, index: int, group: dict[str, Any]) -> list[_Stack]:
+    def _stacks(self, index: int, group: dict[str, Any]) -> list[Stack]:
         stacks = super()._stacks(index, group)
         for stack in stacks:
             stack.__class__ = _CopiedBack
