@@ -6,10 +6,12 @@ device: coins that concern a whole call are hashed on the host, draws that conce
 """
 
 import logging
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from spear_lib.kernels import fused
 from spear_lib.runtime import keyed_random
 
 logger = logging.getLogger(__name__)
@@ -66,6 +68,7 @@ class StepContext:
     that depends on the architecture alone.
 
     Attributes:
+      tables: what depends on sizes alone and is made once on an accelerator, by what it belongs to.
       optional: a forward in training mode needs no step, until the first one was begun; so it is for encoders
         that ``load_encoder`` hands out, which clients train that know nothing of steps.
     """
@@ -83,6 +86,7 @@ class StepContext:
         self._draws: Tensor | None = None
         self._ready = False
         self._told = False
+        self.tables: dict[Any, Tensor] = {}
 
     def new_coin(self) -> int:
         """Reserve one uniform number per step."""
@@ -159,7 +163,11 @@ class StepContext:
         """Draw all per-utterance numbers of the step at once, on ``device``."""
         if self._draws is None and self._num_draws:
             keys = self.utterance_keys.to(device, non_blocking=True)
-            self._draws = keyed_random.uniform(keys, _SITE_UTTERANCE, self._num_draws)
+            if fused("draws", keys):
+                sites = keyed_random.constants(_SITE_UTTERANCE)
+                self._draws = torch.ops.spear.keyed_uniform(keys, sites, self._num_draws)
+            else:
+                self._draws = keyed_random.uniform(keys, _SITE_UTTERANCE, self._num_draws)
 
     def coin(self, index: int) -> float:
         """The reserved number ``index`` of this step, in [0, 1); a host float."""
@@ -171,7 +179,17 @@ class StepContext:
 
     def keep(self, where: slice, probability: float) -> Tensor:
         """0/1 float mask (B, count), 0 with ``probability``."""
-        return (self._draws[:, where] >= probability).to(torch.float32)
+        draws = self._draws[:, where]
+        if fused("draws", draws):
+            return torch.ops.spear.keep(draws, probability, 1.0)
+        return (draws >= probability).to(torch.float32)
+
+    def dropout(self, where: slice, rate: float) -> Tensor:
+        """Multipliers (B, count) float32: 0 with probability ``rate``, else 1 / (1 - rate)."""
+        draws = self._draws[:, where]
+        if fused("draws", draws):
+            return torch.ops.spear.keep(draws, rate, 1.0 / (1.0 - rate))
+        return self.keep(where, rate).div_(1.0 - rate)
 
     def shared(self, site: int, positions: Tensor, count: int) -> Tensor:
         """Numbers (len(positions), count) that depend on (step, site, position) alone, not on the batch."""

@@ -51,8 +51,9 @@ def _interpreted() -> bool:
 
 
 def fused(name: str, x: Tensor) -> bool:
-    """Whether the kernel ``name`` is used for ``x``: it was chosen, and has x's device and format."""
-    if name not in _running or x.dtype not in FORMATS or recording():
+    """Whether the kernel ``name`` is used for ``x``: it was chosen, and has x's device and format (integers
+    have one)."""
+    if name not in _running or recording() or x.is_floating_point() and x.dtype not in FORMATS:
         return False
     return _interpreted() or not on_host(x)
 

@@ -340,3 +340,29 @@ def _whitening_gradient(
     """grad, and where the metric is at least the limit the change so scaled that its norm is ``grad_scale``
     times that of grad; in the format of grad."""
     return _like(grad)
+
+
+# ------------------------------------------------------------------------------------- draws and masks
+@_operation("keyed_uniform(Tensor keys, int[] sites, int count) -> Tensor", "draws")
+def _keyed_uniform(keys: Tensor, sites: list[int], count: int) -> Tensor:
+    """(..., count) float32 of int64 keys (...): runtime.keyed_random.uniform of a site's constants."""
+    return keys.new_empty((*keys.shape, count), dtype=torch.float32)
+
+
+@_operation("keep(Tensor draws, float probability, float value) -> Tensor", "draws")
+def _keep(draws: Tensor, probability: float, value: float) -> Tensor:
+    """``value`` where draws (B, count), with count adjacent, are at least ``probability``, else 0."""
+    return _like(draws)
+
+
+@_operation(
+    "table_dropout(Tensor table, int key, int[] sites, float probability, float value, Tensor like) "
+    "-> Tensor",
+    "draws",
+)
+def _table_dropout(
+    table: Tensor, key: int, sites: list[int], probability: float, value: float, like: Tensor
+) -> Tensor:
+    """table (2 T - 1, P) float32 times ``keep`` of draws keyed by key + offset, in the format of ``like``,
+    which is empty (in a plan the table has data and the result has none)."""
+    return like.new_empty(table.shape)

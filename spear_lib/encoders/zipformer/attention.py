@@ -12,13 +12,15 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from spear_lib.encoders.step_context import Schedule, StepContext
-from spear_lib.encoders.zipformer.modules import scaled_linear
+from spear_lib.encoders.zipformer.modules import product_dtype, scaled_linear
 from spear_lib.encoders.zipformer.regularisers import PENALTY_LIMIT, Balancer, score_penalty
 from spear_lib.encoders.zipformer.whitening import Whiten
 from spear_lib.kernels import fused
+from spear_lib.runtime import keyed_random
 from spear_lib.runtime.devices import on_host, recording
 
 _WIDEST_HEAD = 128  # of queries, that the kernels hold at once
+_TABLE_FRAMES = 512  # the kept table of positions grows by so many
 _PENALTY_PROBABILITY = 0.1
 _PENALTY = 1.0e-4
 
@@ -48,14 +50,31 @@ class PositionalEncoding(nn.Module):
         self.stochastic = stochastic
         self.site = context.new_shared()
 
-    def forward(self, num_frames: int, device: torch.device) -> Tensor:
-        """Table (2 T - 1, P) float32."""
-        table = positional_table(num_frames, self.dim, device)
-        if self.training and self.stochastic:
-            offsets = torch.arange(-(num_frames - 1), num_frames, device=device)
+    def forward(self, x: Tensor) -> Tensor:
+        """Table (2 T - 1, P) for x (B, T, D); float32 at least, or in the format of products already."""
+        num_frames, drops = x.shape[1], self.training and self.stochastic
+        if drops and fused("draws", x):
+            sites = keyed_random.constants(self.site)
+            scale, like = 1.0 / (1.0 - self.dropout), x.new_empty(0, dtype=product_dtype(x))
+            return torch.ops.spear.table_dropout(
+                self._kept_table(x), self.context.step_key, sites, self.dropout, scale, like
+            )
+        table = positional_table(num_frames, self.dim, x.device)
+        if drops:
+            offsets = torch.arange(-(num_frames - 1), num_frames, device=x.device)
             kept = self.context.shared(self.site, offsets, self.dim) >= self.dropout
             table = table * kept.to(table.dtype).div_(1.0 - self.dropout)
-        return table
+        return table.to(_wide(x))
+
+    def _kept_table(self, x: Tensor) -> Tensor:
+        """A row belongs to its offset, whatever T is: one table for all stacks and steps."""
+        name, num_frames = (self.dim, x.device), x.shape[1]
+        table = self.context.tables.get(name)
+        if table is None or table.shape[0] < 2 * num_frames - 1:
+            size = -(-num_frames // _TABLE_FRAMES) * _TABLE_FRAMES
+            table = self.context.tables[name] = positional_table(size, self.dim, x.device)
+        middle = table.shape[0] // 2
+        return table[middle - num_frames + 1 : middle + num_frames]
 
 
 def _relative_view(buffer: Tensor) -> Tensor:

@@ -121,5 +121,5 @@ class ConvolutionalFrontEnd(nn.Module):
         x = self.out_norm(self.out_whiten(self.project(self.convnext(x))))
         if self.training and self.config.stochastic:
             rate = self.dropout(self.context.batch_count)
-            x = x * self.context.keep(self.draws, rate).div_(1.0 - rate).unsqueeze(1)
+            x = x * self.context.dropout(self.draws, rate).unsqueeze(1)
         return x, lengths

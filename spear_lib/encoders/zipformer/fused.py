@@ -10,14 +10,16 @@ import torch
 from torch import Tensor
 
 from spear_lib.encoders.base import MASKED_SCORE
+from spear_lib.encoders.step_context import StepContext
 from spear_lib.encoders.zipformer.activations import pointwise_network, swoosh, swoosh_linear
-from spear_lib.encoders.zipformer.attention import attention_weights
+from spear_lib.encoders.zipformer.attention import PositionalEncoding, attention_weights
 from spear_lib.encoders.zipformer.config import ZipformerConfig
 from spear_lib.encoders.zipformer.convolution import gated
 from spear_lib.encoders.zipformer.modules import add, bias_norm, interpolate
 from spear_lib.encoders.zipformer.regularisers import BalancerLimits, apply_limits
 from spear_lib.encoders.zipformer.whitening import whiten
 from spear_lib.kernels import Kernel
+from spear_lib.runtime import keyed_random
 
 _FRAMES = 75  # of two utterances; no multiple of any block
 
@@ -142,6 +144,19 @@ def _sample_bias_norm(config: ZipformerConfig, inputs: _Inputs) -> list[Tensor]:
     return inputs.results(*outputs)
 
 
+def _sample_draws(config: ZipformerConfig, inputs: _Inputs) -> list[Tensor]:
+    """Draws of utterances, masks of some of them, and positions of which some are dropped."""
+    context = StepContext()
+    context.new_draws(5)
+    where = context.new_draws(67)
+    positions = PositionalEncoding(context, config.pos_dim).train()
+    context.begin(0.0, 1 << 61, keyed_random.keys("draws", ids=["a", "b", "c"], device=inputs.device))
+    context.prepare(inputs.device)
+    table = positions(inputs.constant(2, _FRAMES, 3))
+    masks = context.keep(where, 0.3), context.dropout(where, 0.3)
+    return [each.to(inputs.computed) for each in (context.draws(where), *masks, table)]
+
+
 _SAMPLES: dict[str, Callable[[ZipformerConfig, _Inputs], list[Tensor]]] = {
     "swoosh": _sample_swoosh,
     "balancer": _sample_balancer,
@@ -151,6 +166,7 @@ _SAMPLES: dict[str, Callable[[ZipformerConfig, _Inputs], list[Tensor]]] = {
     "residual": _sample_residual,
     "bypass": _sample_bypass,
     "bias_norm": _sample_bias_norm,
+    "draws": _sample_draws,
 }
 
 

@@ -43,7 +43,7 @@ class FeedForward(nn.Module):
         multiplier = None
         if self.training and self.stochastic:
             rate = self.dropout(self.context.batch_count)
-            multiplier = self.context.keep(self.draws, rate).div_(1.0 - rate).unsqueeze(1)
+            multiplier = self.context.dropout(self.draws, rate).unsqueeze(1)
         hidden = self.hidden_balancer(self.in_proj(x))
         return self.out_whiten(
             swoosh_linear(hidden, self.out_proj.weight, self.out_proj.bias, "L", multiplier)

@@ -169,7 +169,7 @@ class Stack(nn.Module):
         self, x: Tensor, masks: _FrameMasks, draws: Tensor | None, hidden_states: list[tuple[Tensor, int]]
     ) -> Tensor:
         """x (B, T', D) -> (B, T', D); appends every layer's output to ``hidden_states``."""
-        table = self.encoder_pos(x.shape[1], x.device).to(torch.promote_types(x.dtype, torch.float32))
+        table = self.encoder_pos(x)
         attention_mask = masks.attention(self.factor)
         valid = masks.valid_frames(self.factor)
         chunk_size = masks.chunk(self.factor) if self.config.causal else -1
