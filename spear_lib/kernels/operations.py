@@ -105,8 +105,8 @@ def _attention_weights(
     """softmax(q k' + positions' term + mask), (B, H, T, T); with a limit also (B, H, T, T) int8, -1 or 1
     where a score before the mask lies beyond it, else empty.
 
-    query, key (B, H, T, D), position_query (B, H, T, P): the last axis contiguous. positions (H, 2 T - 1, P):
-    of the offsets source minus target. mask: (B or 1, 1, T or 1, T).
+    query, key (B, H, T, D), position_query (B, H, T, P), positions (H, 2 T - 1, P), of the offsets source
+    minus target: the last axis contiguous. mask: (B or 1, 1, T or 1, T).
     """
     weights = query.new_empty((*query.shape[:3], query.shape[2]))
     return weights, query.new_empty((0,) if limit is None else weights.shape, dtype=torch.int8)
@@ -122,13 +122,14 @@ def _attention_weights_flops(
 
 
 @_operation(
-    "attention_scores_gradient(Tensor weights, Tensor grad, Tensor grad_first, Tensor positions, "
-    "Tensor signs, float penalty, bool use_position) -> (Tensor, Tensor)",
+    "attention_scores_gradient(Tensor weights, Tensor grad, Tensor grad_again, Tensor grad_first, "
+    "Tensor positions, Tensor signs, float penalty, bool use_position) -> (Tensor, Tensor)",
     "attention",
 )
 def _attention_scores_gradient(
     weights: Tensor,
     grad: Tensor,
+    grad_again: Tensor,
     grad_first: Tensor,
     positions: Tensor,
     signs: Tensor,
@@ -137,7 +138,8 @@ def _attention_scores_gradient(
 ) -> tuple[Tensor, Tensor]:
     """Gradients of the scores (B, H, T, T) and of position_query (B, H, T, P).
 
-    grad: of the weights (B, H, T, T); grad_first (B, T, T): of the first head, once more.
+    grad, grad_again: of the weights (B, H, T, T), from two consumers; grad_first (B, T, T): of the first head
+    once more.
     """
     return _like(weights), weights.new_empty((*weights.shape[:3], positions.shape[2]))
 
@@ -205,6 +207,39 @@ def _gated_gradient(
     return _like(projected)
 
 
+# ---------------------------------------- depthwise convolution with zero padding K // 2, for x (B, T, C)
+DEPTHWISE_PARTS = 64
+
+
+@_operation("depthwise(Tensor x, Tensor weight, Tensor bias) -> Tensor", "depthwise")
+def _depthwise(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """weight (C, 1, K), bias (C,) -> (B, T, C) in the format of x."""
+    return _like(x)
+
+
+@_operation("depthwise_gradient(Tensor grad, Tensor weight) -> Tensor", "depthwise")
+def _depthwise_gradient(grad: Tensor, weight: Tensor) -> Tensor:
+    """The gradient of x."""
+    return _like(grad)
+
+
+@_operation("depthwise_weights_gradient(Tensor x, Tensor grad, int kernel) -> Tensor", "depthwise")
+def _depthwise_weights_gradient(x: Tensor, grad: Tensor, kernel: int) -> Tensor:
+    """(P, C K + C) float32: the gradients of weight and of bias over P parts of the frames."""
+    parts = min(DEPTHWISE_PARTS, -(-x.shape[0] * x.shape[1] // 512))
+    return x.new_empty((parts, x.shape[2] * (kernel + 1)), dtype=torch.float32)
+
+
+@register_flop_formula([torch.ops.spear.depthwise, torch.ops.spear.depthwise_gradient])
+def _depthwise_flops(x: torch.Size, weight: torch.Size, *others: Any, out_shape: Any = None) -> int:
+    return 2 * x.numel() * weight[-1]
+
+
+@register_flop_formula(torch.ops.spear.depthwise_weights_gradient)
+def _depthwise_weights_flops(x: torch.Size, grad: torch.Size, kernel: int, out_shape: Any = None) -> int:
+    return 2 * x.numel() * kernel
+
+
 # --------------------------------------------------------------- residuals, bypass, BiasNorm, for x (B, T, C)
 SUM_GROUPS = 16
 """Parts of an utterance at most, over which sums are made first."""
@@ -232,19 +267,34 @@ def _residual_gradient(
     return _like(grad), _like(grad, dtype)
 
 
-@_operation("bypass(Tensor x, Tensor h, Tensor scale) -> Tensor", "residual")
-def _bypass(x: Tensor, h: Tensor, scale: Tensor) -> Tensor:
-    """x + (h - x) scale in the format of x; scale (1 or B, C) float32."""
-    return _like(x)
+@_operation("bypass(Tensor x, Tensor h, Tensor scale, ScalarType? dtype) -> (Tensor, Tensor)", "residual")
+def _bypass(x: Tensor, h: Tensor, scale: Tensor, dtype: torch.dtype | None) -> tuple[Tensor, Tensor]:
+    """x + (h - x) scale in the format of x, and once more in ``dtype`` (None: empty); scale (1 or B, C)
+    float32."""
+    return _like(x), _like(x, dtype) if dtype else x.new_empty(0)
 
 
 @_operation(
-    "bypass_gradient(Tensor x, Tensor h, Tensor scale, Tensor grad) -> (Tensor, Tensor, Tensor)", "residual"
+    "bypass_gradient(Tensor x, Tensor h, Tensor scale, Tensor grad, Tensor? rounded) "
+    "-> (Tensor, Tensor, Tensor)",
+    "residual",
 )
-def _bypass_gradient(x: Tensor, h: Tensor, scale: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x, of h, and of scale as sums (B, P, C) float32 over P parts of every utterance."""
+def _bypass_gradient(
+    x: Tensor, h: Tensor, scale: Tensor, grad: Tensor, rounded: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """From those of both results the gradients of x, of h, and of scale as sums (B, P, C) float32 over P
+    parts of every utterance."""
     parts = min(SUM_GROUPS, -(-x.shape[1] // 32))
     return _like(x), _like(h), x.new_empty((x.shape[0], parts, x.shape[2]), dtype=torch.float32)
+
+
+MOST_GRADIENTS = 5
+
+
+@_operation("sum_of_gradients(Tensor[] grads, ScalarType dtype) -> Tensor", "residual")
+def _sum_of_gradients(grads: list[Tensor], dtype: torch.dtype) -> Tensor:
+    """The sum of two to five tensors of one shape, whatever their formats, in ``dtype``."""
+    return _like(grads[0], dtype)
 
 
 @_operation("bias_norm(Tensor x, Tensor bias, Tensor log_scale) -> Tensor", "residual")

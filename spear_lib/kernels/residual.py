@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from spear_lib.kernels.operations import NORM_GROUPS, SUM_GROUPS
+from spear_lib.kernels.operations import MOST_GRADIENTS, NORM_GROUPS, SUM_GROUPS
 from spear_lib.kernels.tiles import Tiles
 
 _FLOOR = 1.0e-20
@@ -49,7 +49,8 @@ def _sum_gradient(
 
 @triton.jit(do_not_specialize=["rows", "frames"])
 def _bypass(
-    x, h, scale, y, rows, channels, frames, scale_stride, ROWS: tl.constexpr, CHANNELS: tl.constexpr
+    x, h, scale, y, rounded, rows, channels, frames, scale_stride,
+    ROUNDED: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)[None, :]
@@ -61,12 +62,14 @@ def _bypass(
     # As torch.lerp: exact at both ends.
     value = tl.where(s < 0.5, before + s * (after - before), after - (after - before) * (1.0 - s))
     tl.store(y + place, value.to(y.dtype.element_ty), mask=inside)
+    if ROUNDED:
+        tl.store(rounded + place, value.to(rounded.dtype.element_ty), mask=inside)
 
 
 @triton.jit(do_not_specialize=["frames", "parts", "steps"])
 def _bypass_gradient(
-    x, h, scale, grad, grad_x, grad_h, sums, frames, channels, parts, steps, scale_stride,
-    ROWS: tl.constexpr, CHANNELS: tl.constexpr,
+    x, h, scale, grad, rounded, grad_x, grad_h, sums, frames, channels, parts, steps, scale_stride,
+    ROUNDED: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """Program (utterance, part; channels) walks through the tiles part, part + P, ... of its utterance."""
     both = tl.program_id(0).to(tl.int64)
@@ -81,6 +84,8 @@ def _bypass_gradient(
         inside = (frame < frames)[:, None] & exists[None, :]
         place = (b * frames + frame[:, None]) * channels + channel[None, :]
         g = tl.load(grad + place, mask=inside, other=0.0).to(tl.float32)
+        if ROUNDED:
+            g += tl.load(rounded + place, mask=inside, other=0.0).to(tl.float32)
         before = tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
         after = tl.load(h + place, mask=inside, other=0.0).to(tl.float32)
         total += tl.sum(g * (after - before), axis=0)
@@ -88,6 +93,23 @@ def _bypass_gradient(
         tl.store(grad_h + place, (g * s).to(grad_h.dtype.element_ty), mask=inside)
         step += 1
     tl.store(sums + both * channels + channel, total, mask=exists)
+
+
+@triton.jit(do_not_specialize=["elements"])
+def _sum_of_gradients(
+    first, second, third, fourth, fifth, result, elements, NUMBER: tl.constexpr, BLOCK: tl.constexpr
+):
+    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = place < elements
+    total = tl.load(first + place, mask=inside, other=0.0).to(tl.float32)
+    total += tl.load(second + place, mask=inside, other=0.0).to(tl.float32)
+    if NUMBER > 2:
+        total += tl.load(third + place, mask=inside, other=0.0).to(tl.float32)
+    if NUMBER > 3:
+        total += tl.load(fourth + place, mask=inside, other=0.0).to(tl.float32)
+    if NUMBER > 4:
+        total += tl.load(fifth + place, mask=inside, other=0.0).to(tl.float32)
+    tl.store(result + place, total.to(result.dtype.element_ty), mask=inside)
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -167,16 +189,22 @@ def residual_gradient(
     return grad_x, grad_branch
 
 
-def bypass(x: Tensor, h: Tensor, scale: Tensor) -> Tensor:
+def bypass(x: Tensor, h: Tensor, scale: Tensor, dtype: torch.dtype | None) -> tuple[Tensor, Tensor]:
     """See ``operations``."""
     y = torch.empty_like(x)
+    rounded = torch.empty_like(x, dtype=dtype) if dtype else x.new_empty(0)
     tiles = Tiles.of(x)
     stride = scale.stride(0) if scale.shape[0] > 1 else 0
-    _bypass[tiles.grid](x, h, scale, y, tiles.rows, tiles.channels, x.shape[1], stride, **tiles.constants)
-    return y
+    _bypass[tiles.grid](
+        x, h, scale, y, rounded, tiles.rows, tiles.channels, x.shape[1], stride,
+        ROUNDED=dtype is not None, **tiles.constants,
+    )  # fmt: skip
+    return y, rounded
 
 
-def bypass_gradient(x: Tensor, h: Tensor, scale: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def bypass_gradient(
+    x: Tensor, h: Tensor, scale: Tensor, grad: Tensor, rounded: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
     """See ``operations``."""
     batch, frames, channels = x.shape
     tiles = Tiles.of(x)
@@ -186,9 +214,22 @@ def bypass_gradient(x: Tensor, h: Tensor, scale: Tensor, grad: Tensor) -> tuple[
     steps = triton.cdiv(triton.cdiv(frames, tiles.row_block), parts)
     stride = scale.stride(0) if scale.shape[0] > 1 else 0
     _bypass_gradient[(batch * parts, tiles.grid[1])](
-        x, h, scale, grad, grad_x, grad_h, sums, frames, channels, parts, steps, stride, **tiles.constants
-    )
+        x, h, scale, grad, grad if rounded is None else rounded, grad_x, grad_h, sums,
+        frames, channels, parts, steps, stride, ROUNDED=rounded is not None, **tiles.constants,
+    )  # fmt: skip
     return grad_x, grad_h, sums
+
+
+def sum_of_gradients(grads: list[Tensor], dtype: torch.dtype) -> Tensor:
+    """See ``operations``."""
+    result = torch.empty_like(grads[0], dtype=dtype)
+    elements = result.numel()
+    given = [*grads, *grads[:1] * (MOST_GRADIENTS - len(grads))]  # what is missing is not read
+    if elements:
+        _sum_of_gradients[(triton.cdiv(elements, 1024),)](
+            *given, result, elements, NUMBER=len(grads), BLOCK=1024
+        )
+    return result
 
 
 def _norm_constants(channels: int) -> dict[str, int | float]:

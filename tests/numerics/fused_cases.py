@@ -176,9 +176,13 @@ def test_bypass_and_norm_of_any_shape(shape):
     for mask in (None, dropped):
         found = both_ways("residual", lambda x, h, mask=mask: add(x, h, mask)[0], x, h)
     assert batch == 1 or torch.equal(found[0][1], x[1])
-    both_ways("bypass", interpolate, x, h, normal(channels, seed=3))
+
+    def between(x, h, scale):
+        return interpolate(x, h, scale)[0]
+
+    both_ways("bypass", between, x, h, normal(channels, seed=3))
     skipped = torch.tensor([0.0, 1.0, 0.3])[:batch].view(-1, 1, 1) * torch.ones(channels)
-    found = both_ways("bypass", interpolate, x, h, skipped)
+    found = both_ways("bypass", between, x, h, skipped)
     assert torch.equal(found[0][0], x[0]) and (batch == 1 or torch.equal(found[0][1], h[1]))
     both_ways("bias_norm", bias_norm, x, normal(channels, seed=4), torch.tensor(0.7))
     silent = torch.zeros(shape)  # an all-zero frame stays finite

@@ -59,7 +59,7 @@ class Compiler:
         given = dict(zip(kernel.arg_names, args)) | constants
         for value in given.values():  # what a kernel leaves behind decides what is started next
             if isinstance(value, torch.Tensor) and value.is_floating_point():
-                value.fill_(1.0)
+                value.data.fill_(1.0)
         types = {name: self._type(value) for name, value in given.items() if name not in constants}
         types = {name: types.get(name, "constexpr") for name in kernel.arg_names}
         key = kernel.fn.__module__, kernel.fn.__name__, tuple(types.values()), tuple(constants.values())

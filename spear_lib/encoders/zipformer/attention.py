@@ -4,77 +4,21 @@ Shapes: B utterances, T frames, D channels, H heads, P width of the positional e
 minus target frame.
 """
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from spear_lib.encoders.step_context import Schedule, StepContext
-from spear_lib.encoders.zipformer.modules import product_dtype, scaled_linear
+from spear_lib.encoders.zipformer.modules import scaled_linear
 from spear_lib.encoders.zipformer.regularisers import PENALTY_LIMIT, Balancer, score_penalty
 from spear_lib.encoders.zipformer.whitening import Whiten
 from spear_lib.kernels import fused
-from spear_lib.runtime import keyed_random
 from spear_lib.runtime.devices import on_host, recording
 
 _WIDEST_HEAD = 128  # of queries, that the kernels hold at once
-_TABLE_FRAMES = 512  # the kept table of positions grows by so many
 _PENALTY_PROBABILITY = 0.1
 _PENALTY = 1.0e-4
-
-
-def positional_table(
-    num_frames: int, dim: int, device: torch.device | str = "cpu", left_context: int = 0
-) -> Tensor:
-    """Encodings (2 T - 1 + left_context, P) of the offsets -(T + left_context - 1) ... T - 1; float32."""
-    offsets = torch.arange(-(num_frames + left_context - 1), num_frames, device=device, dtype=torch.float32)
-    root = math.sqrt(dim)
-    compressed = root * offsets.sign() * ((offsets.abs() + root).log() - math.log(root))
-    angles = (compressed * (2.0 * math.pi / dim)).atan()
-    angles = angles.unsqueeze(1) * torch.arange(1, dim // 2 + 1, device=device, dtype=torch.float32)
-    table = torch.stack([angles.cos(), angles.sin()], dim=-1).flatten(1)
-    table[:, -1] = 1.0
-    return table
-
-
-class PositionalEncoding(nn.Module):
-    """The positional table of one stack call, with dropout keyed by (step, offset)."""
-
-    def __init__(self, context: StepContext, dim: int, stochastic: bool = True, dropout: float = 0.15):
-        super().__init__()
-        self.context = context
-        self.dim = dim
-        self.dropout = dropout
-        self.stochastic = stochastic
-        self.site = context.new_shared()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Table (2 T - 1, P) for x (B, T, D); float32 at least, or in the format of products already."""
-        num_frames, drops = x.shape[1], self.training and self.stochastic
-        if drops and fused("draws", x):
-            sites = keyed_random.constants(self.site)
-            scale, like = 1.0 / (1.0 - self.dropout), x.new_empty(0, dtype=product_dtype(x))
-            return torch.ops.spear.table_dropout(
-                self._kept_table(x), self.context.step_key, sites, self.dropout, scale, like
-            )
-        table = positional_table(num_frames, self.dim, x.device)
-        if drops:
-            offsets = torch.arange(-(num_frames - 1), num_frames, device=x.device)
-            kept = self.context.shared(self.site, offsets, self.dim) >= self.dropout
-            table = table * kept.to(table.dtype).div_(1.0 - self.dropout)
-        return table.to(_wide(x))
-
-    def _kept_table(self, x: Tensor) -> Tensor:
-        """A row belongs to its offset, whatever T is: one table for all stacks and steps."""
-        name, num_frames = (self.dim, x.device), x.shape[1]
-        table = self.context.tables.get(name)
-        if table is None or table.shape[0] < 2 * num_frames - 1:
-            size = -(-num_frames // _TABLE_FRAMES) * _TABLE_FRAMES
-            table = self.context.tables[name] = positional_table(size, self.dim, x.device)
-        middle = table.shape[0] // 2
-        return table[middle - num_frames + 1 : middle + num_frames]
 
 
 def _relative_view(buffer: Tensor) -> Tensor:
@@ -109,7 +53,7 @@ class _FusedWeightsFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx, query, key, position_query, position_key, mask, use_position, penalty_size):
         query, key, position_query = map(_adjacent, (query, key, position_query))
-        positions = position_key.to(query.dtype).contiguous()
+        positions = _adjacent(position_key.to(query.dtype))
         limit = PENALTY_LIMIT if penalty_size else None
         weights, signs = torch.ops.spear.attention_weights(
             query, key, position_query, positions, mask, use_position, limit
@@ -120,15 +64,16 @@ class _FusedWeightsFunction(torch.autograd.Function):
             position_key.dtype,
         )
         ctx.save_for_backward(query, key, position_query, positions, weights, signs)
-        return weights, weights[:, 0].clone()
+        return weights, weights.view_as(weights), weights[:, 0]
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_weights, grad_first):
+    def backward(ctx, grad_weights, grad_again, grad_first):
         query, key, position_query, positions, weights, signs = ctx.saved_tensors
         grad, grad_position_query = torch.ops.spear.attention_scores_gradient(
             weights,
             grad_weights.contiguous(),
+            grad_again.contiguous(),
             grad_first.contiguous(),
             positions,
             signs,
@@ -137,10 +82,10 @@ class _FusedWeightsFunction(torch.autograd.Function):
         )
         grad_query, grad_key = torch.matmul(grad, key), torch.matmul(grad.transpose(2, 3), query)
         if ctx.use_position:
-            grad_position_key = torch.ops.spear.attention_positions_gradient(grad, position_query).sum(dim=0)
+            by_utterance = torch.ops.spear.attention_positions_gradient(grad, position_query)
+            grad_position_key = by_utterance.sum(dim=0, dtype=ctx.position_dtype)
         else:
-            grad_position_key = torch.zeros_like(positions)
-        grad_position_key = grad_position_key.to(ctx.position_dtype)
+            grad_position_key = torch.zeros_like(positions, dtype=ctx.position_dtype)
         return grad_query, grad_key, grad_position_query, grad_position_key, None, None, None
 
 
@@ -220,8 +165,9 @@ def attention_weights(
     mask: Tensor | None = None,
     use_position: bool = True,
     penalty: float = 0.0,
-) -> tuple[Tensor, Tensor]:
-    """softmax(q k' + relative positional term + mask), (B, H, T, T), and its first head, (B, T, T).
+) -> tuple[Tensor, Tensor, Tensor]:
+    """softmax(q k' + relative positional term + mask), (B, H, T, T), once for each of two consumers, and its
+    first head, (B, T, T).
 
     Args:
       query, key: (B, H, T, D).
@@ -231,14 +177,17 @@ def attention_weights(
       penalty: of ``score_penalty``, added to the scores' gradients (0: none).
     """
     fits = query.numel() > 0 and query.shape[3] <= _WIDEST_HEAD and (mask is None or mask.shape[1] == 1)
-    function = _FusedWeightsFunction if fits and fused("attention", query) else _AttentionWeightsFunction
-    return function.apply(query, key, position_query, position_key, mask, use_position, penalty)
+    arguments = query, key, position_query, position_key, mask, use_position, penalty
+    if fits and fused("attention", query):
+        return _FusedWeightsFunction.apply(*arguments)
+    weights, first = _AttentionWeightsFunction.apply(*arguments)
+    return weights, weights, first
 
 
 def _recorded_weights(
     query: Tensor, key: Tensor, position_query: Tensor, position_key: Tensor, mask: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """What ``_AttentionWeightsFunction`` computes, without buffers and views of memory, for a graph."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What ``attention_weights`` computes, without buffers and views of memory, for a graph."""
     batch, heads, num_frames, _ = query.shape
     by_offset = torch.matmul(position_query, position_key.transpose(1, 2))  # (B, H, T, 2 T - 1)
     # With one more column a row is 2 T long: read in rows of 2 T - 1, each begins one offset earlier.
@@ -246,7 +195,7 @@ def _recorded_weights(
     relative = rows.reshape(batch, heads, num_frames, 2 * num_frames - 1)[..., :num_frames]
     scores = torch.matmul(query, key.transpose(2, 3)) + relative
     weights = torch.softmax(scores if mask is None else scores + mask, dim=-1)
-    return weights, weights[:, 0]
+    return weights, weights, weights[:, 0]
 
 
 class RelPositionMultiheadAttentionWeights(nn.Module):
@@ -282,8 +231,9 @@ class RelPositionMultiheadAttentionWeights(nn.Module):
         self.skip_coin = context.new_coin()
         self.penalty_coin = context.new_coin()
 
-    def forward(self, x: Tensor, table: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Weights of all heads (B, H, T, T) and of the first head (B, T, T); rows are targets.
+    def forward(self, x: Tensor, table: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Weights of all heads (B, H, T, T), for each of two consumers, and of the first head (B, T, T); rows
+        are targets.
 
         Args:
           x: (B, T, D).
@@ -309,7 +259,8 @@ class RelPositionMultiheadAttentionWeights(nn.Module):
         query = query.reshape(batch, num_frames, heads, -1).transpose(1, 2)
         key = key.reshape(batch, num_frames, heads, -1).transpose(1, 2)
         position_query = position_query.reshape(batch, num_frames, heads, -1).transpose(1, 2)
-        mask = mask.to(query.dtype) if mask is not None else None
+        if mask is not None and not fused("attention", query):
+            mask = mask.to(query.dtype)
         if recording():
             return _recorded_weights(query, key, position_query, position_key, mask)
         return attention_weights(query, key, position_query, position_key, mask, use_position, penalty)
@@ -322,10 +273,15 @@ def constant_attention(weights: Tensor) -> Tensor:
 
 
 class _AverageFunction(torch.autograd.Function):
-    """weights @ values, transposed: few rows and many columns are the shape that matrix products do fast."""
+    """weights @ values, transposed: few rows and many columns are the shape that matrix products do fast.
+
+    On a device each operand that a product would copy is copied once for all.
+    """
 
     @staticmethod
     def forward(ctx, weights, values):
+        if not on_host(values):
+            values = values.transpose(2, 3).contiguous().transpose(2, 3)
         ctx.save_for_backward(weights, values)
         return torch.matmul(values.transpose(2, 3), weights.transpose(2, 3)).transpose(2, 3)
 
@@ -333,6 +289,8 @@ class _AverageFunction(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad):
         weights, values = ctx.saved_tensors
+        if not on_host(grad):
+            grad = grad.contiguous()
         grad_weights = torch.matmul(grad, values.to(grad.dtype).transpose(2, 3))
         grad_values = torch.matmul(grad.transpose(2, 3), weights.to(grad.dtype)).transpose(2, 3)
         return grad_weights.to(weights.dtype), grad_values.to(values.dtype)
@@ -354,6 +312,8 @@ class SelfAttention(nn.Module):
         batch, num_frames, _ = x.shape
         values = self.in_proj(x).view(batch, num_frames, self.num_heads, -1).transpose(1, 2)
         averaged = _AverageFunction.apply(weights, values).transpose(1, 2).reshape(batch, num_frames, -1)
+        if not on_host(averaged):
+            averaged = averaged.contiguous()  # else its product and the bias are two kernels
         return self.whiten(self.out_proj(averaged))
 
 

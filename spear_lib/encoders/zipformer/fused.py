@@ -12,10 +12,11 @@ from torch import Tensor
 from spear_lib.encoders.base import MASKED_SCORE
 from spear_lib.encoders.step_context import StepContext
 from spear_lib.encoders.zipformer.activations import pointwise_network, swoosh, swoosh_linear
-from spear_lib.encoders.zipformer.attention import PositionalEncoding, attention_weights
+from spear_lib.encoders.zipformer.attention import attention_weights
 from spear_lib.encoders.zipformer.config import ZipformerConfig
-from spear_lib.encoders.zipformer.convolution import gated
-from spear_lib.encoders.zipformer.modules import add, bias_norm, interpolate
+from spear_lib.encoders.zipformer.convolution import convolve, gated
+from spear_lib.encoders.zipformer.modules import add, bias_norm, fork, interpolate
+from spear_lib.encoders.zipformer.positions import PositionalEncoding
 from spear_lib.encoders.zipformer.regularisers import BalancerLimits, apply_limits
 from spear_lib.encoders.zipformer.whitening import whiten
 from spear_lib.kernels import Kernel
@@ -41,6 +42,11 @@ class _Inputs:
         """A tensor whose gradient is compared."""
         self.leaves.append(self.constant(*shape, scale=scale, shift=shift).requires_grad_())
         return self.leaves[-1]
+
+    def autocast(self) -> torch.autocast:
+        """As in a run that computes in a half format; otherwise off."""
+        half = self.computed in (torch.bfloat16, torch.float16)
+        return torch.autocast(self.device.type, dtype=self.computed if half else torch.bfloat16, enabled=half)
 
     def results(self, *outputs: Tensor) -> list[Tensor]:
         """The outputs, and the gradients of the leaves where those of the outputs are random."""
@@ -113,16 +119,25 @@ def _sample_gated(config: ZipformerConfig, inputs: _Inputs) -> list[Tensor]:
     return inputs.results(gated(projected, valid.unsqueeze(-1), limits), gated(plain))
 
 
+def _sample_depthwise(config: ZipformerConfig, inputs: _Inputs) -> list[Tensor]:
+    """More frames than one tile has, and fewer than the kernel is long."""
+    dim, kernel = max(config.per_stack("encoder_dim")), max(config.per_stack("cnn_module_kernel"))
+    weight, bias = inputs.leaf(dim, 1, kernel, scale=kernel**-0.5), inputs.leaf(dim)
+    long, short = inputs.leaf(2, 2 * _FRAMES, dim), inputs.leaf(3, 4, dim)
+    return inputs.results(convolve(long, weight, bias), convolve(short, weight, bias))
+
+
 def _sample_residual(config: ZipformerConfig, inputs: _Inputs) -> list[Tensor]:
     """As under autocast: a float32 stream, branches in half precision, one of two utterances dropped."""
     dim, wide = max(config.per_stack("encoder_dim")), torch.promote_types(inputs.computed, torch.float32)
     x, branch = inputs.leaf(2, _FRAMES, dim), inputs.leaf(2, _FRAMES, dim)
     mask = torch.tensor([1.0, 0.0], device=x.device).view(2, 1, 1)
-    half = inputs.computed if inputs.computed in (torch.bfloat16, torch.float16) else torch.bfloat16
-    with torch.autocast(x.device.type, dtype=half, enabled=half == inputs.computed):
-        h, read = add(x.to(wide), branch, mask.to(wide))
+    with inputs.autocast():
+        first, *others, read, also = fork(x.to(wide))
+        h, sum_read = add(first, branch, mask.to(wide))
         last, _ = add(h, branch, is_read=False)
-    return inputs.results(last, read.to(inputs.computed))
+    total = sum(others, last) + read.to(wide) * 0.5
+    return inputs.results(total, *(each.to(inputs.computed) for each in (sum_read, also)))
 
 
 def _sample_bypass(config: ZipformerConfig, inputs: _Inputs) -> list[Tensor]:
@@ -131,8 +146,9 @@ def _sample_bypass(config: ZipformerConfig, inputs: _Inputs) -> list[Tensor]:
     wide = torch.promote_types(inputs.computed, torch.float32)
     x, h = inputs.leaf(2, _FRAMES, dim), inputs.leaf(2, _FRAMES, dim)
     common, own = inputs.leaf(dim, scale=0.3, shift=0.5), inputs.leaf(2, 1, dim, scale=0.3, shift=0.5)
-    first = interpolate(x.to(wide), h, common.to(wide))
-    return inputs.results(first, interpolate(x, h, own.to(wide)))
+    with inputs.autocast():
+        first, read = interpolate(x.to(wide), h, common.to(wide), is_read=True)
+    return inputs.results(first, read.to(inputs.computed), interpolate(x, h, own.to(wide))[0])
 
 
 def _sample_bias_norm(config: ZipformerConfig, inputs: _Inputs) -> list[Tensor]:
@@ -163,6 +179,7 @@ _SAMPLES: dict[str, Callable[[ZipformerConfig, _Inputs], list[Tensor]]] = {
     "whiten": _sample_whiten,
     "attention": _sample_attention,
     "gated": _sample_gated,
+    "depthwise": _sample_depthwise,
     "residual": _sample_residual,
     "bypass": _sample_bypass,
     "bias_norm": _sample_bias_norm,

@@ -15,7 +15,7 @@ from spear_lib.encoders.zipformer.attention import (
     constant_attention,
 )
 from spear_lib.encoders.zipformer.convolution import ConvolutionModule
-from spear_lib.encoders.zipformer.modules import BiasNorm, Bypass, add, scaled_linear
+from spear_lib.encoders.zipformer.modules import BiasNorm, Bypass, add, fork, scaled_linear
 from spear_lib.encoders.zipformer.regularisers import Balancer
 from spear_lib.encoders.zipformer.whitening import Whiten
 
@@ -151,13 +151,14 @@ class ZipformerLayer(nn.Module):
         Returns:
           (B, T, D).
         """
-        weights, first_head = self.self_attn_weights(x, table, mask)
+        x, middle, last, read, also = fork(x)
+        weights, again, first_head = self.self_attn_weights(read, table, mask)
         if self.training and self.constant_coin is not None:
             rate = self.constant_attention_rate(self.context.batch_count)
             if self.context.coin(self.constant_coin) < rate:
                 first_head = constant_attention(first_head)
         attention_mask = self._mask(self.attention_skip_rate, self.attention_draw)
-        h, read = add(x, self.feed_forward1(x))
+        h, read = add(x, self.feed_forward1(also))
         branch = self.balancer_na(self.nonlin_attention(read, first_head))
         h, read = add(h, branch, attention_mask)
         h, read = add(h, self.self_attn1(read, weights), attention_mask)
@@ -165,11 +166,11 @@ class ZipformerLayer(nn.Module):
         h, read = add(h, branch, self._mask(self.conv_skip_rate, self.conv_draws[0]))
         branch = self.balancer_ff2(self.feed_forward2(read))
         h, _ = add(h, branch, self._mask(self.ff2_skip_rate, self.feedforward_draws[0]), is_read=False)
-        h = self.bypass_mid(x, h)
-        h, read = add(h, self.self_attn2(h, weights), attention_mask)
+        h, read = self.bypass_mid.both(middle, h)
+        h, read = add(h, self.self_attn2(read, again), attention_mask)
         branch = self.conv_module2(read, valid, chunk_size)
         h, read = add(h, branch, self._mask(self.conv_skip_rate, self.conv_draws[1]))
         branch = self.balancer_ff3(self.feed_forward3(read))
         h, _ = add(h, branch, self._mask(self.ff3_skip_rate, self.feedforward_draws[1]), is_read=False)
         h = self.norm(self.balancer1(h))
-        return self.whiten(self.balancer2(self.bypass(x, h)))
+        return self.whiten(self.balancer2(self.bypass(last, h)))

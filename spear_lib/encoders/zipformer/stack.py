@@ -12,10 +12,10 @@ from torch.utils.checkpoint import checkpoint
 
 from spear_lib.encoders.base import MASKED_SCORE
 from spear_lib.encoders.step_context import Schedule, StepContext
-from spear_lib.encoders.zipformer.attention import PositionalEncoding
 from spear_lib.encoders.zipformer.config import ZipformerConfig
 from spear_lib.encoders.zipformer.layer import ZipformerLayer
 from spear_lib.encoders.zipformer.modules import Bypass, Downsample, upsample
+from spear_lib.encoders.zipformer.positions import PositionalEncoding
 from spear_lib.kernels.weights import on_working_copies
 from spear_lib.runtime.devices import on_host
 
