@@ -21,6 +21,7 @@ from spear_lib.features.fbank import SAMPLE_RATE
 from spear_lib.pretraining import PretrainingModel, PretrainingTask, token_fields
 from spear_lib.pretraining.data import PretrainingData
 from spear_lib.pretraining.facts import run_facts
+from spear_lib.pretraining.heads import HEADS
 from spear_lib.pretraining.initial import initial_encoder, start_facts, with_final_schedules
 from spear_lib.pretraining.options import PretrainOptions
 from spear_lib.pretraining.plan_report import plan_lines
@@ -80,7 +81,7 @@ def pretrain(options: PretrainOptions, processes: World) -> None:
         processes,
         (max(options.data.min_duration, shortest), options.data.max_duration),
     )
-    kernels = use_kernels(options.training, processes.device, task.model.encoder)
+    kernels = use_kernels(options.training, processes.device, task.model.encoder, [HEADS])
     if processes.is_main:
         facts = run_facts(options, processes, task, train_data, valid_data, probe, kernels)
         first_screen("Pre-training", starts | facts)

@@ -56,7 +56,7 @@ def _table(table, result, rows, width, key, site_key, site_counter, probability,
 
 
 def keyed_uniform(keys: Tensor, sites: list[int], count: int) -> Tensor:
-    """See ``operations``."""
+    """See ``step_operations``."""
     result = keys.new_empty((*keys.shape, count), dtype=torch.float32)
     elements = result.numel()
     if elements:
@@ -67,7 +67,7 @@ def keyed_uniform(keys: Tensor, sites: list[int], count: int) -> Tensor:
 
 
 def keep(draws: Tensor, probability: float, value: float) -> Tensor:
-    """See ``operations``."""
+    """See ``step_operations``."""
     result = torch.empty_like(draws, memory_format=torch.contiguous_format)
     elements = result.numel()
     if elements:
@@ -80,7 +80,7 @@ def keep(draws: Tensor, probability: float, value: float) -> Tensor:
 def table_dropout(
     table: Tensor, key: int, sites: list[int], probability: float, value: float, like: Tensor
 ) -> Tensor:
-    """See ``operations``."""
+    """See ``step_operations``."""
     result = torch.empty_like(table, dtype=like.dtype)
     rows, width = table.shape
     _table[(triton.cdiv(rows * width, _BLOCK),)](

@@ -1,64 +1,34 @@
-"""The fused operations as operators of torch (``torch.ops.spear``): their schemas, and the shapes of their
-results (ours).
+"""The fused operations of encoders: their schemas, and the shapes of their results (ours).
 
-Each is what one kernel reads and writes, no more: autograd functions of the callers put them together. An
-implementation is imported where it is first used, so this page needs no Triton; on tensors without data (a
-plan's) nothing else is needed. Inputs are contiguous unless it says otherwise; results are.
+Inputs are contiguous unless it says otherwise; results are.
 """
 
-import importlib
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-_LIBRARY = torch.library.Library("spear", "DEF")
-
-
-def _operation(schema: str, module: str) -> Callable[[Callable], Callable]:
-    """Defines ``torch.ops.spear.<name>`` of ``schema``, implemented by the function ``name`` of ``module``.
-
-    What is decorated gives results of the right shape for inputs without data.
-    """
-
-    def define(shapes: Callable) -> Callable:
-        name = schema.split("(", 1)[0]
-
-        def implementation(*args: Any) -> Any:
-            return getattr(importlib.import_module(f"spear_lib.kernels.{module}"), name)(*args)
-
-        _LIBRARY.define(schema)
-        for key in ("CUDA", "CPU"):  # a CPU: under Triton's interpreter
-            _LIBRARY.impl(name, implementation, key)
-        torch.library.register_fake(f"spear::{name}", shapes, lib=_LIBRARY)
-        return shapes
-
-    return define
-
-
-def _like(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    return x.new_empty(x.shape, dtype=dtype or x.dtype)
+from spear_lib.kernels.library import like, operation
 
 
 # ------------------------------------------------------------------------------- Swoosh, for any x (..., C)
-@_operation("swoosh(Tensor x, Tensor? multiplier, str kind, ScalarType dtype) -> Tensor", "swoosh")
+@operation("swoosh(Tensor x, Tensor? multiplier, str kind, ScalarType dtype) -> Tensor", "swoosh")
 def _swoosh(x: Tensor, multiplier: Tensor | None, kind: str, dtype: torch.dtype) -> Tensor:
     """swoosh(x) times multiplier (B, 1, C), or None; rounded once, to ``dtype``."""
-    return _like(x, dtype)
+    return like(x, dtype)
 
 
-@_operation("swoosh_gradient(Tensor x, Tensor grad, Tensor? multiplier, str kind) -> Tensor", "swoosh")
+@operation("swoosh_gradient(Tensor x, Tensor grad, Tensor? multiplier, str kind) -> Tensor", "swoosh")
 def _swoosh_gradient(x: Tensor, grad: Tensor, multiplier: Tensor | None, kind: str) -> Tensor:
     """grad (as x) times the derivative, in the format of x."""
-    return _like(x)
+    return like(x)
 
 
-@_operation("swoosh_both(Tensor x, Tensor grad, Tensor? multiplier, str kind) -> (Tensor, Tensor)", "swoosh")
+@operation("swoosh_both(Tensor x, Tensor grad, Tensor? multiplier, str kind) -> (Tensor, Tensor)", "swoosh")
 def _swoosh_both(x: Tensor, grad: Tensor, multiplier: Tensor | None, kind: str) -> tuple[Tensor, Tensor]:
     """The gradient in the format of x, and the value in the format of grad, in one sweep."""
-    return _like(x), _like(grad)
+    return like(x), like(grad)
 
 
 # ------------------------------------------------- Balancer, for rows x (n, C) whose last axis is contiguous
@@ -67,28 +37,28 @@ MOMENT_GROUPS = 128
 MOMENT_ROWS = 64
 
 
-@_operation("channel_moments(Tensor x) -> Tensor", "balancer")
+@operation("channel_moments(Tensor x) -> Tensor", "balancer")
 def _channel_moments(x: Tensor) -> Tensor:
     """(P, 2, C) float32: sums of x and of x^2 over P groups of rows."""
     groups = min(MOMENT_GROUPS, max(1, -(-x.shape[0] // MOMENT_ROWS)))
     return x.new_empty((groups, 2, x.shape[1]), dtype=torch.float32)
 
 
-@_operation("balancer_coefficients(Tensor sums, int count, float[] limits) -> Tensor", "balancer")
+@operation("balancer_coefficients(Tensor sums, int count, float[] limits) -> Tensor", "balancer")
 def _balancer_coefficients(sums: Tensor, count: int, limits: list[float]) -> Tensor:
     """(2, C) float32, offset and slope, of sums (P, 2, C) over ``count`` rows in all; limits are min_mean,
     max_mean, min_rms, max_rms and grad_scale of a Balancer."""
     return sums.new_empty(sums.shape[1:])
 
 
-@_operation("balancer_gradient(Tensor x, Tensor grad, Tensor coefficients) -> Tensor", "balancer")
+@operation("balancer_gradient(Tensor x, Tensor grad, Tensor coefficients) -> Tensor", "balancer")
 def _balancer_gradient(x: Tensor, grad: Tensor, coefficients: Tensor) -> Tensor:
     """grad + |grad| (offset + slope x), (n, C) in the format of grad."""
-    return _like(grad)
+    return like(grad)
 
 
 # --------------------------------- attention weights; B utterances, H heads, T frames, D and P wide heads
-@_operation(
+@operation(
     "attention_weights(Tensor query, Tensor key, Tensor position_query, Tensor positions, Tensor? mask, "
     "bool use_position, float? limit) -> (Tensor, Tensor)",
     "attention",
@@ -121,7 +91,7 @@ def _attention_weights_flops(
     return 2 * 2 * batch * heads * frames**2 * (dim + position_query[3])
 
 
-@_operation(
+@operation(
     "attention_scores_gradient(Tensor weights, Tensor grad, Tensor grad_again, Tensor grad_first, "
     "Tensor positions, Tensor signs, float penalty, bool use_position) -> (Tensor, Tensor)",
     "attention",
@@ -141,89 +111,50 @@ def _attention_scores_gradient(
     grad, grad_again: of the weights (B, H, T, T), from two consumers; grad_first (B, T, T): of the first head
     once more.
     """
-    return _like(weights), weights.new_empty((*weights.shape[:3], positions.shape[2]))
+    return like(weights), weights.new_empty((*weights.shape[:3], positions.shape[2]))
 
 
-@_operation("attention_positions_gradient(Tensor grad_scores, Tensor position_query) -> Tensor", "attention")
+@operation("attention_positions_gradient(Tensor grad_scores, Tensor position_query) -> Tensor", "attention")
 def _attention_positions_gradient(grad_scores: Tensor, position_query: Tensor) -> Tensor:
     """(B, H, 2 T - 1, P) float32: the gradient of ``positions``, of each utterance."""
     batch, heads, frames, width = position_query.shape
     return grad_scores.new_empty((batch, heads, 2 * frames - 1, width), dtype=torch.float32)
 
 
-# ----------------------------- ScaledAdam, for lists of contiguous float32 tensors of any number of elements
-ADAM_CHUNK = 8192
-
-
-@_operation("scaled_adam_sums(Tensor[] params, Tensor[] grads) -> Tensor", "scaled_adam")
-def _scaled_adam_sums(params: list[Tensor], grads: list[Tensor]) -> Tensor:
-    """(chunks, 3): sums over each chunk of each tensor of params^2, params x grads and grads^2."""
-    return params[0].new_empty((sum(-(-each.numel() // ADAM_CHUNK) for each in params), 3))
-
-
-@_operation("scaled_adam_totals(Tensor sums, int[] sizes) -> Tensor", "scaled_adam")
-def _scaled_adam_totals(sums: Tensor, sizes: list[int]) -> Tensor:
-    """(3, n): the sums of each tensor; it has ``sizes`` elements."""
-    return sums.new_empty((3, len(sizes)))
-
-
-@_operation(
-    "scaled_adam_update_(Tensor(a!)[] params, Tensor(b!)[] deltas, Tensor(c!)[] squares, Tensor[] grads, "
-    "Tensor factor, Tensor rms, Tensor? size_step, float[] numbers) -> ()",
-    "scaled_adam",
-)
-def _scaled_adam_update_(
-    params: list[Tensor],
-    deltas: list[Tensor],
-    squares: list[Tensor],
-    grads: list[Tensor],
-    factor: Tensor,
-    rms: Tensor,
-    size_step: Tensor | None,
-    numbers: list[float],
-) -> None:
-    """One step in place: moments, the change and the parameters.
-
-    factor: (), of the gradients. rms, size_step: (n,), of the tensors and of their change in size. numbers:
-    the two betas, the bias correction of the squares' root, eps, the least RMS, and what the RMS is
-    multiplied by for the rate.
-    """
-
-
 # ------------------------------------------------------- gated linear unit, for rows (n, 2 C): values, gates
-@_operation("gated(Tensor projected, Tensor? valid) -> Tensor", "gating")
+@operation("gated(Tensor projected, Tensor? valid) -> Tensor", "gating")
 def _gated(projected: Tensor, valid: Tensor | None) -> Tensor:
     """(n, C): values x sigmoid(gates), 0 where valid (n,) bool is False."""
     return projected.new_empty((projected.shape[0], projected.shape[1] // 2))
 
 
-@_operation(
+@operation(
     "gated_gradient(Tensor projected, Tensor? valid, Tensor grad, Tensor? coefficients) -> Tensor", "gating"
 )
 def _gated_gradient(
     projected: Tensor, valid: Tensor | None, grad: Tensor, coefficients: Tensor | None
 ) -> Tensor:
     """(n, 2 C); coefficients (2, C) float32: of a Balancer on the gates."""
-    return _like(projected)
+    return like(projected)
 
 
 # ---------------------------------------- depthwise convolution with zero padding K // 2, for x (B, T, C)
 DEPTHWISE_PARTS = 64
 
 
-@_operation("depthwise(Tensor x, Tensor weight, Tensor bias) -> Tensor", "depthwise")
+@operation("depthwise(Tensor x, Tensor weight, Tensor bias) -> Tensor", "depthwise")
 def _depthwise(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """weight (C, 1, K), bias (C,) -> (B, T, C) in the format of x."""
-    return _like(x)
+    return like(x)
 
 
-@_operation("depthwise_gradient(Tensor grad, Tensor weight) -> Tensor", "depthwise")
+@operation("depthwise_gradient(Tensor grad, Tensor weight) -> Tensor", "depthwise")
 def _depthwise_gradient(grad: Tensor, weight: Tensor) -> Tensor:
     """The gradient of x."""
-    return _like(grad)
+    return like(grad)
 
 
-@_operation("depthwise_weights_gradient(Tensor x, Tensor grad, int kernel) -> Tensor", "depthwise")
+@operation("depthwise_weights_gradient(Tensor x, Tensor grad, int kernel) -> Tensor", "depthwise")
 def _depthwise_weights_gradient(x: Tensor, grad: Tensor, kernel: int) -> Tensor:
     """(P, C K + C) float32: the gradients of weight and of bias over P parts of the frames."""
     parts = min(DEPTHWISE_PARTS, -(-x.shape[0] * x.shape[1] // 512))
@@ -246,17 +177,17 @@ SUM_GROUPS = 16
 NORM_GROUPS = 256
 
 
-@_operation(
+@operation(
     "residual(Tensor x, Tensor branch, Tensor? mask, ScalarType? dtype) -> (Tensor, Tensor)", "residual"
 )
 def _residual(
     x: Tensor, branch: Tensor, mask: Tensor | None, dtype: torch.dtype | None
 ) -> tuple[Tensor, Tensor]:
     """x + branch mask in the format of x, and once more in ``dtype`` (None: empty); mask (B,) float32."""
-    return _like(x), _like(x, dtype) if dtype else x.new_empty(0)
+    return like(x), like(x, dtype) if dtype else x.new_empty(0)
 
 
-@_operation(
+@operation(
     "residual_gradient(Tensor grad, Tensor? rounded, Tensor? mask, ScalarType dtype) -> (Tensor, Tensor)",
     "residual",
 )
@@ -264,17 +195,17 @@ def _residual_gradient(
     grad: Tensor, rounded: Tensor | None, mask: Tensor | None, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """Gradients of x and, in ``dtype``, of the branch, from those of both results."""
-    return _like(grad), _like(grad, dtype)
+    return like(grad), like(grad, dtype)
 
 
-@_operation("bypass(Tensor x, Tensor h, Tensor scale, ScalarType? dtype) -> (Tensor, Tensor)", "residual")
+@operation("bypass(Tensor x, Tensor h, Tensor scale, ScalarType? dtype) -> (Tensor, Tensor)", "residual")
 def _bypass(x: Tensor, h: Tensor, scale: Tensor, dtype: torch.dtype | None) -> tuple[Tensor, Tensor]:
     """x + (h - x) scale in the format of x, and once more in ``dtype`` (None: empty); scale (1 or B, C)
     float32."""
-    return _like(x), _like(x, dtype) if dtype else x.new_empty(0)
+    return like(x), like(x, dtype) if dtype else x.new_empty(0)
 
 
-@_operation(
+@operation(
     "bypass_gradient(Tensor x, Tensor h, Tensor scale, Tensor grad, Tensor? rounded) "
     "-> (Tensor, Tensor, Tensor)",
     "residual",
@@ -285,31 +216,31 @@ def _bypass_gradient(
     """From those of both results the gradients of x, of h, and of scale as sums (B, P, C) float32 over P
     parts of every utterance."""
     parts = min(SUM_GROUPS, -(-x.shape[1] // 32))
-    return _like(x), _like(h), x.new_empty((x.shape[0], parts, x.shape[2]), dtype=torch.float32)
+    return like(x), like(h), x.new_empty((x.shape[0], parts, x.shape[2]), dtype=torch.float32)
 
 
 MOST_GRADIENTS = 5
 
 
-@_operation("sum_of_gradients(Tensor[] grads, ScalarType dtype) -> Tensor", "residual")
+@operation("sum_of_gradients(Tensor[] grads, ScalarType dtype) -> Tensor", "residual")
 def _sum_of_gradients(grads: list[Tensor], dtype: torch.dtype) -> Tensor:
     """The sum of two to five tensors of one shape, whatever their formats, in ``dtype``."""
-    return _like(grads[0], dtype)
+    return like(grads[0], dtype)
 
 
-@_operation("bias_norm(Tensor x, Tensor bias, Tensor log_scale) -> Tensor", "residual")
+@operation("bias_norm(Tensor x, Tensor bias, Tensor log_scale) -> Tensor", "residual")
 def _bias_norm(x: Tensor, bias: Tensor, log_scale: Tensor) -> Tensor:
     """BiasNorm of rows x (n, C), float32."""
-    return _like(x, torch.float32)
+    return like(x, torch.float32)
 
 
-@_operation(
+@operation(
     "bias_norm_gradient(Tensor x, Tensor bias, Tensor log_scale, Tensor grad) -> (Tensor, Tensor)", "residual"
 )
 def _bias_norm_gradient(x: Tensor, bias: Tensor, log_scale: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
     """Gradient of x, and (P, C + 1) float32: those of bias and log_scale over P groups of rows."""
     groups = min(NORM_GROUPS, -(-x.shape[0] // 4))
-    return _like(x), x.new_empty((groups, x.shape[1] + 1), dtype=torch.float32)
+    return like(x), x.new_empty((groups, x.shape[1] + 1), dtype=torch.float32)
 
 
 # --------------------------------- Whiten, for rows x (n, G d) of G groups whose last axis is contiguous
@@ -329,7 +260,7 @@ def whitening_programs(rows: int, groups: int) -> int:
     return max(1, min(_WHITENING_PROGRAMS // groups, -(-rows // WHITENING_ROWS)))
 
 
-@_operation("whitening_products(Tensor x, int groups, bool precise) -> (Tensor, Tensor)", "whitening")
+@operation("whitening_products(Tensor x, int groups, bool precise) -> (Tensor, Tensor)", "whitening")
 def _whitening_products(x: Tensor, groups: int, precise: bool) -> tuple[Tensor, Tensor]:
     """Products of deviations from some centre (S, G, d, d) float32, of which the upper half is written, and
     sums of deviations over S parts of the rows, with the centre behind (S + 1, G d) float32; ``precise``:
@@ -345,7 +276,7 @@ def _whitening_products_flops(x: torch.Size, groups: int, *others: Any, out_shap
     return x[0] * x[1] * (x[1] // groups)  # half of a product
 
 
-@_operation(
+@operation(
     "whitening_statistics(Tensor products, Tensor sums, int rows) -> (Tensor, Tensor, Tensor)", "whitening"
 )
 def _whitening_statistics(products: Tensor, sums: Tensor, rows: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -357,7 +288,7 @@ def _whitening_statistics(products: Tensor, sums: Tensor, rows: int) -> tuple[Te
     return products.new_empty((groups, dim, dim)), products.new_empty(groups * dim), squares
 
 
-@_operation(
+@operation(
     "whitening_change(Tensor x, Tensor grad, Tensor covariance, Tensor mean, Tensor squares, float limit, "
     "bool precise) -> (Tensor, Tensor)",
     "whitening",
@@ -369,7 +300,7 @@ def _whitening_change(
     those of grad, (n, G d) contiguous. Not written where the metric is below the limit."""
     groups = covariance.shape[0]
     norms = x.new_empty((groups * whitening_programs(x.shape[0], groups), 2), dtype=torch.float32)
-    return _like(x), norms
+    return like(x), norms
 
 
 @register_flop_formula(torch.ops.spear.whitening_change)
@@ -379,7 +310,7 @@ def _whitening_change_flops(
     return 2 * x[0] * x[1] * covariance[1]
 
 
-@_operation(
+@operation(
     "whitening_gradient(Tensor grad, Tensor change, Tensor norms, Tensor squares, float limit, "
     "float grad_scale) -> Tensor",
     "whitening",
@@ -389,30 +320,4 @@ def _whitening_gradient(
 ) -> Tensor:
     """grad, and where the metric is at least the limit the change so scaled that its norm is ``grad_scale``
     times that of grad; in the format of grad."""
-    return _like(grad)
-
-
-# ------------------------------------------------------------------------------------- draws and masks
-@_operation("keyed_uniform(Tensor keys, int[] sites, int count) -> Tensor", "draws")
-def _keyed_uniform(keys: Tensor, sites: list[int], count: int) -> Tensor:
-    """(..., count) float32 of int64 keys (...): runtime.keyed_random.uniform of a site's constants."""
-    return keys.new_empty((*keys.shape, count), dtype=torch.float32)
-
-
-@_operation("keep(Tensor draws, float probability, float value) -> Tensor", "draws")
-def _keep(draws: Tensor, probability: float, value: float) -> Tensor:
-    """``value`` where draws (B, count), with count adjacent, are at least ``probability``, else 0."""
-    return _like(draws)
-
-
-@_operation(
-    "table_dropout(Tensor table, int key, int[] sites, float probability, float value, Tensor like) "
-    "-> Tensor",
-    "draws",
-)
-def _table_dropout(
-    table: Tensor, key: int, sites: list[int], probability: float, value: float, like: Tensor
-) -> Tensor:
-    """table (2 T - 1, P) float32 times ``keep`` of draws keyed by key + offset, in the format of ``like``,
-    which is empty (in a plan the table has data and the result has none)."""
-    return like.new_empty(table.shape)
+    return like(grad)

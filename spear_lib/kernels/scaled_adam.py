@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from spear_lib.kernels.operations import ADAM_CHUNK
+from spear_lib.kernels.step_operations import ADAM_CHUNK
 
 _BLOCK = 1024
 
@@ -130,7 +130,7 @@ def _table(lists: list[list[Tensor]]) -> Tensor:
 
 
 def scaled_adam_sums(params: list[Tensor], grads: list[Tensor]) -> Tensor:
-    """See ``operations``."""
+    """See ``step_operations``."""
     owners, chunks, sizes, _ = _chunks(_sizes(params), params[0].device)
     sums = params[0].new_empty((len(owners), 3))
     _sums[(len(owners),)](
@@ -140,7 +140,7 @@ def scaled_adam_sums(params: list[Tensor], grads: list[Tensor]) -> Tensor:
 
 
 def scaled_adam_totals(sums: Tensor, sizes: list[int]) -> Tensor:
-    """See ``operations``."""
+    """See ``step_operations``."""
     totals = sums.new_empty((3, len(sizes)))
     starts = _chunks(tuple(sizes), sums.device).starts
     _totals[(len(sizes),)](sums, starts, totals, len(sizes), WIDTH=128)
@@ -157,7 +157,7 @@ def scaled_adam_update_(
     size_step: Tensor | None,
     numbers: list[float],
 ) -> None:
-    """See ``operations``."""
+    """See ``step_operations``."""
     owners, chunks, sizes, _ = _chunks(_sizes(params), params[0].device)
     table = _table([params, deltas, squares, grads])
     sized = rms if size_step is None else size_step  # some address, which is not read

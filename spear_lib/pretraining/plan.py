@@ -16,6 +16,7 @@ from spear_lib.features.masking import MaskingConfig, channel_mask, time_mask
 from spear_lib.kernels.choice import running
 from spear_lib.optim import ScaledAdam, parameter_groups
 from spear_lib.pretraining import ObjectiveConfig, PretrainingModel, PretrainingTask, TokenField
+from spear_lib.pretraining.heads import HEADS
 from spear_lib.pretraining.plan_data import GPUS, Gpu
 from spear_lib.pretraining.plan_memory import Pretence, StepMemory, count_step
 from spear_lib.training.kernels import fused_kernels
@@ -205,7 +206,7 @@ def count_pretraining_step(
         clipping_scale=training.clipping_scale or None,
     )
     # That they agree and compile is found out where they run.
-    kernels = fused_kernels(training, model.encoder) if training.kernels != "eager" else []
+    kernels = fused_kernels(training, model.encoder, [HEADS]) if training.kernels != "eager" else []
     with running(kernel.name for kernel in kernels if for_accelerator):
         memory = count_step(
             PretrainingTask(model, fields, objective),

@@ -1,4 +1,6 @@
-"""Which kernels a run uses: those of its encoder and of its optimiser, chosen once and told (ours)."""
+"""Which kernels a run uses: those of its encoder, task and optimiser, chosen once and told (ours)."""
+
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -12,21 +14,23 @@ from spear_lib.training.options import TrainingConfig
 from spear_lib.training.precision import Precision
 
 
-def fused_kernels(config: TrainingConfig, encoder: nn.Module) -> list[Kernel]:
-    """All that a training of ``encoder`` could use."""
+def fused_kernels(config: TrainingConfig, encoder: nn.Module, of_task: Sequence[Kernel] = ()) -> list[Kernel]:
+    """All that a training of ``encoder`` could use; ``of_task``: what is on top of it."""
     of_optimizer = [SCALED_ADAM] if config.optimizer == "scaled_adam" else []
     of_encoder = kind_of(encoder.config).kernels(encoder.config)
-    return [*of_encoder, *([WEIGHTS] if of_encoder else []), *of_optimizer]
+    return [*of_encoder, *([WEIGHTS] if of_encoder else []), *of_task, *of_optimizer]
 
 
-def use_kernels(config: TrainingConfig, device: torch.device, encoder: nn.Module) -> str:
+def use_kernels(
+    config: TrainingConfig, device: torch.device, encoder: nn.Module, of_task: Sequence[Kernel] = ()
+) -> str:
     """Chooses the kernels of this process, as ``config.kernels`` says; call it in every process of a run.
 
     Returns:
       Which run and why, for the first screen.
     """
     dtype = Precision(config.precision, device).dtype or torch.float32
-    line = select(config.kernels, device, dtype, fused_kernels(config, encoder))
+    line = select(config.kernels, device, dtype, fused_kernels(config, encoder, of_task))
     if device.type == "cuda" and not fused("swoosh", torch.empty(0, device=device)):
         line += f"; {swoosh_kernels(device)}"
     return line

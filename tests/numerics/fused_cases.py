@@ -18,7 +18,9 @@ from spear_lib.encoders.zipformer.fused import zipformer_kernels
 from spear_lib.encoders.zipformer.modules import add, bias_norm, interpolate
 from spear_lib.encoders.zipformer.regularisers import BalancerLimits, apply_limits
 from spear_lib.kernels import choice, select
+from spear_lib.kernels.weights import WEIGHTS
 from spear_lib.optim.fused import SCALED_ADAM
+from spear_lib.pretraining.heads import HEADS
 from spear_lib.runtime import keyed_random
 from spear_lib.runtime.devices import plan_for_accelerator
 
@@ -33,7 +35,7 @@ from spear_lib.kernels import swoosh as swoosh_module
 
 CPU = torch.device("cpu")
 CONFIG = ZipformerConfig(**TINY)
-KERNELS = {kernel.name: kernel for kernel in [*zipformer_kernels(CONFIG), SCALED_ADAM]}
+KERNELS = {kernel.name: kernel for kernel in [*zipformer_kernels(CONFIG), WEIGHTS, HEADS, SCALED_ADAM]}
 FORMATS = {
     "fp32": torch.float32,
     "bf16": torch.bfloat16,

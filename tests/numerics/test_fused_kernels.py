@@ -15,7 +15,9 @@ from spear_lib.encoders.zipformer import ZipformerConfig
 from spear_lib.encoders.zipformer.fused import zipformer_kernels
 from spear_lib.kernels import choice, fused, select
 from spear_lib.kernels.choice import FORMATS
+from spear_lib.kernels.weights import WEIGHTS
 from spear_lib.optim.fused import SCALED_ADAM
+from spear_lib.pretraining.heads import HEADS
 from spear_lib.pretraining.plan_kernels import kernel_work
 from spear_lib.runtime.devices import plan_for_accelerator
 from spear_lib.training.kernels import use_kernels
@@ -24,7 +26,7 @@ from spear_lib.training.options import TrainingConfig
 CASES = Path(__file__).with_name("fused_cases.py")
 TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int64: "i64"}
 TYPES |= {torch.int8: "i8", torch.uint8: "u8"}
-KERNELS = {k.name: k for k in [*zipformer_kernels(ZipformerConfig(**TINY)), SCALED_ADAM]}
+KERNELS = {k.name: k for k in [*zipformer_kernels(ZipformerConfig(**TINY)), WEIGHTS, HEADS, SCALED_ADAM]}
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="Triton exists for Linux only")
@@ -115,7 +117,8 @@ def test_kernels_compile_for_every_format_and_gpu(dtype, capability, tmp_path, m
 @pytest.mark.parametrize("dtype", FORMATS, ids=str)
 @pytest.mark.parametrize("name", KERNELS)
 def test_kernels_agree_on_a_gpu_at_the_widths_of_base(name, dtype):
-    kernels = {kernel.name: kernel for kernel in [*zipformer_kernels(ZipformerConfig.base()), SCALED_ADAM]}
+    of_base = [*zipformer_kernels(ZipformerConfig.base()), WEIGHTS, HEADS, SCALED_ADAM]
+    kernels = {kernel.name: kernel for kernel in of_base}
     assert choice.compare(kernels[name], CUDA, dtype) == ""
 
 

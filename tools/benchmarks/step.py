@@ -28,6 +28,7 @@ from spear_lib.encoders.zipformer import ZipformerConfig
 from spear_lib.features.masking import MaskingConfig
 from spear_lib.optim import ScaledAdam, parameter_groups
 from spear_lib.pretraining import ObjectiveConfig, PretrainingModel, PretrainingTask
+from spear_lib.pretraining.heads import HEADS
 from spear_lib.pretraining.plan import (
     LATE_BATCH_COUNT,
     PlanConfig,
@@ -131,7 +132,7 @@ class Step:
         torch.manual_seed(0)
         self.device, fields = options.resolved_device, assumed_fields(ObjectiveConfig(), PlanConfig())
         model = PretrainingModel(build_encoder(options.encoder), fields).to(self.device).train()
-        self.chosen = use_kernels(options.training, self.device, model.encoder)
+        self.chosen = use_kernels(options.training, self.device, model.encoder, [HEADS])
         self.task = PretrainingTask(model, fields, ObjectiveConfig())
         self.optimizer = ScaledAdam(parameter_groups(model, 0.045), lr=0.045)
         self.precision = Precision(options.precision, self.device)
