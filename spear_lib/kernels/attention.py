@@ -154,7 +154,7 @@ def _scores_gradient(
                 part = tl.sum(change * at, axis=1)
                 by_position += tl.where(width == p, 1.0, 0.0)[None, :] * part[:, None]
         start += COLUMNS
-    at = grad_position + (both * frames + row[:, None]) * WIDTH + width[None, :]
+    at = grad_position + ((b * frames + row[:, None]) * heads + h) * WIDTH + width[None, :]
     exists = (row < frames)[:, None] & (width < WIDTH)[None, :]
     tl.store(at, by_position.to(grad_position.dtype.element_ty), mask=exists)
 
@@ -186,7 +186,7 @@ def _positions_gradient(
             part = tl.sum(change * by.to(tl.float32)[:, None], axis=0)
             total += part[:, None] * tl.where(width == p, 1.0, 0.0)[None, :]
         start += ROWS
-    at = result + (both * (2 * frames - 1) + index[:, None]) * WIDTH + width[None, :]
+    at = result + ((b * (2 * frames - 1) + index[:, None]) * heads + h) * WIDTH + width[None, :]
     tl.store(at, total, mask=(index < 2 * frames - 1)[:, None] & (width < WIDTH)[None, :])
 
 
@@ -232,7 +232,7 @@ def attention_scores_gradient(
     """See ``operations``."""
     batch, heads, frames, _ = weights.shape
     width = positions.shape[2]
-    result, grad_position = torch.empty_like(weights), weights.new_empty((batch, heads, frames, width))
+    result, grad_position = torch.empty_like(weights), weights.new_empty((batch, frames, heads, width))
     _scores_gradient[(triton.cdiv(frames, 8), batch * heads)](
         weights, grad, grad_again, grad_first, positions, signs, result, grad_position, frames, heads,
         penalty, *positions.stride()[:2],
@@ -245,7 +245,7 @@ def attention_scores_gradient(
 def attention_positions_gradient(grad_scores: Tensor, position_query: Tensor) -> Tensor:
     """See ``operations``."""
     batch, heads, frames, width = position_query.shape
-    result = grad_scores.new_empty((batch, heads, 2 * frames - 1, width), dtype=torch.float32)
+    result = grad_scores.new_empty((batch, 2 * frames - 1, heads, width), dtype=torch.float32)
     _positions_gradient[(triton.cdiv(2 * frames - 1, 64), batch * heads)](
         grad_scores, position_query, result, frames, heads, *position_query.stride()[:3],
         WIDTH=width, WIDTH_BLOCK=triton.next_power_of_2(width), ROWS=32, OFFSETS=64,

@@ -106,19 +106,38 @@ def _attention_scores_gradient(
     penalty: float,
     use_position: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of the scores (B, H, T, T) and of position_query (B, H, T, P).
+    """Gradients of the scores (B, H, T, T) and of position_query (B, T, H, P).
 
     grad, grad_again: of the weights (B, H, T, T), from two consumers; grad_first (B, T, T): of the first head
     once more.
     """
-    return like(weights), weights.new_empty((*weights.shape[:3], positions.shape[2]))
+    batch, heads, frames, _ = weights.shape
+    return like(weights), weights.new_empty((batch, frames, heads, positions.shape[2]))
 
 
 @operation("attention_positions_gradient(Tensor grad_scores, Tensor position_query) -> Tensor", "attention")
 def _attention_positions_gradient(grad_scores: Tensor, position_query: Tensor) -> Tensor:
-    """(B, H, 2 T - 1, P) float32: the gradient of ``positions``, of each utterance."""
+    """(B, 2 T - 1, H, P) float32: the gradient of ``positions``, of each utterance."""
     batch, heads, frames, width = position_query.shape
-    return grad_scores.new_empty((batch, heads, 2 * frames - 1, width), dtype=torch.float32)
+    return grad_scores.new_empty((batch, 2 * frames - 1, heads, width), dtype=torch.float32)
+
+
+@operation("head_average(Tensor weights, Tensor values, bool transposed) -> Tensor", "averaging")
+def _head_average(weights: Tensor, values: Tensor, transposed: bool) -> Tensor:
+    """(B, T, H, D): weights (B, H, T, T) of each head, or those transposed, times values (B, H, T, D), whose
+    last axis is contiguous."""
+    return values.new_empty((values.shape[0], values.shape[2], values.shape[1], values.shape[3]))
+
+
+@operation("head_products(Tensor x, Tensor y) -> Tensor", "averaging")
+def _head_products(x: Tensor, y: Tensor) -> Tensor:
+    """(B, H, T, T): products of the frames of x with those of y, (B, H, T, D), last axis contiguous."""
+    return x.new_empty((*x.shape[:3], x.shape[2]))
+
+
+@register_flop_formula([torch.ops.spear.head_average, torch.ops.spear.head_products])
+def _head_flops(x: torch.Size, y: torch.Size, *others: Any, out_shape: Any = None) -> int:
+    return 2 * y.numel() * y[2]
 
 
 # ------------------------------------------------------- gated linear unit, for rows (n, 2 C): values, gates
@@ -136,6 +155,20 @@ def _gated_gradient(
 ) -> Tensor:
     """(n, 2 C); coefficients (2, C) float32: of a Balancer on the gates."""
     return like(projected)
+
+
+@operation("tanh_gated(Tensor values, Tensor gates) -> Tensor", "gating")
+def _tanh_gated(values: Tensor, gates: Tensor) -> Tensor:
+    """values x tanh(gates), for rows (n, C) whose last axis is contiguous."""
+    return like(values)
+
+
+@operation(
+    "product_gradients(Tensor values, Tensor gates, Tensor grad, bool tanh) -> (Tensor, Tensor)", "gating"
+)
+def _product_gradients(values: Tensor, gates: Tensor, grad: Tensor, tanh: bool) -> tuple[Tensor, Tensor]:
+    """Gradients of values x gates, or of ``tanh_gated``; rows as there, grad contiguous."""
+    return like(values), like(gates)
 
 
 # ---------------------------------------- depthwise convolution with zero padding K // 2, for x (B, T, C)
@@ -198,20 +231,25 @@ def _residual_gradient(
     return like(grad), like(grad, dtype)
 
 
-@operation("bypass(Tensor x, Tensor h, Tensor scale, ScalarType? dtype) -> (Tensor, Tensor)", "residual")
-def _bypass(x: Tensor, h: Tensor, scale: Tensor, dtype: torch.dtype | None) -> tuple[Tensor, Tensor]:
-    """x + (h - x) scale in the format of x, and once more in ``dtype`` (None: empty); scale (1 or B, C)
-    float32."""
+@operation(
+    "bypass(Tensor x, Tensor h, Tensor scale, Tensor? mask, ScalarType? dtype) -> (Tensor, Tensor)",
+    "residual",
+)
+def _bypass(
+    x: Tensor, h: Tensor, scale: Tensor, mask: Tensor | None, dtype: torch.dtype | None
+) -> tuple[Tensor, Tensor]:
+    """x + (h - x) scale mask in the format of x, and once more in ``dtype`` (None: empty); scale (1 or B, C)
+    and mask (B,) float32."""
     return like(x), like(x, dtype) if dtype else x.new_empty(0)
 
 
 @operation(
-    "bypass_gradient(Tensor x, Tensor h, Tensor scale, Tensor grad, Tensor? rounded) "
+    "bypass_gradient(Tensor x, Tensor h, Tensor scale, Tensor? mask, Tensor grad, Tensor? rounded) "
     "-> (Tensor, Tensor, Tensor)",
     "residual",
 )
 def _bypass_gradient(
-    x: Tensor, h: Tensor, scale: Tensor, grad: Tensor, rounded: Tensor | None
+    x: Tensor, h: Tensor, scale: Tensor, mask: Tensor | None, grad: Tensor, rounded: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """From those of both results the gradients of x, of h, and of scale as sums (B, P, C) float32 over P
     parts of every utterance."""

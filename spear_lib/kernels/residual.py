@@ -49,14 +49,16 @@ def _sum_gradient(
 
 @triton.jit(do_not_specialize=["rows", "frames"])
 def _bypass(
-    x, h, scale, y, rounded, rows, channels, frames, scale_stride,
-    ROUNDED: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
+    x, h, scale, mask, y, rounded, rows, channels, frames, scale_stride,
+    MASKED: tl.constexpr, ROUNDED: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)[None, :]
     inside = (row < rows) & (channel < channels)
     place = row * channels + channel
     s = tl.load(scale + row // frames * scale_stride + channel, mask=inside, other=0.0)
+    if MASKED:
+        s *= tl.load(mask + row // frames, mask=row < rows, other=0.0)
     before = tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
     after = tl.load(h + place, mask=inside, other=0.0).to(tl.float32)
     # As torch.lerp: exact at both ends.
@@ -68,8 +70,8 @@ def _bypass(
 
 @triton.jit(do_not_specialize=["frames", "parts", "steps"])
 def _bypass_gradient(
-    x, h, scale, grad, rounded, grad_x, grad_h, sums, frames, channels, parts, steps, scale_stride,
-    ROUNDED: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
+    x, h, scale, mask, grad, rounded, grad_x, grad_h, sums, frames, channels, parts, steps, scale_stride,
+    MASKED: tl.constexpr, ROUNDED: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """Program (utterance, part; channels) walks through the tiles part, part + P, ... of its utterance."""
     both = tl.program_id(0).to(tl.int64)
@@ -77,6 +79,10 @@ def _bypass_gradient(
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     exists = channel < channels
     s = tl.load(scale + b * scale_stride + channel, mask=exists, other=0.0)[None, :]
+    kept = 1.0
+    if MASKED:
+        kept = tl.load(mask + b)
+    s *= kept
     total = tl.zeros([CHANNELS], tl.float32)
     step = 0
     while step < steps:
@@ -92,7 +98,7 @@ def _bypass_gradient(
         tl.store(grad_x + place, (g * (1.0 - s)).to(grad_x.dtype.element_ty), mask=inside)
         tl.store(grad_h + place, (g * s).to(grad_h.dtype.element_ty), mask=inside)
         step += 1
-    tl.store(sums + both * channels + channel, total, mask=exists)
+    tl.store(sums + both * channels + channel, total * kept, mask=exists)
 
 
 @triton.jit(do_not_specialize=["elements"])
@@ -189,21 +195,23 @@ def residual_gradient(
     return grad_x, grad_branch
 
 
-def bypass(x: Tensor, h: Tensor, scale: Tensor, dtype: torch.dtype | None) -> tuple[Tensor, Tensor]:
+def bypass(
+    x: Tensor, h: Tensor, scale: Tensor, mask: Tensor | None, dtype: torch.dtype | None
+) -> tuple[Tensor, Tensor]:
     """See ``operations``."""
     y = torch.empty_like(x)
     rounded = torch.empty_like(x, dtype=dtype) if dtype else x.new_empty(0)
     tiles = Tiles.of(x)
     stride = scale.stride(0) if scale.shape[0] > 1 else 0
     _bypass[tiles.grid](
-        x, h, scale, y, rounded, tiles.rows, tiles.channels, x.shape[1], stride,
-        ROUNDED=dtype is not None, **tiles.constants,
+        x, h, scale, scale if mask is None else mask, y, rounded, tiles.rows, tiles.channels, x.shape[1],
+        stride, MASKED=mask is not None, ROUNDED=dtype is not None, **tiles.constants,
     )  # fmt: skip
     return y, rounded
 
 
 def bypass_gradient(
-    x: Tensor, h: Tensor, scale: Tensor, grad: Tensor, rounded: Tensor | None
+    x: Tensor, h: Tensor, scale: Tensor, mask: Tensor | None, grad: Tensor, rounded: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See ``operations``."""
     batch, frames, channels = x.shape
@@ -214,8 +222,9 @@ def bypass_gradient(
     steps = triton.cdiv(triton.cdiv(frames, tiles.row_block), parts)
     stride = scale.stride(0) if scale.shape[0] > 1 else 0
     _bypass_gradient[(batch * parts, tiles.grid[1])](
-        x, h, scale, grad, grad if rounded is None else rounded, grad_x, grad_h, sums,
-        frames, channels, parts, steps, stride, ROUNDED=rounded is not None, **tiles.constants,
+        x, h, scale, scale if mask is None else mask, grad, grad if rounded is None else rounded,
+        grad_x, grad_h, sums, frames, channels, parts, steps, stride,
+        MASKED=mask is not None, ROUNDED=rounded is not None, **tiles.constants,
     )  # fmt: skip
     return grad_x, grad_h, sums
 

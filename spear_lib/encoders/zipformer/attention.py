@@ -80,12 +80,14 @@ class _FusedWeightsFunction(torch.autograd.Function):
             float(ctx.penalty_size),
             ctx.use_position,
         )
-        grad_query, grad_key = torch.matmul(grad, key), torch.matmul(grad.transpose(2, 3), query)
+        grad_query = torch.ops.spear.head_average(grad, key, False).transpose(1, 2)
+        grad_key = torch.ops.spear.head_average(grad, query, True).transpose(1, 2)
         if ctx.use_position:
             by_utterance = torch.ops.spear.attention_positions_gradient(grad, position_query)
-            grad_position_key = by_utterance.sum(dim=0, dtype=ctx.position_dtype)
+            grad_position_key = by_utterance.sum(dim=0, dtype=ctx.position_dtype).transpose(0, 1)
         else:
             grad_position_key = torch.zeros_like(positions, dtype=ctx.position_dtype)
+        grad_position_query = grad_position_query.transpose(1, 2)
         return grad_query, grad_key, grad_position_query, grad_position_key, None, None, None
 
 
@@ -273,15 +275,10 @@ def constant_attention(weights: Tensor) -> Tensor:
 
 
 class _AverageFunction(torch.autograd.Function):
-    """weights @ values, transposed: few rows and many columns are the shape that matrix products do fast.
-
-    On a device each operand that a product would copy is copied once for all.
-    """
+    """weights @ values, transposed: few rows and many columns are the shape that matrix products do fast."""
 
     @staticmethod
     def forward(ctx, weights, values):
-        if not on_host(values):
-            values = values.transpose(2, 3).contiguous().transpose(2, 3)
         ctx.save_for_backward(weights, values)
         return torch.matmul(values.transpose(2, 3), weights.transpose(2, 3)).transpose(2, 3)
 
@@ -289,11 +286,33 @@ class _AverageFunction(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad):
         weights, values = ctx.saved_tensors
-        if not on_host(grad):
-            grad = grad.contiguous()
         grad_weights = torch.matmul(grad, values.to(grad.dtype).transpose(2, 3))
         grad_values = torch.matmul(grad.transpose(2, 3), weights.to(grad.dtype)).transpose(2, 3)
         return grad_weights.to(weights.dtype), grad_values.to(values.dtype)
+
+
+class _FusedAverageFunction(torch.autograd.Function):
+    """weights @ values by kernels that read and write rows of frames, all heads side by side."""
+
+    @staticmethod
+    def forward(ctx, weights, values):
+        weights, values = weights.contiguous(), _adjacent(values)
+        ctx.save_for_backward(weights, values)
+        return torch.ops.spear.head_average(weights, values, False).transpose(1, 2)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        (weights, values), grad = ctx.saved_tensors, _adjacent(grad)
+        grad_values = torch.ops.spear.head_average(weights, grad, True).transpose(1, 2)
+        return torch.ops.spear.head_products(grad, values), grad_values
+
+
+def average(weights: Tensor, values: Tensor) -> Tensor:
+    """weights (B, H, T, T) @ values (B, H, T, D)."""
+    alike = weights.dtype == values.dtype and values.numel() > 0 and values.shape[3] <= _WIDEST_HEAD
+    function = _FusedAverageFunction if alike and fused("attention", values) else _AverageFunction
+    return function.apply(weights, values)
 
 
 class SelfAttention(nn.Module):
@@ -311,10 +330,33 @@ class SelfAttention(nn.Module):
         """x (B, T, D), weights (B, H, T, T) -> (B, T, D)."""
         batch, num_frames, _ = x.shape
         values = self.in_proj(x).view(batch, num_frames, self.num_heads, -1).transpose(1, 2)
-        averaged = _AverageFunction.apply(weights, values).transpose(1, 2).reshape(batch, num_frames, -1)
-        if not on_host(averaged):
-            averaged = averaged.contiguous()  # else its product and the bias are two kernels
+        averaged = average(weights, values).transpose(1, 2).reshape(batch, num_frames, -1)
         return self.whiten(self.out_proj(averaged))
+
+
+class _ProductFunction(torch.autograd.Function):
+    """values x gates or values x tanh(gates), whose two gradients are one kernel."""
+
+    @staticmethod
+    def forward(ctx, values, gates, tanh):
+        rows = [_adjacent(each.reshape(-1, each.shape[-1])) for each in (values, gates)]
+        ctx.save_for_backward(*rows)
+        ctx.tanh = tanh
+        return torch.ops.spear.tanh_gated(*rows).view(values.shape) if tanh else values * gates
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        flat = grad.reshape(-1, grad.shape[-1]).contiguous()
+        found = torch.ops.spear.product_gradients(*ctx.saved_tensors, flat, ctx.tanh)
+        return *(each.view(grad.shape) for each in found), None
+
+
+def product(values: Tensor, gates: Tensor, tanh: bool = False) -> Tensor:
+    """values x gates, or values x tanh(gates); (B, T, C)."""
+    if values.numel() > 0 and values.dtype == gates.dtype and fused("gated", values):
+        return _ProductFunction.apply(values, gates, tanh)
+    return values * (gates.tanh() if tanh else gates)
 
 
 class NonlinAttention(nn.Module):
@@ -339,5 +381,5 @@ class NonlinAttention(nn.Module):
     def forward(self, x: Tensor, weights: Tensor) -> Tensor:
         """x (B, T, D), weights of one head (B, T, T) -> (B, T, D)."""
         gate, values, output_gate = self.in_proj(x).chunk(3, dim=-1)
-        values = self.whiten1(values) * self.balancer(gate).tanh()
-        return self.whiten2(self.out_proj(torch.matmul(weights, values) * output_gate))
+        values = product(self.whiten1(values), self.balancer(gate), tanh=True)
+        return self.whiten2(self.out_proj(product(torch.matmul(weights, values), output_gate)))

@@ -12,7 +12,7 @@ from torch import Tensor
 from spear_lib.encoders.base import MASKED_SCORE
 from spear_lib.encoders.step_context import StepContext
 from spear_lib.encoders.zipformer.activations import pointwise_network, swoosh, swoosh_linear
-from spear_lib.encoders.zipformer.attention import attention_weights
+from spear_lib.encoders.zipformer.attention import attention_weights, average, product
 from spear_lib.encoders.zipformer.config import ZipformerConfig
 from spear_lib.encoders.zipformer.convolution import convolve, gated
 from spear_lib.encoders.zipformer.modules import add, bias_norm, fork, interpolate
@@ -107,16 +107,21 @@ def _sample_attention(config: ZipformerConfig, inputs: _Inputs) -> list[Tensor]:
     hidden = torch.arange(_FRAMES, device=rows.device) >= torch.tensor([[_FRAMES], [50]], device=rows.device)
     mask = hidden[:, None, None].to(rows.dtype) * MASKED_SCORE
     both = attention_weights(query, key, by_position, positions, mask, penalty=0.5)
-    return inputs.results(*both, *attention_weights(query, key, by_position, positions, use_position=False))
+    values = inputs.leaf(2, _FRAMES, heads * 12).view(2, _FRAMES, heads, 12).transpose(1, 2)
+    averaged = average(inputs.leaf(2, heads, _FRAMES, _FRAMES, scale=1 / _FRAMES), values)
+    plain = attention_weights(query, key, by_position, positions, use_position=False)
+    return inputs.results(*both, *plain, averaged)
 
 
 def _sample_gated(config: ZipformerConfig, inputs: _Inputs) -> list[Tensor]:
-    """With padding and a Balancer on some of the gates, and without either."""
+    """With padding and a Balancer on some of the gates, and without either; slices of wider rows."""
     dim = max(config.per_stack("encoder_dim"))
     projected, plain = inputs.leaf(2, _FRAMES, 2 * dim), inputs.leaf(2, _FRAMES, 2 * dim, scale=3.0)
     valid = torch.arange(_FRAMES, device=plain.device) < torch.tensor([[_FRAMES], [50]], device=plain.device)
     limits = BalancerLimits.of((0.5, 1.0), (1.1, 4.0), 0.5)
-    return inputs.results(gated(projected, valid.unsqueeze(-1), limits), gated(plain))
+    values, gates = inputs.leaf(2, _FRAMES, 2 * dim).chunk(2, dim=-1)
+    products = product(values, gates), product(values, gates, tanh=True)
+    return inputs.results(gated(projected, valid.unsqueeze(-1), limits), gated(plain), *products)
 
 
 def _sample_depthwise(config: ZipformerConfig, inputs: _Inputs) -> list[Tensor]:
@@ -147,7 +152,8 @@ def _sample_bypass(config: ZipformerConfig, inputs: _Inputs) -> list[Tensor]:
     x, h = inputs.leaf(2, _FRAMES, dim), inputs.leaf(2, _FRAMES, dim)
     common, own = inputs.leaf(dim, scale=0.3, shift=0.5), inputs.leaf(2, 1, dim, scale=0.3, shift=0.5)
     with inputs.autocast():
-        first, read = interpolate(x.to(wide), h, common.to(wide), is_read=True)
+        kept = torch.tensor([[1.0], [0.0]], device=x.device, dtype=wide)
+        first, read = interpolate(x.to(wide), h, common.to(wide), kept, is_read=True)
     return inputs.results(first, read.to(inputs.computed), interpolate(x, h, own.to(wide))[0])
 
 

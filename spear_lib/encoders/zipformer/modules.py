@@ -134,30 +134,41 @@ def add(x: Tensor, branch: Tensor, mask: Tensor | None = None, is_read: bool = T
 
 class _InterpolationFunction(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, h, scale, dtype):
+    def forward(ctx, x, h, scale, mask, dtype):
         x, h = x.contiguous(), h.contiguous()
         scales = scale.reshape(-1, scale.shape[-1]).float()
-        ctx.save_for_backward(x, h, scales)
+        mask = None if mask is None else mask.reshape(-1).float()
+        ctx.save_for_backward(x, h, scales, mask)
         ctx.scale_like, ctx.is_read = (scale.shape, scale.dtype), dtype is not None
-        y, rounded = torch.ops.spear.bypass(x, h, scales, dtype)
+        y, rounded = torch.ops.spear.bypass(x, h, scales, mask, dtype)
         return (y, rounded) if ctx.is_read else (y, None)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad, grad_rounded):
-        x, h, scales = ctx.saved_tensors
-        rounded = grad_rounded.contiguous() if ctx.is_read else None
-        grad_x, grad_h, sums = torch.ops.spear.bypass_gradient(x, h, scales, grad.contiguous(), rounded)
+        x, h, scales, mask = ctx.saved_tensors
+        given = grad.contiguous(), grad_rounded.contiguous() if ctx.is_read else None
+        grad_x, grad_h, sums = torch.ops.spear.bypass_gradient(x, h, scales, mask, *given)
         shape, dtype = ctx.scale_like
         sums = sums.sum(dim=(0, 1) if scales.shape[0] == 1 else 1)
-        return grad_x, grad_h, sums.view(shape).to(dtype), None
+        return grad_x, grad_h, sums.view(shape).to(dtype), None, None
 
 
-def interpolate(x: Tensor, h: Tensor, scale: Tensor, is_read: bool = False) -> tuple[Tensor, Tensor]:
-    """x + (h - x) scale in the format of x, twice, as ``add``; x, h (B, T, D), scale (D,) or (B, 1, D)."""
+def interpolate(
+    x: Tensor, h: Tensor, scale: Tensor, mask: Tensor | None = None, is_read: bool = False
+) -> tuple[Tensor, Tensor]:
+    """x + (h - x) scale in the format of x, twice, as ``add``.
+
+    Args:
+      x, h: (B, T, D). scale: (D,) or (B, 1, D).
+      mask: 0/1 mask (B, 1), or None where nothing is dropped; the scale of a whole utterance.
+      is_read: whether a branch reads the result.
+    """
     if x.numel() > 0 and h.dtype in FORMATS and fused("bypass", x):
-        y, rounded = _InterpolationFunction.apply(x, h, scale, _half(x) if is_read else None)
+        y, rounded = _InterpolationFunction.apply(x, h, scale, mask, _half(x) if is_read else None)
         return y, y if rounded is None else rounded
+    if mask is not None:
+        scale = scale * mask.unsqueeze(-1)
     if h.dtype != x.dtype:
         h = h.to(x.dtype)
     y = torch.lerp(x, h, scale.to(x.dtype).expand(1, 1, -1) if scale.dim() == 1 else scale.to(x.dtype))
@@ -218,12 +229,11 @@ class Bypass(nn.Module):
 
     def both(self, x: Tensor, h: Tensor, is_read: bool = True) -> tuple[Tensor, Tensor]:
         """What the next sum takes, and what the next branch reads, as ``add``."""
-        scale = self.bypass_scale
+        mask = None
         if self.training and self.stochastic and self.skip_rate is not None:
             skip_rate = self.skip_rate(self.context.batch_count)
-            if skip_rate > 0.0:
-                scale = scale * self.context.keep(self.draw, skip_rate).unsqueeze(-1)
-        return interpolate(x, h, scale, is_read)
+            mask = self.context.keep(self.draw, skip_rate) if skip_rate > 0.0 else None
+        return interpolate(x, h, self.bypass_scale, mask, is_read)
 
 
 class Downsample(nn.Module):
