@@ -1,9 +1,13 @@
 """Random numbers that are functions of their keys, to the bit those of keyed_random, and masks of them."""
 
+from functools import lru_cache
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from spear_lib.kernels.tiles import on_device
 
 _BLOCK = 1024
 
@@ -37,12 +41,15 @@ def _draws(keys, result, elements, count, site_key, site_counter, BLOCK: tl.cons
     tl.store(result + place, value, mask=place < elements)
 
 
-@triton.jit(do_not_specialize=["elements", "count", "stride"])
-def _kept(draws, result, elements, count, stride, probability, value, BLOCK: tl.constexpr):
+@triton.jit(do_not_specialize=["elements", "width"])
+def _kept(draws, parts, table, result, elements, width, BLOCK: tl.constexpr):
     place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    at = draws + place // count * stride + place % count
-    drawn = tl.load(at, mask=place < elements, other=0.0)
-    tl.store(result + place, tl.where(drawn >= probability, value, 0.0), mask=place < elements)
+    inside = place < elements
+    part = tl.load(parts + place % width, mask=inside, other=0)
+    probability = tl.load(table + 2 * part, mask=inside, other=0.0)
+    value = tl.load(table + 2 * part + 1, mask=inside, other=0.0)
+    drawn = tl.load(draws + place, mask=inside, other=0.0)
+    tl.store(result + place, tl.where(drawn >= probability, value, 0.0), mask=inside)
 
 
 @triton.jit(do_not_specialize=["rows", "key", "site_key", "site_counter"])
@@ -66,13 +73,21 @@ def keyed_uniform(keys: Tensor, sites: list[int], count: int) -> Tensor:
     return result
 
 
-def keep(draws: Tensor, probability: float, value: float) -> Tensor:
+@lru_cache(maxsize=16)
+def _parts(counts: tuple[int, ...], device: torch.device) -> Tensor:
+    """Which part each draw belongs to, int64 (N,)."""
+    return torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts)).to(device)
+
+
+def keep_all(draws: Tensor, counts: list[int], probabilities: list[float], values: list[float]) -> Tensor:
     """See ``step_operations``."""
-    result = torch.empty_like(draws, memory_format=torch.contiguous_format)
+    result = torch.empty_like(draws)
+    parts = _parts(tuple(counts), draws.device)
+    table = on_device(torch.tensor([*zip(probabilities, values)]), draws.device)
     elements = result.numel()
     if elements:
         _kept[(triton.cdiv(elements, _BLOCK),)](
-            draws, result, elements, draws.shape[1], draws.stride(0), probability, value, BLOCK=_BLOCK
+            draws, parts, table, result, elements, draws.shape[1], BLOCK=_BLOCK
         )
     return result
 

@@ -15,7 +15,8 @@ from spear_lib.kernels.library import like, operation
 # ------------------------------------------------------------------------------- Swoosh, for any x (..., C)
 @operation("swoosh(Tensor x, Tensor? multiplier, str kind, ScalarType dtype) -> Tensor", "swoosh")
 def _swoosh(x: Tensor, multiplier: Tensor | None, kind: str, dtype: torch.dtype) -> Tensor:
-    """swoosh(x) times multiplier (B, 1, C), or None; rounded once, to ``dtype``."""
+    """swoosh(x) times multiplier (B, 1, C), whose last axis is contiguous, or None; rounded once, to
+    ``dtype``."""
     return like(x, dtype)
 
 
@@ -216,7 +217,8 @@ NORM_GROUPS = 256
 def _residual(
     x: Tensor, branch: Tensor, mask: Tensor | None, dtype: torch.dtype | None
 ) -> tuple[Tensor, Tensor]:
-    """x + branch mask in the format of x, and once more in ``dtype`` (None: empty); mask (B,) float32."""
+    """x + branch mask in the format of x, and once more in ``dtype`` (None: empty); mask (B,) float32, with
+    any stride."""
     return like(x), like(x, dtype) if dtype else x.new_empty(0)
 
 
@@ -239,7 +241,7 @@ def _bypass(
     x: Tensor, h: Tensor, scale: Tensor, mask: Tensor | None, dtype: torch.dtype | None
 ) -> tuple[Tensor, Tensor]:
     """x + (h - x) scale mask in the format of x, and once more in ``dtype`` (None: empty); scale (1 or B, C)
-    and mask (B,) float32."""
+    and mask (B,) float32, with any stride."""
     return like(x), like(x, dtype) if dtype else x.new_empty(0)
 
 

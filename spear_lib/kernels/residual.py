@@ -13,7 +13,7 @@ _FLOOR = 1.0e-20
 
 @triton.jit(do_not_specialize=["rows", "frames"])
 def _sum(
-    x, branch, mask, y, rounded, rows, channels, frames,
+    x, branch, mask, y, rounded, rows, channels, frames, mask_stride,
     MASKED: tl.constexpr, ROUNDED: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
@@ -22,7 +22,7 @@ def _sum(
     place = row * channels + channel
     added = tl.load(branch + place, mask=inside, other=0.0).to(tl.float32)
     if MASKED:
-        added *= tl.load(mask + row // frames, mask=row < rows, other=0.0)
+        added *= tl.load(mask + row // frames * mask_stride, mask=row < rows, other=0.0)
     value = tl.load(x + place, mask=inside, other=0.0).to(tl.float32) + added
     tl.store(y + place, value.to(y.dtype.element_ty), mask=inside)
     if ROUNDED:
@@ -31,7 +31,7 @@ def _sum(
 
 @triton.jit(do_not_specialize=["rows", "frames"])
 def _sum_gradient(
-    grad, rounded, mask, grad_x, grad_branch, rows, channels, frames,
+    grad, rounded, mask, grad_x, grad_branch, rows, channels, frames, mask_stride,
     MASKED: tl.constexpr, ROUNDED: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
@@ -43,13 +43,13 @@ def _sum_gradient(
         change += tl.load(rounded + place, mask=inside, other=0.0).to(tl.float32)
     tl.store(grad_x + place, change.to(grad_x.dtype.element_ty), mask=inside)
     if MASKED:
-        change *= tl.load(mask + row // frames, mask=row < rows, other=0.0)
+        change *= tl.load(mask + row // frames * mask_stride, mask=row < rows, other=0.0)
     tl.store(grad_branch + place, change.to(grad_branch.dtype.element_ty), mask=inside)
 
 
 @triton.jit(do_not_specialize=["rows", "frames"])
 def _bypass(
-    x, h, scale, mask, y, rounded, rows, channels, frames, scale_stride,
+    x, h, scale, mask, y, rounded, rows, channels, frames, scale_stride, mask_stride,
     MASKED: tl.constexpr, ROUNDED: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
@@ -58,7 +58,7 @@ def _bypass(
     place = row * channels + channel
     s = tl.load(scale + row // frames * scale_stride + channel, mask=inside, other=0.0)
     if MASKED:
-        s *= tl.load(mask + row // frames, mask=row < rows, other=0.0)
+        s *= tl.load(mask + row // frames * mask_stride, mask=row < rows, other=0.0)
     before = tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
     after = tl.load(h + place, mask=inside, other=0.0).to(tl.float32)
     # As torch.lerp: exact at both ends.
@@ -71,6 +71,7 @@ def _bypass(
 @triton.jit(do_not_specialize=["frames", "parts", "steps"])
 def _bypass_gradient(
     x, h, scale, mask, grad, rounded, grad_x, grad_h, sums, frames, channels, parts, steps, scale_stride,
+    mask_stride,
     MASKED: tl.constexpr, ROUNDED: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """Program (utterance, part; channels) walks through the tiles part, part + P, ... of its utterance."""
@@ -81,7 +82,7 @@ def _bypass_gradient(
     s = tl.load(scale + b * scale_stride + channel, mask=exists, other=0.0)[None, :]
     kept = 1.0
     if MASKED:
-        kept = tl.load(mask + b)
+        kept = tl.load(mask + b * mask_stride)
     s *= kept
     total = tl.zeros([CHANNELS], tl.float32)
     step = 0
@@ -167,6 +168,10 @@ def _norm_gradient(
     tl.store(sums + group * (channels + 1) + channels, tl.sum(by_scale, axis=0))
 
 
+def _stride(mask: Tensor | None) -> int:
+    return 0 if mask is None else mask.stride(0)
+
+
 def residual(
     x: Tensor, branch: Tensor, mask: Tensor | None, dtype: torch.dtype | None
 ) -> tuple[Tensor, Tensor]:
@@ -176,7 +181,7 @@ def residual(
     tiles = Tiles.of(x)
     _sum[tiles.grid](
         x, branch, x if mask is None else mask, y, rounded, tiles.rows, tiles.channels, x.shape[1],
-        MASKED=mask is not None, ROUNDED=dtype is not None, **tiles.constants,
+        _stride(mask), MASKED=mask is not None, ROUNDED=dtype is not None, **tiles.constants,
     )  # fmt: skip
     return y, rounded
 
@@ -189,7 +194,7 @@ def residual_gradient(
     tiles = Tiles.of(grad)
     _sum_gradient[tiles.grid](
         grad, grad if rounded is None else rounded, grad if mask is None else mask, grad_x, grad_branch,
-        tiles.rows, tiles.channels, grad.shape[1],
+        tiles.rows, tiles.channels, grad.shape[1], _stride(mask),
         MASKED=mask is not None, ROUNDED=rounded is not None, **tiles.constants,
     )  # fmt: skip
     return grad_x, grad_branch
@@ -205,7 +210,7 @@ def bypass(
     stride = scale.stride(0) if scale.shape[0] > 1 else 0
     _bypass[tiles.grid](
         x, h, scale, scale if mask is None else mask, y, rounded, tiles.rows, tiles.channels, x.shape[1],
-        stride, MASKED=mask is not None, ROUNDED=dtype is not None, **tiles.constants,
+        stride, _stride(mask), MASKED=mask is not None, ROUNDED=dtype is not None, **tiles.constants,
     )  # fmt: skip
     return y, rounded
 
@@ -223,7 +228,7 @@ def bypass_gradient(
     stride = scale.stride(0) if scale.shape[0] > 1 else 0
     _bypass_gradient[(batch * parts, tiles.grid[1])](
         x, h, scale, scale if mask is None else mask, grad, grad if rounded is None else rounded,
-        grad_x, grad_h, sums, frames, channels, parts, steps, stride,
+        grad_x, grad_h, sums, frames, channels, parts, steps, stride, _stride(mask),
         MASKED=mask is not None, ROUNDED=rounded is not None, **tiles.constants,
     )  # fmt: skip
     return grad_x, grad_h, sums

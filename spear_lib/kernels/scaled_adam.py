@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from spear_lib.kernels.step_operations import ADAM_CHUNK
+from spear_lib.kernels.tiles import on_device
 
 _BLOCK = 1024
 
@@ -122,11 +123,9 @@ def _sizes(tensors: list[Tensor]) -> tuple[int, ...]:
 
 
 def _table(lists: list[list[Tensor]]) -> Tensor:
-    """Addresses of the tensors, list after list. What is copied waits for nothing."""
-    device = lists[0][0].device
+    """Addresses of the tensors, list after list."""
     addresses = [each.data_ptr() for tensors in lists for each in tensors]
-    table = torch.tensor(addresses, dtype=torch.int64)
-    return table.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else table
+    return on_device(torch.tensor(addresses, dtype=torch.int64), lists[0][0].device)
 
 
 def scaled_adam_sums(params: list[Tensor], grads: list[Tensor]) -> Tensor:

@@ -54,9 +54,10 @@ def _keyed_uniform(keys: Tensor, sites: list[int], count: int) -> Tensor:
     return keys.new_empty((*keys.shape, count), dtype=torch.float32)
 
 
-@operation("keep(Tensor draws, float probability, float value) -> Tensor", "draws")
-def _keep(draws: Tensor, probability: float, value: float) -> Tensor:
-    """``value`` where draws (B, count), with count adjacent, are at least ``probability``, else 0."""
+@operation("keep_all(Tensor draws, int[] counts, float[] probabilities, float[] values) -> Tensor", "draws")
+def _keep_all(draws: Tensor, counts: list[int], probabilities: list[float], values: list[float]) -> Tensor:
+    """Of draws (B, N), of which ``counts`` belong together: the value of their part where they are at least
+    its probability, else 0."""
     return like(draws)
 
 
@@ -68,8 +69,8 @@ def _keep(draws: Tensor, probability: float, value: float) -> Tensor:
 def _table_dropout(
     table: Tensor, key: int, sites: list[int], probability: float, value: float, like: Tensor
 ) -> Tensor:
-    """table (2 T - 1, P) float32 times ``keep`` of draws keyed by key + offset, in the format of ``like``,
-    which is empty (in a plan the table has data and the result has none)."""
+    """table (2 T - 1, P) float32, kept times value or dropped by draws keyed by key + offset, in the format
+    of ``like``, which is empty (in a plan the table has data and the result has none)."""
     return like.new_empty(table.shape)
 
 

@@ -10,6 +10,7 @@ from spear_lib.encoders.step_context import Schedule
 from spear_lib.encoders.zipformer import SpearEncoder, ZipformerConfig
 from spear_lib.encoders.zipformer.modules import Bypass
 from spear_lib.encoders.zipformer.regularisers import Balancer
+from spear_lib.encoders.zipformer.stack import _FeatureMasks
 from spear_lib.encoders.zipformer.whitening import Whiten
 from spear_lib.runtime import keyed_random
 
@@ -216,7 +217,7 @@ def test_feature_mask_drops_the_stated_shares_of_channels():
     encoder.begin_step(0.0, 1, keys)
     encoder.context.prepare(torch.device("cpu"))
     draws = (encoder.context.draws(encoder.encoder.feature_draws) < 0.875).float()
-    mask = stack._feature_mask(draws, 32)[:, 0]
+    mask = _FeatureMasks(draws).of(stack.unmasked, 32)[:, 0]
     assert (mask[:, :20] == 1).all()
     assert (1 - mask[:, 20:26]).mean().item() == pytest.approx(0.125, abs=0.01)
     assert (1 - mask[:, 26:]).mean().item() == pytest.approx(0.234, abs=0.01)
@@ -228,7 +229,7 @@ def test_feature_mask_keeps_seven_eighths_of_what_it_may_drop():
     seen = []
 
     def watch(module, arguments):
-        seen.append(arguments[2])
+        seen.append(arguments[2].draws)
         raise StopIteration  # the draws are made; the stacks need not run
 
     encoder.encoder.encoders[0].register_forward_pre_hook(watch)

@@ -69,7 +69,9 @@ def _fused(x: Tensor, multiplier: Tensor | None) -> bool:
 
 
 def _contiguous(x: Tensor, multiplier: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    return x.contiguous(), None if multiplier is None else multiplier.contiguous()
+    if multiplier is not None and multiplier.stride(2) != 1:
+        multiplier = multiplier.contiguous()
+    return x.contiguous(), multiplier
 
 
 def _swoosh_value(x: Tensor, kind: str, multiplier: Tensor | None, dtype: torch.dtype) -> Tensor:

@@ -44,7 +44,7 @@ class ConvNeXt(nn.Module):
         self.out_balancer = Balancer(context, -1, 0.4, 0.6, 1.0, 6.0, enabled=config.balancer)
         self.out_whiten = Whiten(context, 5.0, 0.01, enabled=config.whiten)
         self.layerdrop_rate = Schedule((0, 0.2), (20000, 0.015))
-        self.draw = context.new_draws()
+        self.draw = context.new_draws(rate=self.layerdrop_rate)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, T, W, C) -> (B, T, W, C)."""
@@ -96,7 +96,7 @@ class ConvolutionalFrontEnd(nn.Module):
         self.out_whiten = Whiten(context, limit, 0.02, enabled=config.whiten)
         self.out_norm = BiasNorm(context, dim, config.limit_gradients)
         self.dropout = Schedule((0, 0.3), (20000, 0.1))
-        self.draws = context.new_draws(dim)
+        self.draws = context.new_draws(dim, self.dropout, scaled=True)
 
     def convolve(self, fbank: Tensor) -> Tensor:
         """fbank (B, F, M) -> output of the three convolutions (B, T, W, C)."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from spear_lib.encoders.base import MASKED_SCORE
-from spear_lib.encoders.step_context import StepContext
+from spear_lib.encoders.step_context import Schedule, StepContext
 from spear_lib.encoders.zipformer.activations import pointwise_network, swoosh, swoosh_linear
 from spear_lib.encoders.zipformer.attention import attention_weights, average, product
 from spear_lib.encoders.zipformer.config import ZipformerConfig
@@ -170,12 +170,12 @@ def _sample_draws(config: ZipformerConfig, inputs: _Inputs) -> list[Tensor]:
     """Draws of utterances, masks of some of them, and positions of which some are dropped."""
     context = StepContext()
     context.new_draws(5)
-    where = context.new_draws(67)
+    where, scaled = context.new_draws(67, Schedule(0.3)), context.new_draws(13, Schedule(0.2), scaled=True)
     positions = PositionalEncoding(context, config.pos_dim).train()
     context.begin(0.0, 1 << 61, keyed_random.keys("draws", ids=["a", "b", "c"], device=inputs.device))
     context.prepare(inputs.device)
     table = positions(inputs.constant(2, _FRAMES, 3))
-    masks = context.keep(where, 0.3), context.dropout(where, 0.3)
+    masks = context.keep(where, 0.3), context.dropout(scaled, 0.2), context.keep(where, 0.1)
     return [each.to(inputs.computed) for each in (context.draws(where), *masks, table)]
 
 

@@ -36,7 +36,7 @@ class FeedForward(nn.Module):
             context, Schedule((0, 7.5), (20000, 15.0), default=7.5), 0.01, enabled=whiten
         )
         self.dropout = Schedule((0, 0.3), (20000, 0.1))
-        self.draws = context.new_draws(hidden)
+        self.draws = context.new_draws(hidden, self.dropout, scaled=True)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, T, D) -> (B, T, D)."""
@@ -120,9 +120,12 @@ class ZipformerLayer(nn.Module):
         self.constant_attention_rate = Schedule((0, 0.25), (4000, 0.025))
         # The test that the SPEAR copy inverts, see ZipformerConfig.constant_attention.
         self.constant_coin = context.new_coin() if constant_attention and stochastic else None
-        self.attention_draw = context.new_draws()
-        self.conv_draws = (context.new_draws(), context.new_draws())
-        self.feedforward_draws = (context.new_draws(), context.new_draws())
+        self.attention_draw = context.new_draws(rate=self.attention_skip_rate)
+        self.conv_draws = tuple(context.new_draws(rate=self.conv_skip_rate) for _ in range(2))
+        self.feedforward_draws = (
+            context.new_draws(rate=self.ff2_skip_rate),
+            context.new_draws(rate=self.ff3_skip_rate),
+        )
 
     def _mask(self, rate: Schedule, draw: slice) -> Tensor | None:
         """0/1 mask (B, 1, 1) of one branch, or None where nothing is dropped."""

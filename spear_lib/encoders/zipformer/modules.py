@@ -221,7 +221,7 @@ class Bypass(nn.Module):
         self.limiter = limiter if limit_gradients else None
         self.skip_rate = skip_rate
         self.stochastic = stochastic
-        self.draw = context.new_draws() if skip_rate is not None else None
+        self.draw = context.new_draws(rate=skip_rate) if skip_rate is not None else None
 
     def forward(self, x: Tensor, h: Tensor) -> Tensor:
         """x, h (B, T, D) -> (B, T, D)."""
