@@ -23,7 +23,7 @@ from spear_lib.runtime.devices import plan_for_accelerator
 from spear_lib.training.kernels import use_kernels
 from spear_lib.training.options import TrainingConfig
 
-CASES = Path(__file__).with_name("fused_cases.py")
+CASES = [str(Path(__file__).with_name(name)) for name in ("fused_cases.py", "fused_step_cases.py")]
 TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int64: "i64"}
 TYPES |= {torch.int8: "i8", torch.uint8: "u8"}
 KERNELS = {k.name: k for k in [*zipformer_kernels(ZipformerConfig(**TINY)), WEIGHTS, HEADS, SCALED_ADAM]}
@@ -36,12 +36,12 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="Triton exists for Li
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
     ("marks", "cases"),
-    [("not slow", 30), pytest.param("slow", 8, marks=pytest.mark.slow)],
+    [("not slow", 60), pytest.param("slow", 8, marks=pytest.mark.slow)],
     ids=["quick", "slow"],
 )
 def test_kernels_give_the_numbers_of_eager_pytorch(marks, cases):
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-m", marks, str(CASES)]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-m", marks, *CASES]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1800)
     assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-2000:]
     assert int(re.search(r"(\d+) passed", result.stdout).group(1)) >= cases
