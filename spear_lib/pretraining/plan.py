@@ -171,7 +171,6 @@ def pretend_batch(
             fbank_length(lengths), keys, masking.time_probability, masking.time_span, masking.time_min_spans
         )
         batch.channel_mask = channel_mask(keys, masking.channel_probability, masking.channel_span)
-    batch.keys = pretence.empty(number, dtype=torch.int64)  # from here on only the device looks at them
     return batch
 
 
@@ -206,11 +205,13 @@ def count_pretraining_step(
         clipping_scale=training.clipping_scale or None,
     )
     # That they agree and compile is found out where they run.
+    batch = pretend_batch(pretence, shape, fields, masking, objective.strategy)
+    batch.keys = pretence.empty(len(batch.keys), dtype=torch.int64)  # from here on only the device has them
     kernels = fused_kernels(training, model.encoder, [HEADS]) if training.kernels != "eager" else []
     with running(kernel.name for kernel in kernels if for_accelerator):
         memory = count_step(
             PretrainingTask(model, fields, objective),
-            pretend_batch(pretence, shape, fields, masking, objective.strategy),
+            batch,
             StepClock(step=1, batch_count=batch_count, hours=0.0, step_key=1),
             optimizer,
             PRECISIONS[precision],
