@@ -16,21 +16,18 @@ import torch
 from spear_lib.bin.common import run
 from spear_lib.config import parse
 from spear_lib.data.manifests import set_name
-from spear_lib.evaluation.validation_probe import ValidationProbe
 from spear_lib.features.fbank import SAMPLE_RATE
 from spear_lib.pretraining import PretrainingModel, PretrainingTask, token_fields
 from spear_lib.pretraining.data import PretrainingData
 from spear_lib.pretraining.facts import run_facts
-from spear_lib.pretraining.heads import HEADS
 from spear_lib.pretraining.initial import initial_encoder, start_facts, with_final_schedules
 from spear_lib.pretraining.options import PretrainOptions
 from spear_lib.pretraining.plan_report import plan_lines
+from spear_lib.pretraining.running import train_encoder
 from spear_lib.runtime import keyed_random
 from spear_lib.runtime.log import first_screen
 from spear_lib.runtime.metrics_log import log_file
 from spear_lib.runtime.world import World, world
-from spear_lib.training.kernels import use_kernels
-from spear_lib.training.loop import train
 
 logger = logging.getLogger(__name__)
 
@@ -74,28 +71,7 @@ def pretrain(options: PretrainOptions, processes: World) -> None:
             f"the encoder no frame: set it to {shortest} or more"
         )
     task = PretrainingTask(model, fields, options.objective)
-    probe = ValidationProbe(
-        model.encoder,
-        {set_name(path): path for path in options.valid_cuts},
-        options.probe,
-        processes,
-        (max(options.data.min_duration, shortest), options.data.max_duration),
-    )
-    kernels = use_kernels(options.training, processes.device, task.model.encoder, [HEADS])
-    if processes.is_main:
-        facts = run_facts(options, processes, task, train_data, valid_data, probe, kernels)
-        first_screen("Pre-training", starts | facts)
-    train(
-        task,
-        train_data,
-        valid_data,
-        options.training,
-        options.experiment_dir,
-        batch_seconds=options.data.batch_seconds,
-        world=processes,
-        options=options,
-        probe=probe,
-    )
+    train_encoder("Pre-training", options, processes, task, train_data, valid_data, run_facts, starts)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@
 
 It needs audio alone, no teacher and no tokens. Run the same command again to go on after a crash. Several
 processes: torchrun --nproc-per-node=8 -m ...
+With --dry_run true nothing is trained: it prints what the run would take (memory, steps, GPU-hours).
 """
 
 import torch
@@ -14,8 +15,8 @@ from spear_lib.bin.common import run
 from spear_lib.config import parse
 from spear_lib.data.manifests import set_name
 from spear_lib.encoders.kinds import KINDS, build_encoder
-from spear_lib.evaluation.validation_probe import ValidationProbe
 from spear_lib.pretraining import token_fields
+from spear_lib.pretraining.running import train_encoder
 from spear_lib.runtime import keyed_random
 from spear_lib.runtime.log import first_screen
 from spear_lib.runtime.metrics_log import log_file
@@ -23,37 +24,20 @@ from spear_lib.runtime.world import World, world
 from spear_lib.self_distillation.data import SelfDistillationData
 from spear_lib.self_distillation.facts import run_facts
 from spear_lib.self_distillation.options import SelfDistillOptions
+from spear_lib.self_distillation.plan import plan_lines
 from spear_lib.self_distillation.published import read_published
-from spear_lib.self_distillation.task import SelfDistillationModel, SelfDistillationTask
-from spear_lib.self_distillation.with_tokens import TokenDistillationModel, TokenDistillationTask
-from spear_lib.training.kernels import use_kernels
-from spear_lib.training.loop import train
+from spear_lib.self_distillation.with_tokens import new_task
 
 
 def main(argv: list[str] | None = None) -> None:
     options = parse(
         SelfDistillOptions, argv, prog="python -m spear_lib.bin.self_distill", description=__doc__
     )
+    if options.dry_run:
+        first_screen("Plan of a self-distillation; nothing is trained", plan_lines(options))
+        return
     with world(options.training.device) as processes, log_file(options.experiment_dir, processes.is_main):
         self_distill(options, processes)
-
-
-def make_task(
-    options: SelfDistillOptions,
-    train_data: SelfDistillationData,
-    valid_data: dict[str, SelfDistillationData],
-) -> SelfDistillationTask:
-    """The task with a new model, the same for the same seed."""
-    torch.manual_seed(keyed_random.key("initialisation", options.training.seed) & 0xFFFFFFFF)
-    encoder = build_encoder(options.encoder_config)
-    if options.data.token_fields:
-        fields = token_fields(train_data, valid_data)
-        model = TokenDistillationModel(encoder, options.objective, fields)
-        return TokenDistillationTask(model, options.objective, fields, options.tokens)
-    model = SelfDistillationModel(encoder, options.objective)
-    if options.start:
-        read_published(model, options.start)
-    return SelfDistillationTask(model, options.objective)
 
 
 def self_distill(options: SelfDistillOptions, processes: World) -> None:
@@ -71,29 +55,14 @@ def self_distill(options: SelfDistillOptions, processes: World) -> None:
         set_name(path): SelfDistillationData(options.data, **shared, training=False, cuts=[path])
         for path in options.valid_cuts
     }
-    task = make_task(options, train_data, valid_data)
-    probe = ValidationProbe(
-        task.model.encoder,
-        {set_name(path): path for path in options.valid_cuts},
-        options.probe,
-        processes,
-        (options.data.min_duration, options.data.max_duration),
+    torch.manual_seed(keyed_random.key("initialisation", options.training.seed) & 0xFFFFFFFF)
+    encoder = build_encoder(options.encoder_config)
+    task = new_task(
+        encoder, options.objective, token_fields(train_data, valid_data) if fields else [], options.tokens
     )
-    kernels = use_kernels(options.training, processes.device, task.model.encoder)
-    if processes.is_main:
-        facts = run_facts(options, processes, task, train_data, valid_data, probe, kernels)
-        first_screen("Self-distillation", facts)
-    train(
-        task,
-        train_data,
-        valid_data,
-        options.training,
-        options.experiment_dir,
-        batch_seconds=options.data.batch_seconds,
-        world=processes,
-        options=options,
-        probe=probe,
-    )
+    if options.start:
+        read_published(task.model, options.start)
+    train_encoder("Self-distillation", options, processes, task, train_data, valid_data, run_facts)
 
 
 if __name__ == "__main__":

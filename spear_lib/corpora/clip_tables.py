@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from spear_lib.runtime.text_files import decoded, raw_lines
+from spear_lib.runtime.tables import csv_lines, read_table
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def read_audioset_segments(path: str | Path, part: str) -> Iterator[Clip]:
     A clip's id is ``YTID_<start in ms>``, as in AudioSet's files of strong labels.
     """
     path = Path(path)
-    for number, row in _read_csv(path, skipinitialspace=True, comments=True):
+    for number, row in csv_lines(path, skipinitialspace=True, comments=True):
         try:
             name, start, end = row[0], float(row[1]), float(row[2])
             labels = _split(row[3], ",")
@@ -138,7 +138,7 @@ def _read_audioset(folder: Path) -> Iterator[Clip]:
 
 def _read_vggsound(folder: Path) -> Iterator[Clip]:
     path = folder / "vggsound.csv"
-    for number, row in _read_csv(path):
+    for number, row in csv_lines(path):
         if len(row) != 4 or not row[1].isdecimal() or row[3] not in LAYOUTS["vggsound"].parts:
             raise ValueError(
                 f"{path}, line {number} is {row}: expected YouTube id, start in s, label, train or test"
@@ -187,7 +187,7 @@ def _read_mtg_jamendo(folder: Path) -> Iterator[Clip]:
 
 
 def _read_jamendo_table(path: Path, part: str) -> Iterator[Clip]:
-    lines = _read_csv(path, delimiter="\t", quoting=csv.QUOTE_NONE)
+    lines = csv_lines(path, delimiter="\t", quoting=csv.QUOTE_NONE)
     if next(lines, (0, []))[1] != _JAMENDO_COLUMNS:
         raise ValueError(f"{path}: expected the columns {', '.join(_JAMENDO_COLUMNS)} in its first line")
     for number, row in lines:
@@ -224,43 +224,6 @@ LAYOUTS: dict[str, Layout] = {
         ("train", "validation", "test", "all"),
     ),
 }
-
-
-def read_table(
-    path: Path, columns: tuple[str, ...], delimiter: str = ","
-) -> Iterator[tuple[int, dict[str, str]]]:
-    """(line number, row) of a table whose first line names at least ``columns``."""
-    lines = _read_csv(path, delimiter=delimiter)
-    header = next(lines, (0, []))[1]
-    if not set(columns) <= set(header):
-        raise ValueError(
-            f"{path}: expected the columns {', '.join(columns)} in its first line, found {header}"
-        )
-    for number, row in lines:
-        if len(row) != len(header):
-            raise ValueError(
-                f"{path}, line {number} has {len(row)} columns, its first line {len(header)}: {row}. Is a "
-                "text with a comma not quoted?"
-            )
-        yield number, dict(zip(header, row))
-
-
-def _read_csv(path: Path, comments: bool = False, **options) -> Iterator[tuple[int, list[str]]]:
-    """(line number, columns) of every line that is not empty (nor begins with #, if ``comments``)."""
-    if not path.is_file():
-        raise ValueError(f"{path} does not exist: is it the folder of the unpacked corpus?")
-    # With the ending back: a quoted text may go over several lines.
-    content = (decoded(line, path, number) + "\n" for number, line in raw_lines(path))
-    lines = csv.reader(content, strict=True, **options)
-    try:
-        for row in lines:
-            # An id of AudioSet may begin with anything but #.
-            if row and not (comments and row[0].startswith("#")):
-                yield lines.line_num, [column.strip() for column in row]
-    except csv.Error as error:
-        raise ValueError(
-            f"{path}, line {lines.line_num}, is no csv ({error}): is a quote missing?"
-        ) from error
 
 
 def _split(text: str, separator: str) -> tuple[str, ...]:

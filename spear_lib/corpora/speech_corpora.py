@@ -257,12 +257,12 @@ def _voxpopuli_segments(table: Path) -> dict[str, list[SupervisionSegment]]:
             f"{table} has no column {missing[0]} in its first line: expected {'|'.join(columns)}"
         )
     for number, line in lines:
-        row = dict(zip(header, next(csv.reader([line], delimiter="|"))))
         try:
+            row = dict(zip(header, next(csv.reader([line], delimiter="|"))))
             session, start = row["session_id"], round(float(row["start_time"]), 8)
             duration = round(float(row["end_time"]) - float(row["start_time"]), 8)
             speaker, gender, text, part = (row[name] for name in columns[3:])
-        except (KeyError, ValueError) as error:
+        except (KeyError, ValueError, csv.Error) as error:
             raise ValueError(f"{table}, line {number} is no row of the table ({_reason(error)})") from error
         if part not in ("train", "dev", "test"):
             continue

@@ -33,6 +33,8 @@ TRUNCATED = "audio cut short"
 OUT_OF_RANGE, NO_FFMPEG = "samples out of range", "needs ffmpeg"
 FFMPEG_ENDINGS = (".m4a", ".aac", ".webm", ".mp4", ".mka", ".mkv", ".wma", ".ac3", ".amr", ".mov")
 """Of formats that libsndfile does not read."""
+RATES = (1000, 768000)
+"""Samples per second of recordings, the fewest and the most."""
 MAX_LEVEL = 10.0
 """Largest sample that is taken for audio; full scale is 1, and what lies above 10 (20 dB) is damage, or a
 float file in the units of int16."""
@@ -114,6 +116,7 @@ def load_audio(
         raise AudioError(
             MISSING, f"cut {cut.id} has no recording: make its manifest again (prepare.sh stage 1)"
         )
+    check_rate(cut.sampling_rate, f"{source_of(cut)} (cut {cut.id})")
     cut = _out_of_archive(cut)
     if cut.sampling_rate != sample_rate:
         cut = cut.resample(sample_rate)
@@ -137,6 +140,16 @@ def load_audio(
         for note in notes:
             problems.note(note)
     return np.ascontiguousarray(mono, dtype=np.float32)
+
+
+def check_rate(rate: int, name: str) -> None:
+    """AudioError for a rate in Hz that no recording has: a damaged header, from which resampling would make
+    gigabytes."""
+    low, high = RATES
+    if not low <= rate <= high:
+        raise AudioError(
+            CORRUPT, f"{name} says {rate} samples per second, recordings have {low} to {high}: make it again"
+        )
 
 
 def check_whole(cut: Cut) -> None:

@@ -4,12 +4,13 @@ Times are exact fractions of a second: borders of phones lie on borders of frame
 on either side.
 """
 
-import csv
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
+
+from spear_lib.runtime.tables import column_names, read_table
 
 ITEM, TEXTGRID, CTM = ".item", ".textgrid", ".ctm"
 TABLES = (".tsv", ".csv")
@@ -83,12 +84,11 @@ def read_phones(paths: Iterable[str | Path], sample_rate: int = 16000) -> list[P
 
 def read_speakers(path: str | Path) -> dict[str, str]:
     """File -> speaker, of a table with the columns file (utt, id) and speaker."""
-    with open(path, encoding="utf-8", newline="") as file:
-        rows = csv.DictReader(file, delimiter="\t" if str(path).endswith(".tsv") else ",")
-        name = next((name for name in _COLUMNS["file"] if name in (rows.fieldnames or ())), None)
-        if name is None or "speaker" not in rows.fieldnames:
-            raise ValueError(f"{path} has the columns {rows.fieldnames}: it needs utt and speaker")
-        return {row[name]: row["speaker"] for row in rows}
+    names = column_names(path)
+    name = next((name for name in _COLUMNS["file"] if name in names), None)
+    if name is None or "speaker" not in names:
+        raise ValueError(f"{path} has the columns {', '.join(names)}: it needs utt and speaker")
+    return {row[name]: row["speaker"] for _, row in read_table(path, (name, "speaker"))}
 
 
 def with_speakers(phones: list[Phone], speakers: dict[str, str] | None) -> list[Phone]:
@@ -152,25 +152,23 @@ def _read_ctm(path: Path) -> Iterator[Phone]:
 
 
 def _read_table(path: Path, sample_rate: int) -> Iterator[Phone]:
-    with open(path, encoding="utf-8", newline="") as file:
-        rows = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
-        names = rows.fieldnames or []
-        columns = {key: next((one for one in known if one in names), None) for key, known in _COLUMNS.items()}
-        missing = [key for key, name in columns.items() if name is None]
-        if missing:
-            raise ValueError(
-                f"{path} has the columns {', '.join(names)}: it lacks {', '.join(missing)} "
-                f"({' or '.join(_COLUMNS[missing[0]])})"
-            )
-        for row in rows:
-            try:
-                times = [
-                    Fraction(row[columns[key]]) / (sample_rate if columns[key].endswith("_sample") else 1)
-                    for key in ("start", "end")
-                ]
-            except (ValueError, TypeError, ZeroDivisionError) as error:
-                raise _wrong(path, rows.line_num, str(row), "a row with two times") from error
-            yield Phone(row[columns["file"]], *times, row[columns["phone"]], speaker=row.get("speaker") or "")
+    names = column_names(path)
+    columns = {key: next((one for one in known if one in names), None) for key, known in _COLUMNS.items()}
+    missing = [key for key, name in columns.items() if name is None]
+    if missing:
+        raise ValueError(
+            f"{path} has the columns {', '.join(names)}: it lacks {', '.join(missing)} "
+            f"({' or '.join(_COLUMNS[missing[0]])})"
+        )
+    for number, row in read_table(path, columns.values()):
+        try:
+            times = [
+                Fraction(row[columns[key]]) / (sample_rate if columns[key].endswith("_sample") else 1)
+                for key in ("start", "end")
+            ]
+        except (ValueError, ZeroDivisionError) as error:
+            raise _wrong(path, number, str(row), "a row with two times") from error
+        yield Phone(row[columns["file"]], *times, row[columns["phone"]], speaker=row.get("speaker") or "")
 
 
 def _read_textgrid(path: Path) -> Iterator[Phone]:

@@ -1,6 +1,5 @@
 """Labelled clips in parts: manifests of cuts or tables of files, with folds or train, valid and test."""
 
-import csv
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from spear_lib.corpora.labelled_clips import labels_of
 from spear_lib.data.audio_files import open_audio
 from spear_lib.data.manifests import Manifest
 from spear_lib.runtime import keyed_random
+from spear_lib.runtime.tables import read_table
 
 TRAIN, VALID, TEST = "train", "valid", "test"
 _VALID_NAMES = ("valid", "dev", "validation")
@@ -81,21 +81,10 @@ def _labels_of_cut(cut: Cut, label: str) -> tuple[str, ...]:
 
 
 def _read_table(path: Path, label: str, split: str, part: str | None) -> list[Clip]:
-    with open(path, encoding="utf-8", newline="") as file:
-        rows = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
-        missing = [
-            name
-            for name in ("path", label, *(() if part else (split,)))
-            if name not in (rows.fieldnames or ())
-        ]
-        if missing:
-            raise ValueError(
-                f"{path} lacks the column {missing[0]!r}: it has {', '.join(rows.fieldnames or ['none'])}"
-            )
-        return [
-            Clip(path.parent / row["path"], tuple(row[label].split(SEPARATOR)), part or row[split])
-            for row in rows
-        ]
+    return [
+        Clip(path.parent / row["path"], tuple(row[label].split(SEPARATOR)), part or row[split])
+        for _, row in read_table(path, ("path", label, *(() if part else (split,))))
+    ]
 
 
 def rounds(clips: list[Clip], seed: int = 0) -> list[tuple[str, list[Clip], list[Clip], list[Clip]]]:

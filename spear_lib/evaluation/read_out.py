@@ -6,7 +6,6 @@ validation clips train the one that is tested. Nothing is drawn: the same featur
 Legend: N rows (clips or frames), T frames, D channels, K classes, L layers.
 """
 
-import csv
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -29,6 +28,7 @@ from spear_lib.evaluation.xares import NEIGHBOURS, knn_scores
 from spear_lib.features.fbank import SAMPLE_RATE
 from spear_lib.interfaces.aligned import AlignedEncoder
 from spear_lib.runtime.progress import progress
+from spear_lib.runtime.tables import read_table
 
 _BATCH_SECONDS = 30.0  # audio that runs at once; changes speed, not results
 _COLUMNS = ("path", "start", "end", "label")
@@ -62,28 +62,21 @@ def read_segments(paths: Iterable[str], split: str) -> list[LabelledRecording]:
     """
     found: dict[Path, LabelledRecording] = {}
     for table in map(Path, paths):
-        with open(table, encoding="utf-8", newline="") as file:
-            rows = csv.DictReader(file, delimiter="\t" if table.suffix == ".tsv" else ",")
-            missing = {*_COLUMNS, split} - set(rows.fieldnames or ())
-            if missing:
+        for number, row in read_table(table, (*_COLUMNS, split)):
+            try:
+                segment = Segment(float(row["start"]), float(row["end"]), row["label"])
+            except ValueError as error:
                 raise ValueError(
-                    f"{table} lacks the columns {', '.join(sorted(missing))}: it has {rows.fieldnames}"
+                    f"{table}, line {number}: start and end must be seconds, they are {row['start']!r} and "
+                    f"{row['end']!r}"
+                ) from error
+            path = table.parent / row["path"]
+            recording = found.setdefault(path, LabelledRecording(path, row[split], []))
+            if recording.part != row[split]:
+                raise ValueError(
+                    f"{table}: {path} is in {recording.part} and in {row[split]}: give it one part"
                 )
-            for row in rows:
-                try:
-                    segment = Segment(float(row["start"]), float(row["end"]), row["label"])
-                except (TypeError, ValueError) as error:
-                    raise ValueError(
-                        f"{table}, line {rows.line_num}: start and end must be seconds, they are "
-                        f"{row['start']!r} and {row['end']!r}"
-                    ) from error
-                path = table.parent / row["path"]
-                recording = found.setdefault(path, LabelledRecording(path, row[split], []))
-                if recording.part != row[split]:
-                    raise ValueError(
-                        f"{table}: {path} is in {recording.part} and in {row[split]}: give it one part"
-                    )
-                recording.segments.append(segment)
+            recording.segments.append(segment)
     parts = {recording.part for recording in found.values()}
     if parts != {TRAIN, VALID, TEST}:
         raise ValueError(

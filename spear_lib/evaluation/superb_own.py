@@ -3,7 +3,6 @@
 SD, SV (ASV), SF, SE, SS and QbE are here alone; SID, KS, ER, PR and ASR can be trained here or by s3prl.
 """
 
-import csv
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from spear_lib.evaluation.downstream.verification import Verification, read_tria
 from spear_lib.evaluation.measured import mean_and_deviation
 from spear_lib.interfaces.aligned import AlignedEncoder
 from spear_lib.runtime.progress import progress
+from spear_lib.runtime.tables import read_table
 
 logger = logging.getLogger(__name__)
 
@@ -129,11 +129,7 @@ def read_relevance(path: str, queries: Sequence[Clip], documents: Sequence[Clip]
     """
     found = np.zeros((len(queries), len(documents)), dtype=bool)
     if path:
-        with open(path, encoding="utf-8", newline="") as file:
-            rows = csv.DictReader(file, delimiter="\t" if path.endswith(".tsv") else ",")
-            if not {"query", "document"} <= set(rows.fieldnames or ()):
-                raise ValueError(f"{path} needs the columns query and document, it has {rows.fieldnames}")
-            pairs = {(row["query"], row["document"]) for row in rows}
+        pairs = {(row["query"], row["document"]) for _, row in read_table(path, ("query", "document"))}
         for row, query in enumerate(queries):
             found[row] = [(query.name, document.name) in pairs for document in documents]
         return found

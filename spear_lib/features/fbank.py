@@ -51,15 +51,16 @@ class FbankExtractor(nn.Module):
     def __init__(self, num_mel_bins: int = NUM_MEL_BINS) -> None:
         super().__init__()
         self.num_mel_bins = num_mel_bins
-        window = create_frame_window(_FRAME_LENGTH, window_type="povey").to(torch.float32)
-        bank, _ = get_mel_banks(
-            num_bins=num_mel_bins,
-            window_length_padded=_FFT_LENGTH,
-            sample_freq=SAMPLE_RATE,
-            low_freq=20.0,
-            high_freq=-400.0,
-        )
-        mel_filters = nn.functional.pad(bank.to(torch.float32), (0, 1)).T.contiguous()
+        with torch.device("cpu"):  # also of a model that is made elsewhere, or has no memory
+            window = create_frame_window(_FRAME_LENGTH, window_type="povey").to(torch.float32)
+            bank, _ = get_mel_banks(
+                num_bins=num_mel_bins,
+                window_length_padded=_FFT_LENGTH,
+                sample_freq=SAMPLE_RATE,
+                low_freq=20.0,
+                high_freq=-400.0,
+            )
+            mel_filters = nn.functional.pad(bank.to(torch.float32), (0, 1)).T.contiguous()
         # Not buffers: model.to(bfloat16) must not round them, DDP must not broadcast them, and checkpoints
         # must not hold them. One copy per device instead.
         self._constants: dict[torch.device, tuple[Tensor, Tensor]] = {

@@ -45,7 +45,7 @@ class Kernel(NamedTuple):
     dtype: torch.dtype | None = None
 
 
-def _interpreted() -> bool:
+def interpreted() -> bool:
     """Whether Triton runs kernels on a CPU (for tests: thousands of times slower)."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -55,7 +55,7 @@ def fused(name: str, x: Tensor) -> bool:
     have one)."""
     if name not in _running or recording() or x.is_floating_point() and x.dtype not in FORMATS:
         return False
-    return _interpreted() or not on_host(x)
+    return interpreted() or not on_host(x)
 
 
 @contextmanager
@@ -71,7 +71,7 @@ def running(names: Iterable[str]) -> Iterator[None]:
 
 def _obstacle(device: torch.device) -> str:
     """Why no kernel can run on ``device``; empty if they can."""
-    if device.type != "cuda" and not _interpreted():
+    if device.type != "cuda" and not interpreted():
         return f"they need CUDA and the device is {device.type}"
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed: pip install triton (Linux)"

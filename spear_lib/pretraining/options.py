@@ -8,7 +8,7 @@ from spear_lib.evaluation.validation_probe import ValidationProbeConfig
 from spear_lib.pretraining import ObjectiveConfig
 from spear_lib.pretraining.data import PretrainingDataConfig
 from spear_lib.pretraining.initial import config_of
-from spear_lib.pretraining.plan import PlanConfig
+from spear_lib.pretraining.plan import PretrainingPlanConfig
 from spear_lib.training.options import TrainingConfig
 
 
@@ -32,7 +32,7 @@ class PretrainOptions(EncoderOptions):
     probe: ValidationProbeConfig = field(default_factory=ValidationProbeConfig, metadata=MAY_CHANGE)
     dry_run: bool = field(default=False, metadata=MAY_CHANGE)
     """Train nothing: print what the run would take on the machines of ``plan`` (memory, steps, hours)."""
-    plan: PlanConfig = field(default_factory=PlanConfig, metadata=MAY_CHANGE)
+    plan: PretrainingPlanConfig = field(default_factory=PretrainingPlanConfig, metadata=MAY_CHANGE)
 
     def __post_init__(self) -> None:
         if self.encoder_type not in KINDS:

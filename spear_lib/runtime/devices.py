@@ -19,6 +19,11 @@ def on_host(x: Tensor) -> bool:
     return x.device.type == "cpu" and not _planning and not recording()
 
 
+def planning() -> bool:
+    """Whether a GPU run is planned, on tensors without memory."""
+    return _planning
+
+
 def recording() -> bool:
     """Whether the operations are recorded as a graph (ONNX export): then no value and no size of the example
     may decide what is done, and no memory may be shared."""

@@ -42,20 +42,25 @@ class SelfDistillationDataConfig(LoadingConfig):
             )
 
 
-class _Masked:
+def hide_frames(batch: Batch, masking: FrameMaskingConfig, input_kind: str) -> None:
     """Adds the mask to a batch."""
+    num_samples = batch.waveforms.shape[1]
+    lengths = frame_counts(batch.num_samples, input_kind)
+    num_frames = int(frame_counts(torch.tensor(num_samples), input_kind))
+    mask = frame_mask(lengths, batch.keys, masking, num_frames)
+    batch.time_mask = as_fbank_mask(mask, num_samples, input_kind)
+    batch.channel_mask = None
+
+
+class _Masked:
+    """Batches with the mask."""
 
     frame_masking: FrameMaskingConfig
     input_kind: str
 
     def collate(self, examples: list[Example], epoch: int) -> Batch:
         batch = super().collate(examples, epoch)
-        lengths = frame_counts(batch.num_samples, self.input_kind)
-        num_samples = batch.waveforms.shape[1]
-        num_frames = int(frame_counts(torch.tensor(num_samples), self.input_kind))
-        mask = frame_mask(lengths, batch.keys, self.frame_masking, num_frames)
-        batch.time_mask = as_fbank_mask(mask, num_samples, self.input_kind)
-        batch.channel_mask = None
+        hide_frames(batch, self.frame_masking, self.input_kind)
         return batch
 
 

@@ -10,6 +10,7 @@ from spear_lib.self_distillation.data import SelfDistillationDataConfig
 from spear_lib.self_distillation.objective import ObjectiveConfig
 from spear_lib.self_distillation.with_tokens import TokenTermConfig
 from spear_lib.training.options import TrainingConfig
+from spear_lib.training.planning.machines import PlanConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,10 @@ class SelfDistillOptions(EncoderOptions):
     start: str = field(default="", metadata=MAY_CHANGE)
     """A published checkpoint of SpidR or DinoSR whose student, teacher and codebooks training starts from."""
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    dry_run: bool = field(default=False, metadata=MAY_CHANGE)
+    """Train nothing: print what the run would take (memory, steps, GPU-hours)."""
+    plan: PlanConfig = field(default_factory=PlanConfig, metadata=MAY_CHANGE)
+    """The machines of dry_run."""
     probe: ValidationProbeConfig = field(default_factory=ValidationProbeConfig, metadata=MAY_CHANGE)
 
     def __post_init__(self) -> None:

@@ -112,3 +112,14 @@ class TokenDistillationTask(SelfDistillationTask):
 
     def identity(self) -> dict[str, Any]:
         return {**self.tokens.identity(), **super().identity()}
+
+
+def new_task(
+    encoder: Encoder, objective: ObjectiveConfig, fields: list[TokenField], terms: TokenTermConfig
+) -> SelfDistillationTask:
+    """The task of a run: both objectives where there are token fields, else self-distillation alone."""
+    if fields:
+        return TokenDistillationTask(
+            TokenDistillationModel(encoder, objective, fields), objective, fields, terms
+        )
+    return SelfDistillationTask(SelfDistillationModel(encoder, objective), objective)

@@ -13,6 +13,7 @@ from torch import nn
 from spear_lib.config import MAY_CHANGE, RESEED_MAY_CHANGE
 from spear_lib.data.datasets import CutData, LoadingConfig
 from spear_lib.encoders import load_encoder
+from spear_lib.encoders.kinds import EncoderConfig
 from spear_lib.encoders.zipformer import SpearEncoder, ZipformerConfig
 from spear_lib.runtime import keyed_random
 from spear_lib.runtime.log import first_screen
@@ -22,6 +23,9 @@ from spear_lib.training.kernels import use_kernels
 from spear_lib.training.loop import train
 from spear_lib.training.metrics import describe_batch, describe_length
 from spear_lib.training.options import TrainingConfig
+from spear_lib.training.planning.machines import PlanConfig
+from spear_lib.training.planning.report import Run, task_costs
+from spear_lib.training.planning.step import Shape
 from spear_lib.training.task import Task
 
 
@@ -54,7 +58,9 @@ class FinetuningOptions:
     data: LoadingConfig = field(default_factory=LoadingConfig, metadata=RESEED_MAY_CHANGE)
     """Training data."""
     dry_run: bool = field(default=False, metadata=MAY_CHANGE)
-    """Train nothing: open the data and print what the run would take (batch per process, epochs, steps)."""
+    """Train nothing: open the data and print what the run would take (memory, epochs, steps, GPU-hours)."""
+    plan: PlanConfig = field(default_factory=lambda: PlanConfig(gpus=8), metadata=MAY_CHANGE)
+    """The machines of dry_run (8 GPUs: ours)."""
 
 
 def finetune(
@@ -81,42 +87,80 @@ def finetune(
     """
     encoder = build_encoder(options)
     training = training_config(options, encoder)
+    if options.dry_run:
+        lines = plan_facts(options, training, encoder.config, make_task, make_data, facts)
+        first_screen(f"{description.title}: a plan; nothing is trained", lines)
+        return {}
     torch.manual_seed(keyed_random.key(f"{description.kind} head", training.seed))
     task = make_task(encoder)
-    seconds = options.data.batch_seconds
     with open_world(training.device) as world:
         share = {"seed": training.seed, "rank": world.rank, "world_size": world.world_size}
         train_data = make_data(**share)
         valid_data = make_data(**share, training=False, cuts=options.dev_cuts)
-        kernels = use_kernels(training, world.device, encoder)
+        kernels = use_kernels(training, world.device, encoder, task.kernels)
         if world.is_main:
             keep(Path(options.experiment_dir))
-            first_screen(
-                description.title,
-                {
-                    **start_facts(options, training),
-                    "kernels": kernels,
-                    **task.facts(),
-                    "training audio": describe_audio(train_data),
-                    **facts(train_data),
-                    "validation": describe_audio(valid_data),
-                    "batch": describe_batch(seconds * training.accumulate_batches, world.world_size),
-                    "length": describe_length(training, train_data.num_batches(0)),
-                    "experiment": options.experiment_dir,
-                },
-            )
-        if options.dry_run:
-            return {}
+            lines = run_facts(options, training, task, train_data, world.world_size)
+            lines |= {"kernels": kernels, **facts(train_data), "validation": describe_audio(valid_data)}
+            first_screen(description.title, lines | {"experiment": options.experiment_dir})
         return train(
             task,
             train_data,
             {"dev": valid_data},
             training,
             options.experiment_dir,
-            batch_seconds=seconds,
+            batch_seconds=options.data.batch_seconds,
             world=world,
             options=options,
         )
+
+
+def run_facts(
+    options: FinetuningOptions, training: TrainingConfig, task: Task, data: CutData, processes: int
+) -> dict[str, object]:
+    """What training starts from, what it is about, and how long it is."""
+    seconds = options.data.batch_seconds * training.accumulate_batches
+    return {
+        **start_facts(options, training),
+        **task.facts(),
+        "training audio": describe_audio(data),
+        "batch": describe_batch(seconds, processes),
+        "length": describe_length(training, data.num_batches(0)),
+    }
+
+
+def plan_facts(
+    options: FinetuningOptions,
+    training: TrainingConfig,
+    encoder: EncoderConfig,
+    make_task: Callable[[nn.Module], Task],
+    make_data: Callable[..., CutData],
+    facts: Callable[[Any], dict[str, object]],
+) -> dict[str, object]:
+    """What the run would take on the machines of ``options.plan``: the largest batch of the first epoch is
+    counted, as the first of these processes gets it, with all weights trained."""
+    plan = options.plan
+    data = make_data(seed=training.seed, rank=0, world_size=plan.gpus)
+    batch = data.largest_batch(0)
+    run = Run(
+        plan,
+        training,
+        encoder,
+        options.data.batch_seconds,
+        data.total_seconds / 3600,
+        Shape.of(batch),
+        data.num_batches(0),
+    )
+
+    def task_of(config: EncoderConfig) -> Task:
+        model = load_encoder(config)
+        model.context.optional = False
+        return make_task(model)
+
+    costs, _ = task_costs(run, batch, task_of)
+    with torch.device("meta"), run.place():
+        known = run_facts(options, training, task_of(encoder), data, plan.gpus)
+    return {**known, **facts(data), **{name: line for name, line in costs.items() if name not in known}}
 
 
 def build_encoder(options: FinetuningOptions) -> SpearEncoder:

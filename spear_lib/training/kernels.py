@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from spear_lib.encoders.kinds import kind_of
+from spear_lib.encoders.kinds import EncoderConfig, kind_of
 from spear_lib.encoders.zipformer.activations import swoosh_kernels
 from spear_lib.kernels import Kernel, fused, select
 from spear_lib.kernels.weights import WEIGHTS
@@ -14,10 +14,12 @@ from spear_lib.training.options import TrainingConfig
 from spear_lib.training.precision import Precision
 
 
-def fused_kernels(config: TrainingConfig, encoder: nn.Module, of_task: Sequence[Kernel] = ()) -> list[Kernel]:
+def fused_kernels(
+    config: TrainingConfig, encoder: EncoderConfig, of_task: Sequence[Kernel] = ()
+) -> list[Kernel]:
     """All that a training of ``encoder`` could use; ``of_task``: what is on top of it."""
     of_optimizer = [SCALED_ADAM] if config.optimizer == "scaled_adam" else []
-    of_encoder = kind_of(encoder.config).kernels(encoder.config)
+    of_encoder = kind_of(encoder).kernels(encoder)
     return [*of_encoder, *([WEIGHTS] if of_encoder else []), *of_task, *of_optimizer]
 
 
@@ -30,7 +32,7 @@ def use_kernels(
       Which run and why, for the first screen.
     """
     dtype = Precision(config.precision, device).dtype or torch.float32
-    line = select(config.kernels, device, dtype, fused_kernels(config, encoder, of_task))
+    line = select(config.kernels, device, dtype, fused_kernels(config, encoder.config, of_task))
     if device.type == "cuda" and not fused("swoosh", torch.empty(0, device=device)):
         line += f"; {swoosh_kernels(device)}"
     return line

@@ -16,8 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spear_lib.runtime.devices import planning
 from spear_lib.transducer import losses
 from spear_lib.transducer.checks import check_additive, check_joint
+from spear_lib.transducer.pretended import PRETENDED
 from spear_lib.transducer.recursions import Recursions
 
 BACKENDS = ("auto", "torch", "triton", "k2")
@@ -56,6 +58,8 @@ def select_backend(choice: str = "auto", device: torch.device | str | None = Non
     """
     if choice not in BACKENDS:
         raise ValueError(f"the transducer backend is {choice!r}; choose one of {', '.join(BACKENDS)}.")
+    if planning() and choice != "torch":
+        return _our_backend("triton", "planned", PRETENDED)
     kind = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")).type
     if choice == "torch":
         return _our_backend("torch", "as asked for")

@@ -97,6 +97,17 @@ def test_samples_that_are_not_finite_are_refused(tmp_path):
         load_audio(cut_of(tmp_path / "nan.wav"))
 
 
+@pytest.mark.parametrize("rate", [999, 768_001, 8_333_073])
+def test_a_rate_that_no_recording_has_is_refused(tmp_path, rate):
+    """A header's damaged byte: lhotse's resampling of 8.3 MHz takes 40 s and 8 GB for a second."""
+    path = tmp_path / "a.wav"
+    soundfile.write(path, np.zeros(rate // 10, np.float32), rate)
+    with pytest.raises(
+        AudioError, match=rf"a.wav .*{rate} samples per second, recordings have 1000 to 768000"
+    ):
+        load_audio(Recording.from_file(path).to_cut())
+
+
 def test_cut_without_recording():
     cut = MonoCut(id="bare", start=0, duration=1, channel=0)
     with pytest.raises(AudioError, match="cut bare has no recording"):

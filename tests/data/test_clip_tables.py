@@ -63,9 +63,7 @@ def test_a_folder_that_is_none_says_what_is_expected(tmp_path):
         ("freesound", "dev.csv"),
         ("music4all", "id_genres.csv"),
     ):
-        with pytest.raises(
-            ValueError, match=f"{name} does not exist: is it the folder of the unpacked corpus"
-        ):
+        with pytest.raises(ValueError, match=f"{name} does not exist: see the name, and the folder"):
             list(read_clips(corpus, tmp_path))
     with pytest.raises(ValueError, match="autotagging.tsv does not exist"):
         list(read_clips("mtg_jamendo", tmp_path))

@@ -326,7 +326,7 @@ def test_missing_run_and_double_set_names_are_explained(tmp_path):
     ],
 )
 def test_published_configurations_dry_run(corpus, tmp_path, caplog, name, length):
-    """What a full-size fine-tuning would take is said without training: batch, epochs, steps."""
+    """What a full-size fine-tuning would take is said without training: batch, epochs, steps, memory."""
     caplog.set_level("INFO")
     path = Path(__file__).parents[2] / "egs" / "librispeech" / "conf" / "finetune" / f"{name}.yaml"
     units = "characters" if name.endswith("ctc") else str(corpus["units"])
@@ -336,4 +336,6 @@ def test_published_configurations_dry_run(corpus, tmp_path, caplog, name, length
         + ["--dev_cuts", f"[{corpus['dev']}]"]
     )
     assert re.search(rf"length +{length}", caplog.text) and re.search(r"batch +\d+ s of audio", caplog.text)
-    assert not (tmp_path / "checkpoints").exists()
+    assert "losses by triton (planned)" in caplog.text or name.endswith("ctc")
+    assert "GB at the highest" in caplog.text or "MB at the highest" in caplog.text
+    assert "GPU-hours" in caplog.text and not list(tmp_path.iterdir())

@@ -11,12 +11,15 @@ from self_distillation_fixtures import reported, state, write_config
 from spear_lib import load_encoder
 from spear_lib.bin import pretrain, self_distill
 from spear_lib.config import load
+from spear_lib.encoders.kinds import build_encoder
 from spear_lib.encoders.zipformer import SpearEncoder, ZipformerConfig
+from spear_lib.pretraining import token_fields
 from spear_lib.self_distillation.data import SelfDistillationData
 from spear_lib.self_distillation.objective import ObjectiveConfig
 from spear_lib.self_distillation.options import SelfDistillOptions
 from spear_lib.self_distillation.task import SelfDistillationModel, SelfDistillationTask
 from spear_lib.self_distillation.views import view_of
+from spear_lib.self_distillation.with_tokens import new_task
 from spear_lib.training.task import StepClock
 
 ZIPFORMER = {
@@ -176,8 +179,13 @@ def test_both_losses_are_those_of_each_alone(corpus):
     data = SelfDistillationData(
         options.data, "fbank", needed_fields=fields, training=False, cuts=[str(corpus[2])]
     )
-    task = self_distill.make_task(
-        options, SelfDistillationData(options.data, "fbank", needed_fields=fields), {}
+    training_data = SelfDistillationData(options.data, "fbank", needed_fields=fields)
+    torch.manual_seed(0)
+    task = new_task(
+        build_encoder(options.encoder_config),
+        options.objective,
+        token_fields(training_data, {}),
+        options.tokens,
     )
     task.model.eval()
     batch = next(data.epoch_batches(0))

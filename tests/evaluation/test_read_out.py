@@ -84,7 +84,7 @@ def test_what_cannot_be_read_out_is_said(tmp_path):
         with pytest.raises(ValueError, match=match):
             read_segments([str(table)], "part")
 
-    refused("path\tlabel\n", "lacks the columns end, part, start: it has")
+    refused("path\tlabel\n", "has no column start, end, part: expected the columns")
     head = "path\tstart\tend\tlabel\tpart\n"
     refused(head + "a.wav\t0\tx\ta\ttrain\n", "line 2: start and end must be seconds, they are '0' and 'x'")
     refused(head + "a.wav\t0\t1\ta\ttrain\na.wav\t1\t2\tb\ttest\n", "a.wav is in train and in test")

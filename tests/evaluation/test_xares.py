@@ -126,7 +126,7 @@ def test_cuts(tmp_path, table):
     }
     with pytest.raises(ValueError, match=r"cut ann-one of .*moods\.jsonl\.gz has no 'speaker'"):
         read_clips([str(tmp_path / "moods.jsonl.gz")], "speaker", "part")
-    with pytest.raises(ValueError, match="lacks the column 'mood': it has path, label, fold, both"):
+    with pytest.raises(ValueError, match="has no column mood: .* found path, label, fold, both"):
         read_clips([str(table)], "mood", "fold")
 
 

@@ -18,21 +18,16 @@ from spear_lib.features.masking import MaskingConfig
 from spear_lib.optim import ScaledAdam, parameter_groups
 from spear_lib.pretraining import ObjectiveConfig
 from spear_lib.pretraining.options import PretrainOptions
-from spear_lib.pretraining.plan import (
-    PlanConfig,
-    Shape,
-    assumed_fields,
-    count_pretraining_step,
-    step_seconds,
-    with_checkpoints,
-    worst_shape,
-)
-from spear_lib.pretraining.plan_kernels import Work
-from spear_lib.pretraining.plan_memory import MemoryCounter, Pretence, count_step
-from spear_lib.pretraining.plan_report import plan_lines, time_lines
+from spear_lib.pretraining.plan import PretrainingPlanConfig, assumed_fields, count_pretraining_step
+from spear_lib.pretraining.plan_report import plan_lines
 from spear_lib.runtime.devices import on_host, plan_for_accelerator
 from spear_lib.runtime.overlays import read_overlays
 from spear_lib.training.options import TrainingConfig
+from spear_lib.training.planning.kernels import Work
+from spear_lib.training.planning.machines import PlanConfig
+from spear_lib.training.planning.memory import MemoryCounter, Pretence, count_step
+from spear_lib.training.planning.report import Run, time_lines
+from spear_lib.training.planning.step import Shape, step_seconds, with_checkpoints, worst_shape
 from spear_lib.training.task import StepClock
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -57,7 +52,7 @@ def count(encoder=TINY, shape=SHORT, precision="fp32", processes=1, strategy="si
     objective = ObjectiveConfig(strategy=strategy)
     return count_pretraining_step(
         encoder,
-        assumed_fields(objective, PlanConfig()),
+        assumed_fields(objective),
         objective,
         MaskingConfig(),
         TrainingConfig(),
@@ -158,7 +153,7 @@ def test_lines_of_a_plan_name_what_is_assumed(tmp_path):
         options,
         data=dataclasses.replace(options.data, batch_seconds=60.0, max_duration=10.0),
         training=TrainingConfig(max_steps=1000, accumulate_batches=2),
-        plan=PlanConfig(gpus=2, gpu_memory_gb=0.028),
+        plan=PretrainingPlanConfig(gpus=2, gpu_memory_gb=0.028),
     )
     lines = plan_lines(options)
     assert lines["worst batch"] == "3 cuts of 10 s on one GPU, bf16"
@@ -175,9 +170,7 @@ def test_lines_of_a_plan_name_what_is_assumed(tmp_path):
 def test_hours_follow_a_measured_speed():
     training = TrainingConfig(max_steps=1000, accumulate_batches=2)
     plan = PlanConfig(gpus=2, audio_seconds_per_second=100.0)
-    options = PretrainOptions(experiment_dir="never", training=training, plan=plan)
-    options = dataclasses.replace(options, data=dataclasses.replace(options.data, batch_seconds=60.0))
-    lines = time_lines(options, count()[0], SHORT, None)
+    lines = time_lines(Run(plan, training, TINY, 60.0, 0.0, SHORT), count()[0])
     assert "measured, as given" in lines["speed"]
     assert lines["time"] == "0.3 GPU-hours, 0.2 hours on 2 GPUs"  # 120000 s at 100 per second
 
@@ -194,11 +187,11 @@ def test_hours_follow_a_measured_speed():
 )
 def test_errors_of_the_options(changes, message):
     with pytest.raises(ValueError, match=message):
-        PlanConfig(**changes)
+        PretrainingPlanConfig(**changes)
 
 
 def test_a_strategy_of_two_teachers_wants_two_numbers_of_codebooks():
-    plan = PlanConfig(codebooks=[16], token_rates=[50.0])
+    plan = PretrainingPlanConfig(codebooks=[16], token_rates=[50.0])
     with pytest.raises(ValueError, match="joint has 2 token fields and plan.codebooks describes 1"):
         assumed_fields(ObjectiveConfig(strategy="joint"), plan)
 

@@ -14,20 +14,15 @@ from spear_lib.encoders.zipformer import ZipformerConfig
 from spear_lib.features.masking import MaskingConfig
 from spear_lib.optim import ScaledAdam, parameter_groups
 from spear_lib.pretraining import ObjectiveConfig, PretrainingModel, PretrainingTask
-from spear_lib.pretraining.plan import (
-    PlanConfig,
-    Shape,
-    assumed_fields,
-    count_pretraining_step,
-    pretend_batch,
-    step_seconds,
-)
-from spear_lib.pretraining.plan_data import GPUS, PAPER_GPU, PAPER_RUNS, paper_runs
-from spear_lib.pretraining.plan_kernels import Work, kernel_work, touched_bytes
-from spear_lib.pretraining.plan_memory import MemoryCounter, Pretence, count_step
+from spear_lib.pretraining.paper_runs import PAPER_GPU, PAPER_RUNS, paper_runs
+from spear_lib.pretraining.plan import assumed_fields, count_pretraining_step, pretend_batch
 from spear_lib.pretraining.plan_report import paper_lines
 from spear_lib.runtime.devices import plan_for_accelerator
 from spear_lib.training.options import TrainingConfig
+from spear_lib.training.planning.kernels import Work, kernel_work, touched_bytes
+from spear_lib.training.planning.machines import GPUS, PlanConfig
+from spear_lib.training.planning.memory import MemoryCounter, Pretence, count_step
+from spear_lib.training.planning.step import Shape, step_seconds
 from spear_lib.training.task import StepClock
 
 aten = torch.ops.aten
@@ -305,8 +300,8 @@ def test_the_count_is_that_of_the_profiler(monkeypatch):
             counted.append(operator._overloadpacket.__name__.rstrip("_"))
         return work
 
-    monkeypatch.setattr("spear_lib.pretraining.plan_memory.kernel_work", listed)
-    fields, shape = assumed_fields(ObjectiveConfig(), PlanConfig()), Shape(2, 3.0)
+    monkeypatch.setattr("spear_lib.training.planning.memory.kernel_work", listed)
+    fields, shape = assumed_fields(ObjectiveConfig()), Shape(2, 3.0)
     memory, *_ = count_pretraining_step(
         TINY,
         fields,

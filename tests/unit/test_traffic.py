@@ -12,8 +12,8 @@ from reference_encoder import ReferenceEncoder, reference_loss
 
 from spear_lib.encoders.zipformer import SpearEncoder, ZipformerConfig
 from spear_lib.optim import ScaledAdam, parameter_groups
-from spear_lib.pretraining.plan_kernels import Work
-from spear_lib.pretraining.plan_memory import StepMemory
+from spear_lib.training.planning.kernels import Work
+from spear_lib.training.planning.memory import StepMemory
 
 OFF = {"balancer": False, "whiten": False, "limit_gradients": False, "stochastic": False}
 SMALL = {"encoder_dim": (32,), "feedforward_dim": (64,), "encoder_unmasked_dim": (24,)}

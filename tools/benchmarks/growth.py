@@ -7,7 +7,7 @@ Each row is a quantity over growing sizes, with the exponent p of the line that 
 least squares of the logarithms); ``last`` is the exponent between the last two sizes alone, which tells where
 a quantity is going: what is constant hides in the small sizes.
 
-step: kernels, arithmetic, traffic and peak memory are counted for a GPU (spear_lib.pretraining.plan); seconds
+step: kernels, arithmetic, traffic and peak memory are counted for a GPU; seconds
 are processor time of real steps on the CPU. cuts: processor time of stage 5 with a teacher that computes
 nothing, and of a sampler: its making, its first batch, a hundred batches; memory is what the process has more
 afterwards.
@@ -34,19 +34,14 @@ from spear_lib.data.problems import Problems
 from spear_lib.data.sampling import BatchSampler
 from spear_lib.features.masking import MaskingConfig
 from spear_lib.pretraining import ObjectiveConfig
-from spear_lib.pretraining.plan import (
-    LATE_BATCH_COUNT,
-    PlanConfig,
-    Shape,
-    assumed_fields,
-    count_pretraining_step,
-)
+from spear_lib.pretraining.plan import assumed_fields, count_pretraining_step
 from spear_lib.quantization import Quantizer
 from spear_lib.runtime.log import first_screen
 from spear_lib.tokens.making import FieldInMaking, make_shard
 from spear_lib.tokens.plan import ShardPlan
 from spear_lib.tokens.store import TokenStoreWriter
 from spear_lib.training.options import TrainingConfig
+from spear_lib.training.planning.step import LATE_BATCH_COUNT, Shape
 
 PARTS = ("step", "stage_5", "sampler")
 
@@ -130,7 +125,7 @@ def _count(size: str, shape: Shape) -> tuple[int, float, int, int]:
     """Kernels, operations, bytes moved, bytes at the peak."""
     memory, *_ = count_pretraining_step(
         training_step.Options(size=size).encoder,
-        assumed_fields(ObjectiveConfig(), PlanConfig()),
+        assumed_fields(ObjectiveConfig()),
         ObjectiveConfig(),
         MaskingConfig(),
         TrainingConfig(),

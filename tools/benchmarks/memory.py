@@ -31,18 +31,12 @@ from spear_lib.encoders.zipformer import SpearEncoder, ZipformerConfig
 from spear_lib.features.masking import MaskingConfig
 from spear_lib.optim import ScaledAdam, parameter_groups
 from spear_lib.pretraining import ObjectiveConfig, PretrainingModel, PretrainingTask
-from spear_lib.pretraining.plan import (
-    PRECISIONS,
-    PlanConfig,
-    Shape,
-    assumed_fields,
-    count_pretraining_step,
-    pretend_batch,
-    with_checkpoints,
-)
+from spear_lib.pretraining.plan import assumed_fields, count_pretraining_step, pretend_batch
 from spear_lib.runtime.log import first_screen
 from spear_lib.runtime.world import choose_device
 from spear_lib.training.options import TrainingConfig
+from spear_lib.training.planning.machines import PRECISIONS
+from spear_lib.training.planning.step import Shape, with_checkpoints
 from spear_lib.training.task import StepClock
 
 
@@ -79,7 +73,7 @@ def predict(options: Options, size: str) -> dict[str, float]:
     """Bytes at the highest point of a step, by spear_lib.pretraining.plan."""
     memory, *_ = count_pretraining_step(
         options.encoder(size),
-        assumed_fields(ObjectiveConfig(), PlanConfig()),
+        assumed_fields(ObjectiveConfig()),
         ObjectiveConfig(),
         MaskingConfig(),
         TrainingConfig(),
@@ -99,7 +93,7 @@ def _resident_bytes(field: str) -> int:
 def measure(options: Options, size: str) -> dict[str, float]:
     """Bytes at the highest point of the second of two real steps, in this process."""
     torch.set_num_threads(options.threads)
-    device, fields = options.resolved_device, assumed_fields(ObjectiveConfig(), PlanConfig())
+    device, fields = options.resolved_device, assumed_fields(ObjectiveConfig())
     _step(Options(("mini",), 1, 1.0), "mini", device, fields, 1)  # libraries and thread pools are loaded now
     gc.collect()
     if device.type == "cpu":

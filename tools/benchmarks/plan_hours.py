@@ -19,17 +19,12 @@ from spear_lib.config import parse
 from spear_lib.encoders.zipformer import ZipformerConfig
 from spear_lib.features.masking import MaskingConfig
 from spear_lib.pretraining import ObjectiveConfig
-from spear_lib.pretraining.plan import (
-    LATE_BATCH_COUNT,
-    PlanConfig,
-    assumed_fields,
-    count_pretraining_step,
-    step_seconds,
-    worst_shape,
-)
-from spear_lib.pretraining.plan_data import GPUS, PAPER_RUNS, PaperRun
+from spear_lib.pretraining.paper_runs import PAPER_RUNS, PaperRun
+from spear_lib.pretraining.plan import PretrainingPlanConfig, assumed_fields, count_pretraining_step
 from spear_lib.runtime.log import first_screen
 from spear_lib.training.options import TrainingConfig
+from spear_lib.training.planning.machines import GPUS
+from spear_lib.training.planning.step import LATE_BATCH_COUNT, step_seconds, worst_shape
 
 _NAMES = {"base": "Base", "large": "Large", "xlarge": "XLarge"}
 _TOKENS = {"codebooks": [16, 8], "token_rates": [50.0, 25.0]}
@@ -43,10 +38,10 @@ class Options:
     """Sizes of the runs."""
 
 
-def plan_of(run: PaperRun) -> PlanConfig:
+def plan_of(run: PaperRun) -> PretrainingPlanConfig:
     """The teachers' tokens of one run."""
     chosen = {"speech": slice(0, 1), "audio": slice(1, 2), "speech and audio": slice(0, 2)}[run.domain]
-    return PlanConfig(gpus=run.gpus, **{name: values[chosen] for name, values in _TOKENS.items()})
+    return PretrainingPlanConfig(gpus=run.gpus, **{name: values[chosen] for name, values in _TOKENS.items()})
 
 
 def table(runs: Iterable[PaperRun]) -> Iterable[str]:

@@ -28,21 +28,13 @@ from spear_lib.encoders.zipformer import ZipformerConfig
 from spear_lib.features.masking import MaskingConfig
 from spear_lib.optim import ScaledAdam, parameter_groups
 from spear_lib.pretraining import ObjectiveConfig, PretrainingModel, PretrainingTask
-from spear_lib.pretraining.heads import HEADS
-from spear_lib.pretraining.plan import (
-    LATE_BATCH_COUNT,
-    PlanConfig,
-    Shape,
-    assumed_fields,
-    count_pretraining_step,
-    pretend_batch,
-    step_seconds,
-)
-from spear_lib.pretraining.plan_data import GPUS, Gpu
+from spear_lib.pretraining.plan import assumed_fields, count_pretraining_step, pretend_batch
 from spear_lib.runtime.log import first_screen
 from spear_lib.runtime.world import choose_device
 from spear_lib.training.kernels import use_kernels
 from spear_lib.training.options import TrainingConfig
+from spear_lib.training.planning.machines import GPUS, Gpu, PlanConfig
+from spear_lib.training.planning.step import LATE_BATCH_COUNT, Shape, step_seconds
 from spear_lib.training.precision import Precision
 from spear_lib.training.task import StepClock
 
@@ -130,9 +122,9 @@ class Step:
 
     def __init__(self, options: Options) -> None:
         torch.manual_seed(0)
-        self.device, fields = options.resolved_device, assumed_fields(ObjectiveConfig(), PlanConfig())
+        self.device, fields = options.resolved_device, assumed_fields(ObjectiveConfig())
         model = PretrainingModel(build_encoder(options.encoder), fields).to(self.device).train()
-        self.chosen = use_kernels(options.training, self.device, model.encoder, [HEADS])
+        self.chosen = use_kernels(options.training, self.device, model.encoder, PretrainingTask.kernels)
         self.task = PretrainingTask(model, fields, ObjectiveConfig())
         self.optimizer = ScaledAdam(parameter_groups(model, 0.045), lr=0.045)
         self.precision = Precision(options.precision, self.device)
@@ -193,7 +185,7 @@ def measure(options: Options) -> dict[str, Any]:
     """The figures."""
     memory, *_ = count_pretraining_step(
         options.encoder,
-        assumed_fields(ObjectiveConfig(), PlanConfig()),
+        assumed_fields(ObjectiveConfig()),
         ObjectiveConfig(),
         MaskingConfig(),
         options.training,

@@ -3,7 +3,7 @@
     PYTHONPATH=. python tools/benchmarks/traffic.py                    # Base, Large, XLarge; some minutes
     PYTHONPATH=. python tools/benchmarks/traffic.py --sizes '[base]' --largest 15
 
-Every path runs once on tensors without data (spear_lib.pretraining.plan_memory): forward, backward, update.
+Every path runs once on tensors without data (spear_lib.training.planning.memory): forward, backward, update.
 ``eager`` is what this repository runs on a GPU without fused kernels, ``fused`` with all that it has,
 ``reference`` the reference's sequence of operations as the specification tells it (reference_encoder.py;
 features are computed by its loader, Swoosh is k2's). The rate is a roofline: an operator takes the longest
@@ -27,20 +27,13 @@ from spear_lib.features.fbank import fbank_length
 from spear_lib.features.masking import MaskingConfig
 from spear_lib.optim import parameter_groups
 from spear_lib.pretraining import ObjectiveConfig, PretrainingModel, TokenField
-from spear_lib.pretraining.plan import (
-    LATE_BATCH_COUNT,
-    PRECISIONS,
-    PlanConfig,
-    Shape,
-    assumed_fields,
-    count_pretraining_step,
-    pretend_batch,
-    step_seconds,
-)
-from spear_lib.pretraining.plan_data import GPUS, PAPER_GPU, PaperRun, paper_runs
-from spear_lib.pretraining.plan_memory import Pretence, StepMemory, count_step
+from spear_lib.pretraining.paper_runs import PAPER_GPU, PaperRun, paper_runs
+from spear_lib.pretraining.plan import assumed_fields, count_pretraining_step, pretend_batch
 from spear_lib.runtime.log import first_screen
 from spear_lib.training.options import TrainingConfig
+from spear_lib.training.planning.machines import GPUS, PRECISIONS, PlanConfig
+from spear_lib.training.planning.memory import Pretence, StepMemory, count_step
+from spear_lib.training.planning.step import LATE_BATCH_COUNT, Shape, step_seconds
 from spear_lib.training.task import StepClock, StepResult, Task
 
 NAMES = {"mini": "mini", "base": "Base", "large": "Large", "xlarge": "XLarge"}
@@ -99,7 +92,7 @@ def count_ours(options: Options, size: str, kernels: str) -> StepMemory:
     objective = objective_of(size)
     memory, *_ = count_pretraining_step(
         options.encoder(size),
-        assumed_fields(objective, PlanConfig()),
+        assumed_fields(objective),
         objective,
         MaskingConfig(),
         TrainingConfig(kernels=kernels),
@@ -146,7 +139,7 @@ class ReferenceTask(Task[Any]):
 def count_reference(options: Options, size: str) -> StepMemory:
     """The step of the reference."""
     pretence, objective = Pretence(), objective_of(size)
-    fields = assumed_fields(objective, PlanConfig())
+    fields = assumed_fields(objective)
     shape = Shape(options.utterances, options.seconds)
     batch = pretend_batch(pretence, shape, fields, MaskingConfig(), objective.strategy)
     fbank = pretence.empty(*batch.time_mask.shape, 128)
@@ -178,7 +171,7 @@ def counted(options: Options, size: str) -> Iterator[tuple[str, StepMemory]]:
 def published(size: str, encoder: ZipformerConfig) -> PaperRun | None:
     """The run of Table 9 that the count stands beside: on speech, of XLarge on speech and audio."""
     plain = replace(encoder, checkpoint_activations=(False,))
-    runs = paper_runs(plain, len(assumed_fields(objective_of(size), PlanConfig())))
+    runs = paper_runs(plain, len(assumed_fields(objective_of(size))))
     return runs[0] if runs else None
 
 

@@ -24,6 +24,7 @@ import soundfile
 
 from spear_lib.bin.common import run
 from spear_lib.runtime.files import atomic_file
+from spear_lib.runtime.tables import read_table as table_rows
 
 logger = logging.getLogger("prepare_corpus")
 
@@ -71,16 +72,12 @@ def find_below(folder: Path, name: str) -> Path | None:
 
 def read_table(path: Path) -> Iterator[Utterance]:
     """The utterances of utterances.tsv; ValueError with the line for one that cannot be used."""
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-        missing = {"utt", "split", "speaker", "path", "text"} - set(reader.fieldnames or ())
-        if missing:
-            raise ValueError(f"{path} has no column {', '.join(sorted(missing))}")
-        for number, row in enumerate(reader, 2):
-            if row["split"] not in SPLITS or not row["text"] or not row["path"]:
-                raise ValueError(f"{path}, line {number}: expected split train or test, a path and a text")
-            source = path.parent / row["path"]
-            yield Utterance(row["utt"], row["split"], row["speaker"], source, row["text"])
+    columns = ("utt", "split", "speaker", "path", "text")
+    for number, row in table_rows(path, columns, quoting=csv.QUOTE_NONE):
+        if row["split"] not in SPLITS or not row["text"] or not row["path"]:
+            raise ValueError(f"{path}, line {number}: expected split train or test, a path and a text")
+        source = path.parent / row["path"]
+        yield Utterance(row["utt"], row["split"], row["speaker"], source, row["text"])
 
 
 def read_official(wav: Path, transcription: Path, split: str) -> Iterator[Utterance]:

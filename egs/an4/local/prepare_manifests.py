@@ -23,6 +23,7 @@ from spear_lib.bin.common import run
 from spear_lib.corpora.validation import validate_cuts
 from spear_lib.data.manifests import save_cuts
 from spear_lib.runtime.files import atomic_file
+from spear_lib.runtime.tables import read_table
 
 logger = logging.getLogger("prepare_manifests")
 
@@ -100,8 +101,10 @@ def main(argv: list[str] | None = None) -> None:
     table = folder / "utterances.tsv"
     if not table.is_file():
         raise ValueError(f"{table} does not exist: run stage 0 first")
-    with table.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+    rows = [
+        row
+        for _, row in read_table(table, ("utt", "split", "speaker", "path", "text"), quoting=csv.QUOTE_NONE)
+    ]
     statistics = {}
     for name, members in sets_of(rows).items():
         cuts, problems = validate_cuts(

@@ -28,6 +28,7 @@ import soundfile
 from scipy.signal import resample_poly
 
 from spear_lib.bin.common import run
+from spear_lib.data.audio import check_rate
 from spear_lib.data.manifests import atomic_file
 from spear_lib.features.fbank import SAMPLE_RATE
 from spear_lib.runtime import keyed_random
@@ -202,6 +203,7 @@ def read_digit(path: Path) -> np.ndarray:
         raise ValueError(f"{path} cannot be read ({error}): copy it again") from error
     if samples.ndim != 1 or len(samples) == 0:
         raise ValueError(f"{path} has {samples.ndim} channels and {len(samples)} samples: copy it again")
+    check_rate(rate, str(path))
     samples = resample_poly(samples, SAMPLE_RATE, rate) if rate != SAMPLE_RATE else samples
     num_fade = min(round(FADE_SECONDS * SAMPLE_RATE), len(samples) // 2)
     ramp = np.linspace(0.0, 1.0, num_fade, endpoint=False)

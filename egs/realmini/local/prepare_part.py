@@ -22,7 +22,7 @@ from scipy.signal import resample_poly
 from spear_lib.bin.common import run
 from spear_lib.corpora.speech_corpora import limit_length
 from spear_lib.corpora.validation import validate_cuts
-from spear_lib.data.audio import cut_of
+from spear_lib.data.audio import check_rate, cut_of
 from spear_lib.data.manifests import save_cuts
 from spear_lib.features.fbank import SAMPLE_RATE
 from spear_lib.runtime.files import atomic_file
@@ -40,6 +40,7 @@ def joined(paths: tuple[Path, ...], target: Path) -> Path:
     pieces = []
     for path in paths:
         samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+        check_rate(rate, str(path))
         piece = resample_poly(samples.mean(1), SAMPLE_RATE, rate)
         pieces += [piece, np.zeros(round(PAUSE_SECONDS * SAMPLE_RATE), np.float32)]
     whole = np.concatenate(pieces[:-1])

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from spear_lib.runtime.tables import read_table
+
 TRAIN, DEV = "train", "dev"
 AN4_DEV_UTTERANCES = 100
 FSDD_TEST_INDICES = 5
@@ -32,12 +34,7 @@ def rows_of(folder: Path, name: str, columns: str) -> list[dict[str, str]]:
     path = folder / name
     if not path.is_file():
         raise ValueError(f"{path} does not exist: the README of egs/realmini says what the folder must hold")
-    with path.open(encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-        missing = [each for each in columns.split() if each not in (reader.fieldnames or ())]
-        if missing:
-            raise ValueError(f"{path} has no column {', '.join(missing)}: it has {reader.fieldnames}")
-        return list(reader)
+    return [row for _, row in read_table(path, columns.split(), quoting=csv.QUOTE_NONE)]
 
 
 def an4(folder: Path) -> Iterator[Item]:

@@ -1,6 +1,5 @@
 """What the readers of benchmark corpora share."""
 
-import csv
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +9,7 @@ from lhotse.cut import Cut
 
 from spear_lib.data.audio import cut_of, unreadable
 from spear_lib.runtime import keyed_random
+from spear_lib.runtime.tables import read_table
 
 TRAIN, VALID, TEST = "train", "valid", "test"
 PARTS = (TRAIN, VALID, TEST)
@@ -67,17 +67,9 @@ def rows_of(path: Path, columns: Iterable[str]) -> list[dict[str, str]]:
     """Of a table (.csv, .tsv).
 
     Raises:
-      ValueError: it is not there, or lacks a column.
+      ValueError: it is not there, lacks a column, or is no table.
     """
-    needed(path)
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
-        missing = sorted(set(columns) - set(reader.fieldnames or ()))
-        if missing:
-            raise ValueError(
-                f"{path} lacks the column {missing[0]!r}: it has {', '.join(reader.fieldnames or [])}"
-            )
-        return list(reader)
+    return [row for _, row in read_table(needed(path), columns)]
 
 
 def needed(path: Path, what: str = "") -> Path:

@@ -5,7 +5,6 @@
 Legend: N clips or frames of a split, D channels, K classes.
 """
 
-import csv
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +20,7 @@ from spear_lib.features.fbank import SAMPLE_RATE
 from spear_lib.interfaces.aligned import AlignedEncoder
 from spear_lib.runtime.files import atomic_path, read_json
 from spear_lib.runtime.progress import progress
+from spear_lib.runtime.tables import read_table
 
 SCENE, EVENT = "scene", "event"
 MULTICLASS, MULTILABEL = "multiclass", "multilabel"
@@ -114,9 +114,8 @@ def read_task(folder: str | Path) -> HearTask:
         splits = metadata.get("splits") or sorted(path.stem for path in folder.glob("fold*.json"))
         if len(splits) < 3:
             raise ValueError(f"{folder} has the folds {splits}: three or more are needed, fold00.json, ...")
-    with open(folder / VOCABULARY, encoding="utf-8", newline="") as file:
-        rows = sorted((int(row["idx"]), row["label"]) for row in csv.DictReader(file))
-    labels = [label for _, label in rows]
+    rows = read_table(folder / VOCABULARY, ("idx", "label"))
+    labels = [label for _, label in sorted((int(row["idx"]), row["label"]) for _, row in rows)]
     clips = {split: _read_split(folder / f"{split}.json", embedding_type, labels) for split in splits}
     grid = metadata.get("evaluation_params", {}).get("event_postprocessing_grid", {})
     return HearTask(

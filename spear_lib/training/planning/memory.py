@@ -22,8 +22,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from spear_lib.kernels import fused
 from spear_lib.kernels.weights import NAME as WEIGHTS
 from spear_lib.kernels.weights import zero_gradients
-from spear_lib.pretraining.plan_kernels import Work, kernel_work, tensors
 from spear_lib.runtime.devices import plan_for_accelerator
+from spear_lib.training.planning.kernels import Work, kernel_work, tensors
 from spear_lib.training.task import StepClock, Task
 
 _UNKNOWN = 1.0e30
@@ -46,6 +46,15 @@ def _positions(indices: list[Tensor | None]) -> list[Tensor | None]:
         mask = index is not None and index.dtype == torch.bool and not isinstance(index, FakeTensor)
         positions += index.nonzero(as_tuple=True) if mask else [index]
     return positions
+
+
+_CTC = {torch.ops.aten._ctc_loss.default, torch.ops.aten._ctc_loss.Tensor}
+
+
+def _ctc(log_probs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Losses (B,) and log alpha (B, T, 2 S + 1) of (T, B, V) and (B, S): torch has no shapes for it."""
+    frames, batch, _ = log_probs.shape
+    return log_probs.new_empty(batch), log_probs.new_empty(batch, frames, 2 * targets.shape[1] + 1)
 
 
 class MemoryCounter(TorchDispatchMode):
@@ -92,7 +101,8 @@ class MemoryCounter(TorchDispatchMode):
         if function in _INDEXING:
             args = (args[0], _positions(args[1]), *args[2:])
         kwargs = kwargs or {}
-        result = function(*args, **kwargs)
+        pretended = function in _CTC and isinstance(args[0], FakeTensor)
+        result = _ctc(*args[:2]) if pretended else function(*args, **kwargs)
         work = kernel_work(function, args, kwargs, result)
         if work is not None:
             self.work.append(work)
@@ -118,6 +128,13 @@ class Pretence:
             module = build()
         with self.mode:
             return module.to_empty(device="cpu")
+
+    def task(self, build: Callable[[], Task]) -> Task:
+        """``build()`` on the meta device, its model as by ``module``."""
+        with torch.device("meta"):
+            task = build()
+        self.module(lambda: task.model)
+        return task
 
 
 @dataclass(frozen=True)
@@ -181,7 +198,7 @@ def count_step(
             counter.add(tensor)
         weights = counter.live
         for parameter in parameters:
-            parameter.grad = torch.empty_like(parameter)
+            parameter.grad = torch.zeros_like(parameter)
         optimizer.step()  # makes its state
         if not gradients_stay:
             optimizer.zero_grad(set_to_none=True)
@@ -203,6 +220,7 @@ def count_step(
         task.after_backward()
         counter.restart()
         optimizer.step()
+        task.after_step(clock.step, lambda each: each)
         peaks.append(counter.peak)
         gradients = _gradient_bytes(parameters)
     return StepMemory(weights, optimizer_bytes, gradients, kept, *peaks, counter.work)

@@ -1,27 +1,9 @@
-"""What a plan knows from outside: the data sheets of GPUs, and what pre-training took in the paper."""
+"""What pre-training took in the paper (Table 9), beside which a plan puts its estimate."""
 
 from typing import NamedTuple
 
 from spear_lib.encoders.zipformer import ZipformerConfig
-
-
-class Gpu(NamedTuple):
-    """One GPU, in the numbers of its maker's data sheet."""
-
-    name: str
-    tflops: float
-    """Dense bf16 matrix products, 10^12 operations per second."""
-    terabytes_per_second: float
-    """Bandwidth of its memory, 10^12 bytes per second."""
-    memory_gb: float
-    """10^9 bytes."""
-
-
-GPUS = {
-    "a800": Gpu("A800", 312.0, 2.04, 80.0),
-    "h100": Gpu("H100 SXM", 989.0, 3.35, 80.0),
-    "h200": Gpu("H200", 989.0, 4.8, 141.0),
-}
+from spear_lib.training.planning.machines import GPUS
 
 
 class PaperRun(NamedTuple):
