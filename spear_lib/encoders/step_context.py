@@ -6,10 +6,12 @@ device: coins that concern a whole call are hashed on the host, draws that conce
 """
 
 import logging
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from spear_lib.kernels import fused
 from spear_lib.runtime import keyed_random
 
 logger = logging.getLogger(__name__)
@@ -66,6 +68,7 @@ class StepContext:
     that depends on the architecture alone.
 
     Attributes:
+      tables: what depends on sizes alone and is made once on an accelerator, by what it belongs to.
       optional: a forward in training mode needs no step, until the first one was begun; so it is for encoders
         that ``load_encoder`` hands out, which clients train that know nothing of steps.
     """
@@ -83,16 +86,27 @@ class StepContext:
         self._draws: Tensor | None = None
         self._ready = False
         self._told = False
+        self.tables: dict[Any, Tensor] = {}
+        self._planned: list[tuple[slice, Schedule | None, bool]] = []
+        self._masks: Tensor | None = None
+        self._rates: dict[tuple[int, int, bool], float] = {}
 
     def new_coin(self) -> int:
         """Reserve one uniform number per step."""
         self._num_coins += 1
         return self._num_coins - 1
 
-    def new_draws(self, count: int = 1) -> slice:
-        """Reserve ``count`` uniform numbers per utterance and step."""
+    def new_draws(self, count: int = 1, rate: Schedule | None = None, scaled: bool = False) -> slice:
+        """Reserve ``count`` uniform numbers per utterance and step.
+
+        Args:
+          rate: what ``keep`` (or ``dropout``, where ``scaled``) will be asked for; then an accelerator makes
+            all masks of the step at once.
+        """
         self._num_draws += count
-        return slice(self._num_draws - count, self._num_draws)
+        where = slice(self._num_draws - count, self._num_draws)
+        self._planned.append((where, rate, scaled))
+        return where
 
     def new_shared(self) -> int:
         """Reserve a site for numbers shared by the batch, see ``shared``."""
@@ -117,7 +131,8 @@ class StepContext:
         self.gradient_scale = gradient_scale
         key = torch.tensor(self.step_key, dtype=torch.int64, device="cpu")
         self._coins = keyed_random.uniform(key, _SITE_COINS, self._num_coins).tolist()
-        self._draws = None
+        self._draws = self._masks = None
+        self._rates = {}
         self._ready = True
 
     def without_steps(self) -> bool:
@@ -159,7 +174,12 @@ class StepContext:
         """Draw all per-utterance numbers of the step at once, on ``device``."""
         if self._draws is None and self._num_draws:
             keys = self.utterance_keys.to(device, non_blocking=True)
-            self._draws = keyed_random.uniform(keys, _SITE_UTTERANCE, self._num_draws)
+            if fused("draws", keys):
+                sites = keyed_random.constants(_SITE_UTTERANCE)
+                self._draws = torch.ops.spear.keyed_uniform(keys, sites, self._num_draws)
+                self._make_masks()
+            else:
+                self._draws = keyed_random.uniform(keys, _SITE_UTTERANCE, self._num_draws)
 
     def coin(self, index: int) -> float:
         """The reserved number ``index`` of this step, in [0, 1); a host float."""
@@ -169,9 +189,33 @@ class StepContext:
         """The reserved per-utterance numbers, (B, count) in [0, 1)."""
         return self._draws[:, where]
 
+    def _make_masks(self) -> None:
+        """All masks whose rates are known, in one kernel."""
+        counts, rates, values = [], [], []
+        for where, schedule, scaled in self._planned:
+            rate = 0.0 if schedule is None else schedule(self.batch_count)
+            counts.append(where.stop - where.start)
+            rates.append(rate)
+            values.append(1.0 / (1.0 - rate) if scaled else 1.0)
+            if schedule is not None:
+                self._rates[where.start, where.stop, scaled] = rate
+        if self._rates:
+            self._masks = torch.ops.spear.keep_all(self._draws, counts, rates, values)
+
+    def _mask(self, where: slice, rate: float, scaled: bool) -> Tensor | None:
+        """One of them, (B, count) with rows apart, or None if it was not foreseen."""
+        foreseen = self._rates.get((where.start, where.stop, scaled)) == rate
+        return self._masks[:, where] if foreseen else None
+
     def keep(self, where: slice, probability: float) -> Tensor:
         """0/1 float mask (B, count), 0 with ``probability``."""
-        return (self._draws[:, where] >= probability).to(torch.float32)
+        mask = self._mask(where, probability, False)
+        return (self._draws[:, where] >= probability).to(torch.float32) if mask is None else mask
+
+    def dropout(self, where: slice, rate: float) -> Tensor:
+        """Multipliers (B, count) float32: 0 with probability ``rate``, else 1 / (1 - rate)."""
+        mask = self._mask(where, rate, True)
+        return self.keep(where, rate).div_(1.0 - rate) if mask is None else mask
 
     def shared(self, site: int, positions: Tensor, count: int) -> Tensor:
         """Numbers (len(positions), count) that depend on (step, site, position) alone, not on the batch."""

@@ -16,7 +16,7 @@ _ROWS, _COLUMNS = 32, 64  # of the scores, one tile
 
 @triton.jit
 def _scores(
-    q, key, position_query, positions, row, column, frames, key_stride, position_stride,
+    q, key, position_query, positions, row, column, frames, key_stride, position_stride, offset_stride,
     DIM: tl.constexpr, DIM_BLOCK: tl.constexpr, WIDTH: tl.constexpr, USE_POSITION: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -30,7 +30,7 @@ def _scores(
         exists = (row < frames)[:, None] & (column < frames)[None, :]
         for p in tl.static_range(WIDTH):
             by = tl.load(position_query + row * position_stride + p, mask=row < frames, other=0.0)
-            at = tl.load(positions + offset * WIDTH + p, mask=exists, other=0.0)
+            at = tl.load(positions + offset * offset_stride + p, mask=exists, other=0.0)
             scores += by.to(tl.float32)[:, None] * at.to(tl.float32)
     return scores
 
@@ -48,7 +48,7 @@ def _masked(scores, mask, row, column, frames, mask_stride, MASKED: tl.constexpr
 def _weights(
     query, key, position_query, positions, mask, weights, signs, frames, heads, limit,
     query_batch, query_head, query_frame, key_batch, key_head, key_frame,
-    position_batch, position_head, position_frame, mask_batch, mask_frame,
+    position_batch, position_head, position_frame, table_head, table_offset, mask_batch, mask_frame,
     DIM: tl.constexpr, DIM_BLOCK: tl.constexpr, WIDTH: tl.constexpr, USE_POSITION: tl.constexpr,
     MASKED: tl.constexpr, SIGNS: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -63,7 +63,7 @@ def _weights(
     q = tl.load(at, mask=exists, other=0.0).to(tl.float32)
     key += b * key_batch + h * key_head
     position_query += b * position_batch + h * position_head
-    positions += (h * (2 * frames - 1) + frames - 1) * WIDTH
+    positions += h * table_head + (frames - 1) * table_offset
     mask += b * mask_batch
     top = tl.full([ROWS], -float("inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)
@@ -72,7 +72,7 @@ def _weights(
         column = start + tl.arange(0, COLUMNS)
         scores = _scores(
             q, key, position_query, positions, row, column, frames, key_frame, position_frame,
-            DIM, DIM_BLOCK, WIDTH, USE_POSITION, PRECISION,
+            table_offset, DIM, DIM_BLOCK, WIDTH, USE_POSITION, PRECISION,
         )  # fmt: skip
         scores = _masked(scores, mask, row, column, frames, mask_frame, MASKED)
         higher = tl.maximum(top, tl.max(scores, axis=1))
@@ -86,7 +86,7 @@ def _weights(
         inside = (row < frames)[:, None] & (column < frames)[None, :]
         scores = _scores(
             q, key, position_query, positions, row, column, frames, key_frame, position_frame,
-            DIM, DIM_BLOCK, WIDTH, USE_POSITION, PRECISION,
+            table_offset, DIM, DIM_BLOCK, WIDTH, USE_POSITION, PRECISION,
         )  # fmt: skip
         if SIGNS:
             sign = tl.where(scores > limit, 1, 0) - tl.where(scores < -limit, 1, 0)
@@ -98,15 +98,17 @@ def _weights(
 
 
 @triton.jit
-def _weight_and_gradient(weights, grad, first, place, place_first, inside, inside_first):
+def _weight_and_gradient(weights, grad, again, first, place, place_first, inside, inside_first):
     w = tl.load(weights + place, mask=inside, other=0.0).to(tl.float32)
     g = tl.load(grad + place, mask=inside, other=0.0).to(tl.float32)
+    g += tl.load(again + place, mask=inside, other=0.0).to(tl.float32)
     return w, g + tl.load(first + place_first, mask=inside & inside_first, other=0.0).to(tl.float32)
 
 
 @triton.jit
 def _scores_gradient(
-    weights, grad, first, positions, signs, result, grad_position, frames, heads, penalty,
+    weights, grad, again, first, positions, signs, result, grad_position, frames, heads, penalty,
+    table_head, table_offset,
     WIDTH: tl.constexpr, WIDTH_BLOCK: tl.constexpr, USE_POSITION: tl.constexpr, SIGNS: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
@@ -116,7 +118,7 @@ def _scores_gradient(
     line = row[:, None].to(tl.int64) * frames
     place_first = b * frames * frames + line
     place = both * frames * frames + line
-    positions += (h * (2 * frames - 1) + frames - 1) * WIDTH
+    positions += h * table_head + (frames - 1) * table_offset
     width = tl.arange(0, WIDTH_BLOCK)
     of_first = tl.where(h == 0, frames, 0)
     product = tl.zeros([ROWS], tl.float32)
@@ -126,7 +128,7 @@ def _scores_gradient(
         column = (start + tl.arange(0, COLUMNS))[None, :]
         inside = (row < frames)[:, None] & (column < frames)
         w, g = _weight_and_gradient(
-            weights, grad, first, place + column, place_first + column, inside, column < of_first
+            weights, grad, again, first, place + column, place_first + column, inside, column < of_first
         )
         product += tl.sum(w * g, axis=1)
         total += tl.sum(w, axis=1)
@@ -139,7 +141,7 @@ def _scores_gradient(
         column = (start + tl.arange(0, COLUMNS))[None, :]
         inside = (row < frames)[:, None] & (column < frames)
         w, g = _weight_and_gradient(
-            weights, grad, first, place + column, place_first + column, inside, column < of_first
+            weights, grad, again, first, place + column, place_first + column, inside, column < of_first
         )
         change = w * (g - product[:, None])
         if SIGNS:
@@ -148,11 +150,11 @@ def _scores_gradient(
         if USE_POSITION:
             offset = column - row[:, None]
             for p in tl.static_range(WIDTH):
-                at = tl.load(positions + offset * WIDTH + p, mask=inside, other=0.0).to(tl.float32)
+                at = tl.load(positions + offset * table_offset + p, mask=inside, other=0.0).to(tl.float32)
                 part = tl.sum(change * at, axis=1)
                 by_position += tl.where(width == p, 1.0, 0.0)[None, :] * part[:, None]
         start += COLUMNS
-    at = grad_position + (both * frames + row[:, None]) * WIDTH + width[None, :]
+    at = grad_position + ((b * frames + row[:, None]) * heads + h) * WIDTH + width[None, :]
     exists = (row < frames)[:, None] & (width < WIDTH)[None, :]
     tl.store(at, by_position.to(grad_position.dtype.element_ty), mask=exists)
 
@@ -184,7 +186,7 @@ def _positions_gradient(
             part = tl.sum(change * by.to(tl.float32)[:, None], axis=0)
             total += part[:, None] * tl.where(width == p, 1.0, 0.0)[None, :]
         start += ROWS
-    at = result + (both * (2 * frames - 1) + index[:, None]) * WIDTH + width[None, :]
+    at = result + ((b * (2 * frames - 1) + index[:, None]) * heads + h) * WIDTH + width[None, :]
     tl.store(at, total, mask=(index < 2 * frames - 1)[:, None] & (width < WIDTH)[None, :])
 
 
@@ -208,7 +210,8 @@ def attention_weights(
     _weights[(triton.cdiv(frames, _ROWS), batch * heads)](
         query, key, position_query, positions, query if mask is None else mask, weights, signs, frames, heads,
         0.0 if limit is None else limit,
-        *query.stride()[:3], *key.stride()[:3], *position_query.stride()[:3], *mask_strides,
+        *query.stride()[:3], *key.stride()[:3], *position_query.stride()[:3],
+        *positions.stride()[:2], *mask_strides,
         DIM=dim, DIM_BLOCK=max(16, triton.next_power_of_2(dim)), WIDTH=positions.shape[2],
         USE_POSITION=use_position, MASKED=mask is not None, SIGNS=limit is not None,
         PRECISION="ieee" if query.dtype == torch.float32 else "tf32", ROWS=_ROWS, COLUMNS=_COLUMNS,
@@ -219,6 +222,7 @@ def attention_weights(
 def attention_scores_gradient(
     weights: Tensor,
     grad: Tensor,
+    grad_again: Tensor,
     grad_first: Tensor,
     positions: Tensor,
     signs: Tensor,
@@ -228,9 +232,10 @@ def attention_scores_gradient(
     """See ``operations``."""
     batch, heads, frames, _ = weights.shape
     width = positions.shape[2]
-    result, grad_position = torch.empty_like(weights), weights.new_empty((batch, heads, frames, width))
+    result, grad_position = torch.empty_like(weights), weights.new_empty((batch, frames, heads, width))
     _scores_gradient[(triton.cdiv(frames, 8), batch * heads)](
-        weights, grad, grad_first, positions, signs, result, grad_position, frames, heads, penalty,
+        weights, grad, grad_again, grad_first, positions, signs, result, grad_position, frames, heads,
+        penalty, *positions.stride()[:2],
         WIDTH=width, WIDTH_BLOCK=triton.next_power_of_2(width), USE_POSITION=use_position,
         SIGNS=signs.numel() > 0, ROWS=8, COLUMNS=256,
     )  # fmt: skip
@@ -240,7 +245,7 @@ def attention_scores_gradient(
 def attention_positions_gradient(grad_scores: Tensor, position_query: Tensor) -> Tensor:
     """See ``operations``."""
     batch, heads, frames, width = position_query.shape
-    result = grad_scores.new_empty((batch, heads, 2 * frames - 1, width), dtype=torch.float32)
+    result = grad_scores.new_empty((batch, 2 * frames - 1, heads, width), dtype=torch.float32)
     _positions_gradient[(triton.cdiv(2 * frames - 1, 64), batch * heads)](
         grad_scores, position_query, result, frames, heads, *position_query.stride()[:3],
         WIDTH=width, WIDTH_BLOCK=triton.next_power_of_2(width), ROWS=32, OFFSETS=64,

@@ -45,16 +45,17 @@ class Kernel(NamedTuple):
     dtype: torch.dtype | None = None
 
 
-def _interpreted() -> bool:
+def interpreted() -> bool:
     """Whether Triton runs kernels on a CPU (for tests: thousands of times slower)."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def fused(name: str, x: Tensor) -> bool:
-    """Whether the kernel ``name`` is used for ``x``: it was chosen, and has x's device and format."""
-    if name not in _running or x.dtype not in FORMATS or recording():
+    """Whether the kernel ``name`` is used for ``x``: it was chosen, and has x's device and format (integers
+    have one)."""
+    if name not in _running or recording() or x.is_floating_point() and x.dtype not in FORMATS:
         return False
-    return _interpreted() or not on_host(x)
+    return interpreted() or not on_host(x)
 
 
 @contextmanager
@@ -70,7 +71,7 @@ def running(names: Iterable[str]) -> Iterator[None]:
 
 def _obstacle(device: torch.device) -> str:
     """Why no kernel can run on ``device``; empty if they can."""
-    if device.type != "cuda" and not _interpreted():
+    if device.type != "cuda" and not interpreted():
         return f"they need CUDA and the device is {device.type}"
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed: pip install triton (Linux)"

@@ -1,4 +1,5 @@
-"""The gated linear unit of the convolution module, with the mask of padding and the Balancer on its gates."""
+"""The gated linear unit of the convolution module, with the mask of padding and the Balancer on its gates;
+and the two gates of the non-linear attention."""
 
 import torch
 import triton
@@ -54,6 +55,43 @@ def _backward(
     tl.store(result + at + channels, by_gate.to(result.dtype.element_ty), mask=inside)
 
 
+@triton.jit
+def _tanh(x):
+    return 2.0 * tl.sigmoid(2.0 * x) - 1.0
+
+
+@triton.jit(do_not_specialize=["rows"])
+def _product(
+    values, gates, y, rows, channels, value_stride, gate_stride, ROWS: tl.constexpr, CHANNELS: tl.constexpr
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+    channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)[None, :]
+    inside = (row < rows) & (channel < channels)
+    value = tl.load(values + row * value_stride + channel, mask=inside, other=0.0).to(tl.float32)
+    value *= _tanh(tl.load(gates + row * gate_stride + channel, mask=inside, other=0.0).to(tl.float32))
+    tl.store(y + row * channels + channel, value.to(y.dtype.element_ty), mask=inside)
+
+
+@triton.jit(do_not_specialize=["rows"])
+def _product_backward(
+    values, gates, grad, grad_values, grad_gates, rows, channels, value_stride, gate_stride,
+    TANH: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+    channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)[None, :]
+    inside = (row < rows) & (channel < channels)
+    place = row * channels + channel
+    value = tl.load(values + row * value_stride + channel, mask=inside, other=0.0).to(tl.float32)
+    gate = tl.load(gates + row * gate_stride + channel, mask=inside, other=0.0).to(tl.float32)
+    change = tl.load(grad + place, mask=inside, other=0.0).to(tl.float32)
+    by_gate = change * value
+    if TANH:
+        gate = _tanh(gate)
+        by_gate *= 1.0 - gate * gate
+    tl.store(grad_values + place, (change * gate).to(grad_values.dtype.element_ty), mask=inside)
+    tl.store(grad_gates + place, by_gate.to(grad_gates.dtype.element_ty), mask=inside)
+
+
 def _flags(valid: Tensor | None, other: Tensor) -> Tensor:
     """Bytes of the mask, or some address, which is not read."""
     return other if valid is None else valid.view(torch.uint8)
@@ -84,3 +122,23 @@ def gated_gradient(
             MASKED=valid is not None, BALANCED=coefficients is not None, **tiles.constants,
         )  # fmt: skip
     return result
+
+
+def tanh_gated(values: Tensor, gates: Tensor) -> Tensor:
+    """See ``operations``."""
+    y = torch.empty_like(values, memory_format=torch.contiguous_format)
+    tiles = Tiles.of(y)
+    strides = values.stride(0), gates.stride(0)
+    _product[tiles.grid](values, gates, y, tiles.rows, tiles.channels, *strides, **tiles.constants)
+    return y
+
+
+def product_gradients(values: Tensor, gates: Tensor, grad: Tensor, tanh: bool) -> tuple[Tensor, Tensor]:
+    """See ``operations``."""
+    results = torch.empty_like(grad, dtype=values.dtype), torch.empty_like(grad, dtype=gates.dtype)
+    tiles = Tiles.of(grad)
+    strides = values.stride(0), gates.stride(0)
+    _product_backward[tiles.grid](
+        values, gates, grad, *results, tiles.rows, tiles.channels, *strides, TANH=tanh, **tiles.constants
+    )
+    return results

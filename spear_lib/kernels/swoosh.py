@@ -25,14 +25,14 @@ def _tile(rows, channels, ROWS: tl.constexpr, CHANNELS: tl.constexpr):
 
 
 @triton.jit
-def _factor(multiplier, row, channel, inside, channels, frames):
+def _factor(multiplier, row, channel, inside, stride, frames):
     """Of the tile's elements, from (B, 1, C)."""
-    return tl.load(multiplier + row // frames * channels + channel, mask=inside, other=0.0).to(tl.float32)
+    return tl.load(multiplier + row // frames * stride + channel, mask=inside, other=0.0).to(tl.float32)
 
 
 @triton.jit(do_not_specialize=["rows", "frames"])
 def _forward(
-    x, multiplier, y, rows, channels, frames,
+    x, multiplier, y, rows, channels, frames, stride,
     SHIFT: tl.constexpr, OFFSET: tl.constexpr, MULTIPLIED: tl.constexpr, ROWS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):  # fmt: skip
@@ -40,13 +40,13 @@ def _forward(
     place = row * channels + channel
     value = _value(tl.load(x + place, mask=inside, other=0.0).to(tl.float32), SHIFT, OFFSET)
     if MULTIPLIED:
-        value *= _factor(multiplier, row, channel, inside, channels, frames)
+        value *= _factor(multiplier, row, channel, inside, stride, frames)
     tl.store(y + place, value.to(y.dtype.element_ty), mask=inside)
 
 
 @triton.jit(do_not_specialize=["rows", "frames"])
 def _backward(
-    x, grad, multiplier, grad_x, y, rows, channels, frames,
+    x, grad, multiplier, grad_x, y, rows, channels, frames, stride,
     SHIFT: tl.constexpr, OFFSET: tl.constexpr, MULTIPLIED: tl.constexpr, BOTH: tl.constexpr,
     ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
@@ -57,7 +57,7 @@ def _backward(
     change *= tl.sigmoid(at - SHIFT) - 0.08
     value = _value(at, SHIFT, OFFSET)
     if MULTIPLIED:
-        factor = _factor(multiplier, row, channel, inside, channels, frames)
+        factor = _factor(multiplier, row, channel, inside, stride, frames)
         change *= factor
         value *= factor
     tl.store(grad_x + place, change.to(grad_x.dtype.element_ty), mask=inside)
@@ -86,6 +86,7 @@ def _launch(
         tiles.rows,
         tiles.channels,
         frames,
+        0 if multiplier is None else multiplier.stride(0),
         SHIFT=shift,
         OFFSET=offset,
         MULTIPLIED=multiplier is not None,

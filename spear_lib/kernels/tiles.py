@@ -1,7 +1,8 @@
-"""How a matrix of rows and channels is cut into tiles, one program each."""
+"""How a matrix of rows and channels is cut into tiles, one program each; tables for kernels."""
 
 from typing import NamedTuple
 
+import torch
 import triton
 from torch import Tensor
 
@@ -33,3 +34,8 @@ class Tiles(NamedTuple):
     def constants(self) -> dict[str, int]:
         """Arguments of a kernel."""
         return {"ROWS": self.row_block, "CHANNELS": self.channel_block}
+
+
+def on_device(small: Tensor, device: torch.device) -> Tensor:
+    """A table made on the host, where ``device`` finds it; the host waits for nothing."""
+    return small.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else small

@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spear_lib.kernels import fused
+from spear_lib.optim.joint_step import JointStacks
 from spear_lib.optim.reports import report_clipping, report_explosion, report_skip
-from spear_lib.runtime.devices import on_host
+from spear_lib.optim.stacks import Stack
 
 VARIANTS = ("spear", "master")
 # "master" sets first, generous thresholds early.
@@ -30,63 +30,9 @@ _EARLY_THRESHOLDS = (10, 20, 40)
 _REPORTED_FACTOR = 0.1
 
 
-class _Stack:
-    """The tensors of one group that share dtype and shape.
-
-    ``params`` and ``grads`` are (n, ...) during a step: views of a lone tensor, copies of several. On the CPU
-    the copies keep their memory between steps: fresh pages cost more than the arithmetic.
-    """
-
-    def __init__(self, tensors: list[Tensor]):
-        self.tensors = tensors
-        self.first = tensors[0]
-        self.scalar = self.first.numel() == 1
-        self.dims = tuple(range(1, self.first.dim() + 1))
-        self.params = self.grads = torch.empty(0)
-        self.scratch: dict[str, Tensor] = {}
-
-    def gather(self) -> None:
-        gradients = [t.grad if t.grad is not None else torch.zeros_like(t) for t in self.tensors]
-        if any(g.is_sparse for g in gradients):
-            raise RuntimeError("ScaledAdam cannot use sparse gradients: set sparse=False in the embedding.")
-        if len(self.tensors) == 1:
-            self.params, self.grads = self.first.detach().unsqueeze(0), gradients[0].unsqueeze(0)
-        else:
-            self.params, self.grads = self._stacked("params", self.tensors), self._stacked("grads", gradients)
-
-    def _stacked(self, name: str, tensors: list[Tensor]) -> Tensor:
-        if not on_host(self.first):
-            return torch.stack(tensors)
-        if name not in self.scratch:
-            self.scratch[name] = self.first.new_empty((len(tensors), *self.first.shape))
-        return torch.stack(tensors, out=self.scratch[name])
-
-    def scaled_grads(self, factor: Tensor | float) -> Tensor:
-        """The gradients times a factor; not in place: a lone gradient is the caller's own .grad."""
-        return self.grads if _is_one(factor) else self.grads * factor
-
-    def fused(self) -> bool:
-        """Whether the fused kernels do the step: of float32, in one block of memory."""
-        suits = self.params.dtype == torch.float32 and self.params.is_contiguous()
-        return suits and fused("scaled_adam", self.params)
-
-    def scatter(self) -> None:
-        if len(self.tensors) > 1:
-            torch._foreach_copy_(self.tensors, self.params.unbind(0))
-        self.params = self.grads = torch.empty(0)
-
-    def norm(self, values: Tensor) -> Tensor:
-        """(n, 1, ...) Euclidean norm per tensor, in one pass without an intermediate."""
-        return torch.linalg.vector_norm(values, dim=self.dims, keepdim=True)
-
-    def rms(self) -> Tensor:
-        """(n, 1, ...) root of the mean square of every tensor."""
-        return self.norm(self.params) / math.sqrt(self.first.numel())
-
-
-def _is_one(factor: Tensor | float) -> bool:
-    """Whether a factor is known to be 1 without waiting for a device."""
-    return float(factor) == 1.0 if not isinstance(factor, Tensor) or on_host(factor) else False
+def _apart(stacks: list[Stack], joint: JointStacks | None) -> list[Stack]:
+    """Those of ``stacks`` that are not worked on together."""
+    return stacks if joint is None else [stack for stack in stacks if stack not in joint.stacks]
 
 
 class ScaledAdam(torch.optim.Optimizer):
@@ -156,7 +102,8 @@ class ScaledAdam(torch.optim.Optimizer):
         self.variant = variant
         self.num_skipped = 0
         self.last_clip_factors: list[Tensor | float] = []
-        self._stacks_of_group: dict[int, list[_Stack]] = {}
+        self._stacks_of_group: dict[int, list[Stack]] = {}
+        self._joint_of_group: dict[int, JointStacks | None] = {}
 
     # ------------------------------------------------------------------------------------ step
     @torch.no_grad()
@@ -173,10 +120,11 @@ class ScaledAdam(torch.optim.Optimizer):
             if all(p.grad is None for p in group["params"]) and not self._started(group):
                 continue
             stacks = self._stacks(index, group)
-            for stack in stacks:
+            joint = self._joint(index, group, stacks)
+            for stack in _apart(stacks, joint):
                 stack.gather()
                 self._create_state(group, stack)
-            work.append((index, group, stacks, self._squared_norm(group, stacks)))
+            work.append((index, group, stacks, self._squared_norm(group, stacks, joint)))
         if not work:
             return loss
         # The one host read of the step, for all groups together.
@@ -189,38 +137,55 @@ class ScaledAdam(torch.optim.Optimizer):
             report_skip(groups, self.num_skipped)
             return loss
         for (index, group, stacks, square), value, limit in zip(work, squares, limits):
+            joint = self._joint_of_group[index]
             if value == 0.0 and not self._started(group):
                 continue
             if 0.0 < limit < _REPORTED_FACTOR * math.sqrt(value):
-                report_explosion(group, self._squares_by_tensor(group, stacks), limit)
+                report_explosion(group, self._squares_by_tensor(group, stacks, joint), limit)
             factor = self._clip_factor(group, stacks[0], square, value)
             self.last_clip_factors[index] = factor
-            for stack in stacks:
+            if joint is not None:
+                self._step_joint(group, joint, factor)
+            for stack in _apart(stacks, joint):
                 if stack.scalar:
                     self._step_scalars(group, stack, stack.scaled_grads(factor))
-                elif stack.fused():
-                    self._step_fused(group, stack, factor)
                 else:
                     self._step_tensors(group, stack, stack.scaled_grads(factor))
-                self.state[stack.first]["step"] += 1
                 stack.scatter()
+            for stack in stacks:
+                self.state[stack.first]["step"] += 1
         return loss
 
     def _started(self, group: dict[str, Any]) -> bool:
         """Whether the group has ever had a gradient other than zero."""
         return any(self.state[p].get("step", 0) > 0 for p in group["params"] if p in self.state)
 
-    def _stacks(self, index: int, group: dict[str, Any]) -> list[_Stack]:
+    def _stacks(self, index: int, group: dict[str, Any]) -> list[Stack]:
         """Stacks ordered by dtype and shape; inside a stack the order of registration."""
         stacks = self._stacks_of_group.get(index)
         if stacks is None or sum(len(stack.tensors) for stack in stacks) != len(group["params"]):
             by_shape: dict[tuple[str, tuple[int, ...]], list[Tensor]] = defaultdict(list)
             for parameter in group["params"]:
                 by_shape[(str(parameter.dtype), tuple(parameter.shape))].append(parameter)
-            stacks = self._stacks_of_group[index] = [_Stack(by_shape[shape]) for shape in sorted(by_shape)]
+            stacks = self._stacks_of_group[index] = [Stack(by_shape[shape]) for shape in sorted(by_shape)]
         return stacks
 
-    def _create_state(self, group: dict[str, Any], stack: _Stack) -> None:
+    def _joint(self, index: int, group: dict[str, Any], stacks: list[Stack]) -> JointStacks | None:
+        """Those of ``stacks`` that fused kernels work on, if there are any, with this step's sums."""
+        joining = [stack for stack in stacks if stack.joins()]
+        joint = self._joint_of_group.get(index)
+        if joint is None or joint.stacks != joining:
+            for stack in joining:
+                stack.gather()
+                self._create_state(group, stack)
+                stack.release()
+            states = [self.state[stack.first] for stack in joining]
+            joint = self._joint_of_group[index] = JointStacks(joining, states) if joining else None
+        if joint is not None:
+            joint.measure()
+        return joint
+
+    def _create_state(self, group: dict[str, Any], stack: Stack) -> None:
         state = self.state[stack.first]
         if state:
             return
@@ -234,11 +199,13 @@ class ScaledAdam(torch.optim.Optimizer):
             state["scale_grads"] = rms.new_zeros((group["size_update_period"], *rms.shape))
 
     # -------------------------------------------------------------------------------- clipping
-    def _squares_by_tensor(self, group: dict[str, Any], stacks: list[_Stack]) -> list[tuple[_Stack, Tensor]]:
+    def _squares_by_tensor(
+        self, group: dict[str, Any], stacks: list[Stack], joint: JointStacks | None
+    ) -> list[tuple[Stack, Tensor]]:
         """(n,) of every stack: squared norms of the gradients, each weighted by its tensor's RMS."""
         scalar_weight = group["scalar_lr_scale"] if self.variant == "master" else 1.0
-        parts = []
-        for stack in stacks:
+        parts = [] if joint is None else joint.weighted_squares()
+        for stack in _apart(stacks, joint):
             if stack.scalar:
                 weighted = stack.grads * scalar_weight
             else:
@@ -246,17 +213,20 @@ class ScaledAdam(torch.optim.Optimizer):
             parts.append((stack, weighted.square().flatten()))
         return parts
 
-    def _squared_norm(self, group: dict[str, Any], stacks: list[_Stack]) -> Tensor:
+    def _squared_norm(self, group: dict[str, Any], stacks: list[Stack], joint: JointStacks | None) -> Tensor:
         """S: the sum over all tensors of the group."""
-        return torch.stack([squares.sum() for _, squares in self._squares_by_tensor(group, stacks)]).sum()
+        squares = [squares for _, squares in self._squares_by_tensor(group, stacks, joint)]
+        if joint is not None:
+            return torch.cat(squares).sum()
+        return torch.stack([each.sum() for each in squares]).sum()
 
-    def _threshold(self, first: _Stack, square: Tensor) -> Tensor:
+    def _threshold(self, first: Stack, square: Tensor) -> Tensor:
         """The norm above which the group is clipped now, 0 where there is none; dtype of ``square``."""
         threshold = self.state[first.first].get("model_norm_threshold")
         return torch.zeros_like(square) if threshold is None else threshold.to(square.dtype)
 
     def _clip_factor(
-        self, group: dict[str, Any], first: _Stack, square: Tensor, value: float
+        self, group: dict[str, Any], first: Stack, square: Tensor, value: float
     ) -> Tensor | float:
         """Factor for all gradients of the group; history and threshold live in the first stack's state."""
         scale, period = group["clipping_scale"], group["clipping_update_period"]
@@ -291,7 +261,7 @@ class ScaledAdam(torch.optim.Optimizer):
         return factor
 
     # --------------------------------------------------------------------------------- updates
-    def _step_scalars(self, group: dict[str, Any], stack: _Stack, grads: Tensor) -> None:
+    def _step_scalars(self, group: dict[str, Any], stack: Stack, grads: Tensor) -> None:
         """One-element parameters: plain Adam with the scaled-down rate and a bound on the value."""
         state = self.state[stack.first]
         beta1, beta2 = group["betas"]
@@ -309,12 +279,13 @@ class ScaledAdam(torch.optim.Optimizer):
         else:
             stack.params.add_(delta).clamp_(-bound, bound)
 
-    def _step_tensors(self, group: dict[str, Any], stack: _Stack, grads: Tensor) -> None:
+    def _step_tensors(self, group: dict[str, Any], stack: Stack, grads: Tensor) -> None:
         state, params = self.state[stack.first], stack.params
         beta1, beta2 = group["betas"]
         delta, squares, step = state["delta"], state["exp_avg_sq"], state["step"]
         delta.mul_(beta1)
-        size_step = self._size_step(group, stack, (params * grads).sum(dim=stack.dims, keepdim=True))
+        scale_grads = (params * grads).sum(dim=stack.dims, keepdim=True)
+        size_step = self._size_step(group, state, step, stack.rms, scale_grads)
         if size_step is not None:
             delta.addcmul_(params, size_step, value=1 - beta1)
         squares.mul_(beta2).addcmul_(grads, grads, value=1 - beta2)
@@ -327,42 +298,42 @@ class ScaledAdam(torch.optim.Optimizer):
         delta.addcmul_(torch.div(grads, denominator, out=denominator), rate)
         params.add_(delta)
 
-    def _step_fused(self, group: dict[str, Any], stack: _Stack, factor: Tensor | float) -> None:
-        """``_step_tensors`` on the gradients times ``factor``, as two kernels."""
-        state, params, grads = self.state[stack.first], stack.params, stack.grads.contiguous()
-        beta1, beta2 = group["betas"]
-        factor = factor if isinstance(factor, Tensor) else params.new_full((), factor)
-        sums = torch.ops.spear.scaled_adam_dots(params, grads, factor).sum(dim=1)
-        size_step = self._size_step(group, stack, sums.view_as(state["param_rms"]))
-        rate = self._rate(group, stack)
-        correction = 1 - beta2 ** (state["step"] + 1)
+    def _step_joint(self, group: dict[str, Any], joint: JointStacks, factor: Tensor | float) -> None:
+        """``_step_tensors`` of many stacks, on the gradients times ``factor``."""
+        step, (beta1, beta2) = self.state[joint.stacks[0].first]["step"], group["betas"]
+        factor = factor if isinstance(factor, Tensor) else joint.totals.new_full((), factor)
+        gradients = joint.totals[1] * factor
+        size_step = self._size_step(group, joint.state, step, joint.rms, gradients)
+        correction = 1 - beta2 ** (step + 1)
         correction = correction**-0.5 if correction < 0.99 else 1.0
-        numbers = [beta1, beta2, correction, group["eps"]]
-        moments = state["delta"], state["exp_avg_sq"]
-        torch.ops.spear.scaled_adam_step_(params, *moments, grads, factor, rate, size_step, numbers)
+        numbers = [beta1, beta2, correction, group["eps"], group["param_min_rms"], -(1 - beta1) * group["lr"]]
+        joint.update(factor, size_step, numbers)
 
-    def _rate(self, group: dict[str, Any], stack: _Stack) -> Tensor:
+    def _rate(self, group: dict[str, Any], stack: Stack) -> Tensor:
         """(n, 1, ...): what the normalised gradient is multiplied by."""
         state = self.state[stack.first]
         rate = state["param_rms"].clamp(min=group["param_min_rms"])
         return rate.mul_(-(1 - group["betas"][0]) * group["lr"])
 
-    def _size_step(self, group: dict[str, Any], stack: _Stack, new_scale_grads: Tensor) -> Tensor | None:
+    def _size_step(
+        self,
+        group: dict[str, Any],
+        state: dict[str, Any],
+        step: int,
+        measured_rms: Callable[[], Tensor],
+        new_scale_grads: Tensor,
+    ) -> Tensor | None:
         """(n, 1, ...): every few steps, scale the whole tensor along the summed gradient of its log-scale."""
-        state, step, period = (
-            self.state[stack.first],
-            self.state[stack.first]["step"],
-            group["size_update_period"],
-        )
+        period = group["size_update_period"]
         state["scale_grads"][step % period] = new_scale_grads
         if step % period != period - 1:
             return None
-        state["param_rms"].copy_(stack.rms())
+        state["param_rms"].copy_(measured_rms())
         beta2 = group["betas"][1]
         beta2_period = beta2**period
         rms, scale_grads, squares = state["param_rms"], state["scale_grads"], state["scale_exp_avg_sq"]
         squares.mul_(beta2_period).add_(scale_grads.square().mean(dim=0), alpha=1 - beta2_period)
-        correction = 1 - beta2_period ** ((state["step"] + 1) // period)
+        correction = 1 - beta2_period ** ((step + 1) // period)
         rate = -group["lr"] * group["scalar_lr_scale"] * math.sqrt(correction)
         size_step = scale_grads.sum(dim=0).mul_(rate).div_(squares.sqrt().add_(group["eps"]))
         if self.variant == "master":
@@ -383,6 +354,7 @@ class ScaledAdam(torch.optim.Optimizer):
                 f"the saved optimiser is ScaledAdam variant {variant!r}, this one is {self.variant!r}: "
                 "set the same variant to continue this run."
             )
+        self._joint_of_group = {}
         super().load_state_dict({k: v for k, v in state_dict.items() if k in ("state", "param_groups")})
         self.num_skipped = int(state_dict.get("num_skipped", 0))
         for state in self.state.values():

@@ -16,11 +16,16 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from spear_lib.kernels import Kernel, fused
 from spear_lib.runtime.devices import on_host
 
 # Logits held at once: 8 MB in float32 stay near a CPU's cache, a GPU is kept busy by 128 MB.
 CPU_CHUNK_ELEMENTS = 1 << 21
 GPU_CHUNK_ELEMENTS = 1 << 25
+
+
+_NAME = "heads"
+_MOST_CLASSES = 4096  # that a kernel holds at once
 
 
 class HeadOutput(NamedTuple):
@@ -46,6 +51,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         Under autocast the matrix products take its format; losses and sums stay in that of ``hidden``.
         """
         device = hidden.device.type
+        if fused(_NAME, hidden) and bias.shape[1] <= _MOST_CLASSES:
+            return _ChunkedCrossEntropy._by_kernels(ctx, hidden, weight, bias, targets, weights, train)
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
         loss, correct = (
             torch.empty_like(targets, dtype=hidden.dtype),
@@ -73,6 +80,40 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                     )
             total = loss.sum(-1) @ weights
         ctx.save_for_backward(*gradients)
+        ctx.mark_non_differentiable(loss, correct)
+        return total, loss, correct
+
+    @staticmethod
+    def _by_kernels(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, weights: Tensor, train: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """``forward`` with one sweep over the logits, which become their own gradients."""
+        device = hidden.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+        loss = torch.empty_like(targets, dtype=hidden.dtype)
+        correct = torch.empty_like(targets, dtype=torch.bool)
+        classifiers, offsets = weight.flatten(0, 1).to(dtype), bias.flatten().to(dtype)
+        targets, weights, grads = targets.contiguous(), weights.contiguous(), []
+        if train:
+            grads = [torch.empty_like(hidden), *map(torch.zeros_like, (weight.flatten(0, 1), bias))]
+        with torch.autocast(device, enabled=False):
+            for rows in _chunks(hidden, bias, dtype):
+                part = hidden[rows].to(dtype)
+                logits = torch.addmm(offsets, part, classifiers.t())
+                sums = torch.ops.spear.cross_entropies_(
+                    logits.view(-1, *bias.shape),
+                    loss[rows],
+                    correct[rows],
+                    targets[rows],
+                    weights[rows],
+                    train,
+                )
+                if train:
+                    grads[0][rows] = logits @ classifiers
+                    grads[1] += logits.t() @ part
+                    grads[2] += sums.sum(0)
+            total = loss.sum(-1) @ weights
+        ctx.save_for_backward(*grads)
         ctx.mark_non_differentiable(loss, correct)
         return total, loss, correct
 
@@ -113,8 +154,8 @@ def _add_gradients(
     grad_bias += (weights[rows] @ grad.flatten(1)).view_as(grad_bias)
 
 
-def _chunks(hidden: Tensor, bias: Tensor) -> list[slice]:
-    elements = CPU_CHUNK_ELEMENTS if on_host(hidden) else GPU_CHUNK_ELEMENTS
+def _chunks(hidden: Tensor, bias: Tensor, dtype: torch.dtype = torch.float32) -> list[slice]:
+    elements = CPU_CHUNK_ELEMENTS if on_host(hidden) else GPU_CHUNK_ELEMENTS * 4 // dtype.itemsize
     size = max(1, elements // bias.numel())
     return [slice(start, start + size) for start in range(0, hidden.shape[0], size)]
 
@@ -161,3 +202,29 @@ class MaskedPredictionHead(nn.Module):
         """Takes the weights of the reference's JointCodebookLoss (``linear2b_weight``, ``linear2_bias``)."""
         self.weight.copy_(state[prefix + "linear2b_weight"])
         self.bias.copy_(state[prefix + "linear2_bias"])
+
+
+def _sample(device: torch.device, values: torch.dtype, computed: torch.dtype) -> list[Tensor]:
+    """Frames of which some have no target, with different weights; few and many classes."""
+    generator, found = torch.Generator().manual_seed(1), []
+    half = computed in (torch.bfloat16, torch.float16)
+    wide = torch.promote_types(computed, torch.float32)
+    for frames, size in ((70, 256), (3, 5)):
+        head = MaskedPredictionHead(24, 3, size)
+        for each in head.parameters():
+            each.data = torch.randn(each.shape, generator=generator).to(values).to(wide)
+        hidden = torch.randn(frames, 24, generator=generator).to(values).to(device, wide).requires_grad_()
+        targets = torch.randint(size, (frames, 3), generator=generator)
+        targets[::7] = -100
+        weights = torch.rand(frames, generator=generator).to(device, wide)
+        with torch.enable_grad(), torch.autocast(device.type, computed if half else None, enabled=half):
+            out = head.to(device)(hidden, targets.to(device), weights)
+            out.total.backward()
+        grads = [hidden.grad, *(each.grad for each in head.parameters())]
+        # Which of two nearly equal guesses is best is decided by rounding; its loss is compared.
+        found += [each.to(computed) for each in (out.total.detach(), out.loss.detach(), *grads)]
+    return found
+
+
+HEADS = Kernel(_NAME, _sample)
+"""The fused kernel of prediction heads, and what it is compared on before it runs."""

@@ -42,7 +42,7 @@ def train_encoder(
         processes,
         (max(options.data.min_duration, shortest), options.data.max_duration),
     )
-    kernels = use_kernels(options.training, processes.device, encoder)
+    kernels = use_kernels(options.training, processes.device, encoder, task.kernels)
     if processes.is_main:
         lines = facts(options, processes, task, train_data, valid_data, probe, kernels)
         first_screen(title, {**(starts or {}), **lines})

@@ -16,7 +16,7 @@ from spear_lib.data.domains import AUDIO, DOMAINS, SPEECH
 from spear_lib.pretraining.alignment import align_targets, frames_per_student_frame
 from spear_lib.pretraining.description import DESCRIPTION
 from spear_lib.pretraining.fields import TokenField
-from spear_lib.pretraining.heads import MaskedPredictionHead
+from spear_lib.pretraining.heads import HEADS, MaskedPredictionHead
 from spear_lib.pretraining.objective import (
     ObjectiveConfig,
     Term,
@@ -60,6 +60,7 @@ class PretrainingTask(Task[Batch]):
     """
 
     description = DESCRIPTION
+    kernels = (HEADS,)
 
     def __init__(
         self, model: PretrainingModel, fields: list[TokenField], objective: ObjectiveConfig | None = None

@@ -54,6 +54,11 @@ def _mix(x: Tensor) -> Tensor:
     return x ^ _shift_right(x, 31)
 
 
+def constants(site: int) -> tuple[int, int]:
+    """What ``uniform`` mixes into the keys and into the positions of a site."""
+    return _mix_int(site + 1), _mix_int(site)
+
+
 def uniform(key: Tensor, site: int, count: int = 1) -> Tensor:
     """Uniform numbers in [0, 1) that depend only on (key, site, position).
 
@@ -65,9 +70,10 @@ def uniform(key: Tensor, site: int, count: int = 1) -> Tensor:
     Returns:
       float32 of shape (..., count), on the device of ``key``.
     """
+    of_key, of_counter = constants(site)
     position = torch.arange(count, dtype=torch.int64, device=key.device)
-    counter = (position + 1) * _GOLDEN + _mix_int(site)
-    hashed = _mix(_mix(key.unsqueeze(-1) ^ _mix_int(site + 1)) + counter)
+    counter = (position + 1) * _GOLDEN + of_counter
+    hashed = _mix(_mix(key.unsqueeze(-1) ^ of_key) + counter)
     return _shift_right(hashed, 40).to(torch.float32) * (1.0 / (1 << 24))
 
 

@@ -4,8 +4,13 @@ import logging
 from contextlib import nullcontext
 from typing import Any
 
+import torch
 from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
+from spear_lib.kernels import fused
+from spear_lib.kernels.weights import NAME as WEIGHTS
+from spear_lib.kernels.weights import zero_gradients
 from spear_lib.runtime.world import World
 
 logger = logging.getLogger(__name__)
@@ -38,7 +43,26 @@ def wrap(task: Any, world: World) -> nn.Module:
     if world.world_size == 1 or not any(p.requires_grad for p in module.parameters()):
         return module
     _say_what_differs(task.model, world)
-    return nn.parallel.DistributedDataParallel(module, gradient_as_bucket_view=True)
+    wrapped = nn.parallel.DistributedDataParallel(module, gradient_as_bucket_view=True)
+    if _stay_in_buckets(wrapped):
+        # Divides a bucket at once, where DDP itself would divide every gradient by a kernel of its own.
+        wrapped.register_comm_hook(None, allreduce_hook)
+    return wrapped
+
+
+def _stay_in_buckets(module: nn.Module) -> bool:
+    """Whether gradients are added in DDP's buckets: those of working copies are, in a few launches."""
+    if not isinstance(module, nn.parallel.DistributedDataParallel):
+        return False
+    return fused(WEIGHTS, next(module.parameters()))
+
+
+def clear_gradients(module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Before a step: no gradients, or zeros in the buckets where they stay."""
+    if _stay_in_buckets(module):
+        zero_gradients(each for group in optimizer.param_groups for each in group["params"])
+    else:
+        optimizer.zero_grad(set_to_none=True)
 
 
 def _say_what_differs(model: nn.Module, world: World) -> None:

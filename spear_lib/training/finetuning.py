@@ -97,7 +97,7 @@ def finetune(
         share = {"seed": training.seed, "rank": world.rank, "world_size": world.world_size}
         train_data = make_data(**share)
         valid_data = make_data(**share, training=False, cuts=options.dev_cuts)
-        kernels = use_kernels(training, world.device, encoder)
+        kernels = use_kernels(training, world.device, encoder, task.kernels)
         if world.is_main:
             keep(Path(options.experiment_dir))
             lines = run_facts(options, training, task, train_data, world.world_size)

@@ -199,7 +199,7 @@ class Trainer:
         if position.step == config.finish_steps and finish(self.task.model, config, position.step):
             self.module = distributed.wrap(self.task, world)
         self.task.model.train()
-        self.optimizer.zero_grad(set_to_none=True)
+        distributed.clear_gradients(self.module, self.optimizer)
         num_frames, micro, passes = 0.0, 0, 0
         while micro < config.accumulate_batches:
             batch = next(batches, None)

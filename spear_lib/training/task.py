@@ -33,6 +33,7 @@ from typing import Any, Generic, TypeVar
 
 from torch import Tensor, nn
 
+from spear_lib.kernels import Kernel
 from spear_lib.runtime.task_file import TaskDescription
 from spear_lib.training.interfaces import TrainingBatch
 
@@ -85,6 +86,9 @@ class Task(ABC, Generic[Batch]):
     description: TaskDescription
     """What the report must know; its ``kind`` is written into checkpoints, and only a run of the same kind
     goes on from them."""
+
+    kernels: tuple[Kernel, ...] = ()
+    """Fused kernels that it could use beside those of its encoder."""
 
     own_state: tuple[str, ...] = ()
     """Module paths of ``model`` that only the task itself moves (a teacher that follows, codebooks). They are

@@ -1,14 +1,13 @@
 """The fused kernels against eager PyTorch, under Triton's interpreter: run by test_fused_kernels.py, in a
 process of its own, since the interpreter must be chosen before Triton is first imported."""
 
-import os
 from contextlib import nullcontext
 from functools import partial
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from fused_tools import CPU, a_device, both_ways, gradients, normal  # noqa: F401
 from zipformer_fixtures import TINY
 
 from spear_lib.encoders.zipformer import SpearEncoder, ZipformerConfig
@@ -17,46 +16,21 @@ from spear_lib.encoders.zipformer.convolution import gated
 from spear_lib.encoders.zipformer.fused import zipformer_kernels
 from spear_lib.encoders.zipformer.modules import add, bias_norm, interpolate
 from spear_lib.encoders.zipformer.regularisers import BalancerLimits, apply_limits
-from spear_lib.kernels import choice, select
-from spear_lib.optim.fused import SCALED_ADAM
-from spear_lib.runtime import keyed_random
-from spear_lib.runtime.devices import plan_for_accelerator
-
-if os.environ.get("TRITON_INTERPRET") != "1":
-    pytest.exit("run test_fused_kernels.py: these cases need TRITON_INTERPRET=1", returncode=3)
-
-import triton.language as tl
-from triton.runtime import interpreter
-
 from spear_lib.kernels import balancer as balancer_module
+from spear_lib.kernels import choice, select
 from spear_lib.kernels import swoosh as swoosh_module
+from spear_lib.kernels.weights import WEIGHTS
+from spear_lib.optim.fused import SCALED_ADAM
+from spear_lib.pretraining.heads import HEADS
+from spear_lib.runtime import keyed_random
 
-CPU = torch.device("cpu")
 CONFIG = ZipformerConfig(**TINY)
-KERNELS = {kernel.name: kernel for kernel in [*zipformer_kernels(CONFIG), SCALED_ADAM]}
+KERNELS = {kernel.name: kernel for kernel in [*zipformer_kernels(CONFIG), WEIGHTS, HEADS, SCALED_ADAM]}
 FORMATS = {
     "fp32": torch.float32,
     "bf16": torch.bfloat16,
     "fp16": pytest.param(torch.float16, marks=pytest.mark.slow),
 }
-
-
-def _converted(values, source, target, rounding):
-    """A GPU rounds to the nearest bf16 number; Triton 3.9's interpreter cuts digits off."""
-    if (source, target) == (tl.float32, tl.bfloat16):
-        rounded = torch.from_numpy(np.ascontiguousarray(values)).bfloat16().view(torch.int16)
-        return rounded.numpy().view(np.uint16).reshape(values.shape)
-    return _interpreters(values, source, target, rounding)
-
-
-_interpreters, interpreter._convert_float = interpreter._convert_float, _converted
-
-
-@pytest.fixture(autouse=True)
-def a_device():
-    """Code for accelerators, on tensors in a CPU's memory; nothing chosen before and after."""
-    with plan_for_accelerator(), choice.running(()):
-        yield
 
 
 @pytest.mark.parametrize("dtype", FORMATS.values(), ids=FORMATS)
@@ -66,24 +40,6 @@ def test_a_kernel_agrees_with_the_eager_path(name, dtype):
     if KERNELS[name].dtype not in (None, dtype):
         pytest.skip("it has one number format")
     assert choice.compare(KERNELS[name], CPU, dtype) == ""
-
-
-def gradients(function, *inputs):
-    leaves = [x.clone().requires_grad_() for x in inputs]
-    y = function(*leaves)
-    weights = torch.randn(y.shape, generator=torch.Generator().manual_seed(4)).to(y.dtype)
-    return [y.detach(), *torch.autograd.grad((y * weights).sum(), leaves)]
-
-
-def both_ways(name, function, *inputs, rtol=1e-5):
-    """The results of ``function`` with the kernel, which are those without."""
-    expected = gradients(function, *inputs)
-    with choice.running([name]):
-        found = gradients(function, *inputs)
-    for ours, theirs in zip(found, expected, strict=True):
-        assert ours.dtype == theirs.dtype
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=rtol * float(theirs.abs().max()) + 1e-30)
-    return found
 
 
 SHAPES = {
@@ -150,10 +106,6 @@ def test_balancer_of_any_shape(shape):
 ODD = [(1, 1, 3), (3, 37, 13), (2, 5, 130)]
 
 
-def normal(*shape, seed=1):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
 @pytest.mark.parametrize("shape", ODD)
 def test_gated_linear_units_of_any_shape(shape):
     batch, frames, channels = shape
@@ -176,9 +128,13 @@ def test_bypass_and_norm_of_any_shape(shape):
     for mask in (None, dropped):
         found = both_ways("residual", lambda x, h, mask=mask: add(x, h, mask)[0], x, h)
     assert batch == 1 or torch.equal(found[0][1], x[1])
-    both_ways("bypass", interpolate, x, h, normal(channels, seed=3))
+
+    def between(x, h, scale):
+        return interpolate(x, h, scale)[0]
+
+    both_ways("bypass", between, x, h, normal(channels, seed=3))
     skipped = torch.tensor([0.0, 1.0, 0.3])[:batch].view(-1, 1, 1) * torch.ones(channels)
-    found = both_ways("bypass", interpolate, x, h, skipped)
+    found = both_ways("bypass", between, x, h, skipped)
     assert torch.equal(found[0][0], x[0]) and (batch == 1 or torch.equal(found[0][1], h[1]))
     both_ways("bias_norm", bias_norm, x, normal(channels, seed=4), torch.tensor(0.7))
     silent = torch.zeros(shape)  # an all-zero frame stays finite

@@ -12,20 +12,18 @@ from spear_lib.encoders.base import MASKED_SCORE
 from spear_lib.encoders.step_context import Schedule, StepContext
 from spear_lib.encoders.zipformer import SpearEncoder, ZipformerConfig
 from spear_lib.encoders.zipformer.activations import swoosh
-from spear_lib.encoders.zipformer.attention import positional_table
 from spear_lib.encoders.zipformer.layer import ZipformerLayer
 from spear_lib.encoders.zipformer.modules import Downsample, bias_norm, upsample
+from spear_lib.encoders.zipformer.positions import positional_table
 from spear_lib.encoders.zipformer.regularisers import (
     Balancer,
     ScaleGrad,
-    Whiten,
     balance,
     limit_gradient,
     mean_over_std_limit,
     score_penalty,
-    whiten,
-    whitening_metric,
 )
+from spear_lib.encoders.zipformer.whitening import Whiten, whiten, whitening_metric
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -128,7 +126,7 @@ def _layer_inputs(golden):
 def test_layer_parts(golden, layer):
     x, table, mask, valid = _layer_inputs(golden)
     masked = torch.minimum(mask, golden["layer.attn_mask"].float() * MASKED_SCORE)
-    weights, first_head = layer.self_attn_weights(x, table, mask)
+    weights, _, first_head = layer.self_attn_weights(x, table, mask)
     assert torch.equal(first_head, weights[:, 0])
 
     def check(value, key, atol=5e-6):
@@ -155,7 +153,7 @@ def test_layer_gradients(golden, layer):
     layer(x, table, mask, valid).backward(golden["layer.grad_out"].transpose(0, 1))
     torch.testing.assert_close(x.grad, golden["layer.grad_src"].transpose(0, 1), atol=1e-4, rtol=0)
     x.grad = None
-    weights, _ = layer.self_attn_weights(x, table, mask)
+    weights, *_ = layer.self_attn_weights(x, table, mask)
     weights.backward(golden["layer.grad_attn_weights"].transpose(0, 1))
     expected = golden["layer.grad_src_from_attn_weights"].transpose(0, 1)
     torch.testing.assert_close(x.grad, expected, atol=1e-4, rtol=0)

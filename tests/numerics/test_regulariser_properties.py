@@ -8,14 +8,12 @@ import torch
 from spear_lib.encoders.step_context import Schedule, StepContext
 from spear_lib.encoders.zipformer.regularisers import (
     Balancer,
-    Whiten,
     balance,
     limit_gradient,
     mean_over_std_limit,
     score_penalty,
-    whiten,
-    whitening_metric,
 )
+from spear_lib.encoders.zipformer.whitening import Whiten, whiten, whitening_metric
 from spear_lib.runtime import keyed_random
 
 FRAMES, CHANNELS = 4000, 6

@@ -9,7 +9,9 @@ from zipformer_fixtures import tiny
 from spear_lib.encoders.step_context import Schedule
 from spear_lib.encoders.zipformer import SpearEncoder, ZipformerConfig
 from spear_lib.encoders.zipformer.modules import Bypass
-from spear_lib.encoders.zipformer.regularisers import Balancer, Whiten
+from spear_lib.encoders.zipformer.regularisers import Balancer
+from spear_lib.encoders.zipformer.stack import _FeatureMasks
+from spear_lib.encoders.zipformer.whitening import Whiten
 from spear_lib.runtime import keyed_random
 
 
@@ -215,7 +217,7 @@ def test_feature_mask_drops_the_stated_shares_of_channels():
     encoder.begin_step(0.0, 1, keys)
     encoder.context.prepare(torch.device("cpu"))
     draws = (encoder.context.draws(encoder.encoder.feature_draws) < 0.875).float()
-    mask = stack._feature_mask(draws, 32)[:, 0]
+    mask = _FeatureMasks(draws).of(stack.unmasked, 32)[:, 0]
     assert (mask[:, :20] == 1).all()
     assert (1 - mask[:, 20:26]).mean().item() == pytest.approx(0.125, abs=0.01)
     assert (1 - mask[:, 26:]).mean().item() == pytest.approx(0.234, abs=0.01)
@@ -227,7 +229,7 @@ def test_feature_mask_keeps_seven_eighths_of_what_it_may_drop():
     seen = []
 
     def watch(module, arguments):
-        seen.append(arguments[2])
+        seen.append(arguments[2].draws)
         raise StopIteration  # the draws are made; the stacks need not run
 
     encoder.encoder.encoders[0].register_forward_pre_hook(watch)
@@ -272,7 +274,7 @@ def test_dropouts_keep_their_rates(batch):
     assert 1 - encoder.context.keep(forward.draws, rate).mean().item() == pytest.approx(rate, abs=0.01)
     # Positional dropout is shared by the batch; the number of frames does not change the draws of an offset.
     position = encoder.encoder.encoders[0].encoder_pos
-    long, short = position(500, torch.device("cpu")), position(20, torch.device("cpu"))
+    long, short = position(torch.empty(1, 500, 4)), position(torch.empty(1, 20, 4))
     assert torch.equal(long[480 : 480 + 39], short)
     assert (long[:, -1] == 0).float().mean().item() == pytest.approx(0.15, abs=0.04)
     kept = long[long[:, -1] != 0, -1]

@@ -155,7 +155,7 @@ def test_lines_of_a_plan_name_what_is_assumed(tmp_path):
         options,
         data=dataclasses.replace(options.data, batch_seconds=60.0, max_duration=10.0),
         training=TrainingConfig(max_steps=1000, accumulate_batches=2),
-        plan=PretrainingPlanConfig(gpus=2, gpu_memory_gb=0.05),
+        plan=PretrainingPlanConfig(gpus=2, gpu_memory_gb=0.028),
     )
     lines = plan_lines(options)
     assert lines["worst batch"] == "3 cuts of 10 s on one GPU, bf16"

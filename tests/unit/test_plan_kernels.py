@@ -193,6 +193,14 @@ def test_a_convolution_goes_back_in_three_kernels():
     assert _shown(_work_of(backward)) == [*only, ("convolution_backward", 3, without_bias + out + 4)]
 
 
+def test_the_arithmetic_of_a_depthwise_convolution():
+    """By hand: 2 utterances, 6 channels, 8 frames out, 3 taps; once forward, once for each gradient."""
+    x, weight = torch.randn(2, 6, 10, requires_grad=True), torch.randn(6, 1, 3, requires_grad=True)
+    out = torch.ones(2, 6, 8)
+    work = _work_of(lambda: torch.conv1d(x, weight, groups=6).backward(out))
+    assert [each.flops for each in work] == [2 * 2 * 6 * 8 * 3, 2 * 2 * 2 * 6 * 8 * 3]
+
+
 def test_a_group_of_scaled_adam_by_hand():
     """Three tensors (4, 5) in one stack: a step between two size updates, with a clipping history."""
     parameters = [torch.nn.Parameter(torch.randn(4, 5)) for _ in range(3)]

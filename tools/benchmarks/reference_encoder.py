@@ -31,14 +31,16 @@ from reference_functions import (
 from torch import Tensor, nn
 
 from spear_lib.encoders.zipformer import SpearEncoder
-from spear_lib.encoders.zipformer.attention import SelfAttention, positional_table
+from spear_lib.encoders.zipformer.attention import SelfAttention
 from spear_lib.encoders.zipformer.convolution import ConvolutionModule
 from spear_lib.encoders.zipformer.layer import FeedForward, ZipformerLayer
 from spear_lib.encoders.zipformer.modules import BiasNorm, Bypass, Downsample
-from spear_lib.encoders.zipformer.regularisers import Balancer, BalancerLimits, Limiter, Whiten
+from spear_lib.encoders.zipformer.positions import positional_table
+from spear_lib.encoders.zipformer.regularisers import Balancer, BalancerLimits, Limiter
 from spear_lib.encoders.zipformer.stack import DownsampledStack, Stack
+from spear_lib.encoders.zipformer.whitening import Whiten
 from spear_lib.optim import ScaledAdam
-from spear_lib.optim.scaled_adam import _Stack
+from spear_lib.optim.stacks import Stack as EqualTensors
 
 WHITEN_PROBABILITY = 0.025
 
@@ -243,7 +245,7 @@ class ReferenceEncoder(nn.Module):
         return SwooshLinear.apply(x, part.out_proj.weight, part.out_proj.bias, "R", None)
 
 
-class _CopiedBack(_Stack):
+class _CopiedBack(EqualTensors):
     def scatter(self) -> None:
         for parameter, value in zip(self.tensors, self.params):
             parameter.detach().copy_(value)
@@ -252,7 +254,7 @@ class _CopiedBack(_Stack):
 class ReferenceScaledAdam(ScaledAdam):
     """Stacks are made anew and copied back tensor by tensor in each step (optim.md 1.6)."""
 
-    def _stacks(self, index: int, group: dict[str, Any]) -> list[_Stack]:
+    def _stacks(self, index: int, group: dict[str, Any]) -> list[EqualTensors]:
         stacks = super()._stacks(index, group)
         for stack in stacks:
             stack.__class__ = _CopiedBack

@@ -124,7 +124,7 @@ class Step:
         torch.manual_seed(0)
         self.device, fields = options.resolved_device, assumed_fields(ObjectiveConfig())
         model = PretrainingModel(build_encoder(options.encoder), fields).to(self.device).train()
-        self.chosen = use_kernels(options.training, self.device, model.encoder)
+        self.chosen = use_kernels(options.training, self.device, model.encoder, PretrainingTask.kernels)
         self.task = PretrainingTask(model, fields, ObjectiveConfig())
         self.optimizer = ScaledAdam(parameter_groups(model, 0.045), lr=0.045)
         self.precision = Precision(options.precision, self.device)

@@ -27,7 +27,7 @@ class ChannelDropout(nn.Module):
         """x (B, T, D) -> (B, T, D)."""
         if not self.training or self.rate == 0.0:
             return x
-        multiplier = self.context.keep(self.draws, self.rate).div_(1.0 - self.rate)
+        multiplier = self.context.dropout(self.draws, self.rate)
         return x * multiplier.unsqueeze(1).to(x.dtype)
 
 

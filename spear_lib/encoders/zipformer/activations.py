@@ -69,7 +69,9 @@ def _fused(x: Tensor, multiplier: Tensor | None) -> bool:
 
 
 def _contiguous(x: Tensor, multiplier: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    return x.contiguous(), None if multiplier is None else multiplier.contiguous()
+    if multiplier is not None and multiplier.stride(2) != 1:
+        multiplier = multiplier.contiguous()
+    return x.contiguous(), multiplier
 
 
 def _swoosh_value(x: Tensor, kind: str, multiplier: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -130,9 +132,9 @@ def swoosh(x: Tensor, kind: str, multiplier: Tensor | None = None) -> Tensor:
     return _SwooshFunction.apply(x, kind, multiplier)
 
 
-def _sum_of_rows(rows: Tensor) -> Tensor:
-    """(C,) of rows (n, C), added up in float32 at least."""
-    return rows.sum(dim=0, dtype=torch.promote_types(rows.dtype, torch.float32))
+def _sum_of_rows(rows: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """(C,) of rows (n, C), added up in float32 at least and rounded once, to ``dtype`` if it is narrower."""
+    return rows.sum(dim=0, dtype=torch.promote_types(rows.dtype, dtype))
 
 
 class _SwooshLinearFunction(torch.autograd.Function):
@@ -163,7 +165,7 @@ class _SwooshLinearFunction(torch.autograd.Function):
         if for_weight:
             grad_weight = torch.mm(rows.t(), hidden.reshape(-1, x.shape[-1])).to(weight.dtype)
         if for_bias:
-            grad_bias = _sum_of_rows(rows).to(weight.dtype)
+            grad_bias = _sum_of_rows(rows, weight.dtype).to(weight.dtype)
         return grad_x, grad_weight, grad_bias, None, None
 
 

@@ -4,8 +4,6 @@ Shapes: B utterances, T frames, D channels, H heads, P width of the positional e
 minus target frame.
 """
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,48 +11,14 @@ from torch.autograd.function import once_differentiable
 
 from spear_lib.encoders.step_context import Schedule, StepContext
 from spear_lib.encoders.zipformer.modules import scaled_linear
-from spear_lib.encoders.zipformer.regularisers import PENALTY_LIMIT, Balancer, Whiten, score_penalty
+from spear_lib.encoders.zipformer.regularisers import PENALTY_LIMIT, Balancer, score_penalty
+from spear_lib.encoders.zipformer.whitening import Whiten
 from spear_lib.kernels import fused
 from spear_lib.runtime.devices import on_host, recording
 
 _WIDEST_HEAD = 128  # of queries, that the kernels hold at once
 _PENALTY_PROBABILITY = 0.1
 _PENALTY = 1.0e-4
-
-
-def positional_table(
-    num_frames: int, dim: int, device: torch.device | str = "cpu", left_context: int = 0
-) -> Tensor:
-    """Encodings (2 T - 1 + left_context, P) of the offsets -(T + left_context - 1) ... T - 1; float32."""
-    offsets = torch.arange(-(num_frames + left_context - 1), num_frames, device=device, dtype=torch.float32)
-    root = math.sqrt(dim)
-    compressed = root * offsets.sign() * ((offsets.abs() + root).log() - math.log(root))
-    angles = (compressed * (2.0 * math.pi / dim)).atan()
-    angles = angles.unsqueeze(1) * torch.arange(1, dim // 2 + 1, device=device, dtype=torch.float32)
-    table = torch.stack([angles.cos(), angles.sin()], dim=-1).flatten(1)
-    table[:, -1] = 1.0
-    return table
-
-
-class PositionalEncoding(nn.Module):
-    """The positional table of one stack call, with dropout keyed by (step, offset)."""
-
-    def __init__(self, context: StepContext, dim: int, stochastic: bool = True, dropout: float = 0.15):
-        super().__init__()
-        self.context = context
-        self.dim = dim
-        self.dropout = dropout
-        self.stochastic = stochastic
-        self.site = context.new_shared()
-
-    def forward(self, num_frames: int, device: torch.device) -> Tensor:
-        """Table (2 T - 1, P) float32."""
-        table = positional_table(num_frames, self.dim, device)
-        if self.training and self.stochastic:
-            offsets = torch.arange(-(num_frames - 1), num_frames, device=device)
-            kept = self.context.shared(self.site, offsets, self.dim) >= self.dropout
-            table = table * kept.to(table.dtype).div_(1.0 - self.dropout)
-        return table
 
 
 def _relative_view(buffer: Tensor) -> Tensor:
@@ -89,7 +53,7 @@ class _FusedWeightsFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx, query, key, position_query, position_key, mask, use_position, penalty_size):
         query, key, position_query = map(_adjacent, (query, key, position_query))
-        positions = position_key.to(query.dtype).contiguous()
+        positions = _adjacent(position_key.to(query.dtype))
         limit = PENALTY_LIMIT if penalty_size else None
         weights, signs = torch.ops.spear.attention_weights(
             query, key, position_query, positions, mask, use_position, limit
@@ -100,27 +64,30 @@ class _FusedWeightsFunction(torch.autograd.Function):
             position_key.dtype,
         )
         ctx.save_for_backward(query, key, position_query, positions, weights, signs)
-        return weights, weights[:, 0].clone()
+        return weights, weights.view_as(weights), weights[:, 0]
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_weights, grad_first):
+    def backward(ctx, grad_weights, grad_again, grad_first):
         query, key, position_query, positions, weights, signs = ctx.saved_tensors
         grad, grad_position_query = torch.ops.spear.attention_scores_gradient(
             weights,
             grad_weights.contiguous(),
+            grad_again.contiguous(),
             grad_first.contiguous(),
             positions,
             signs,
             float(ctx.penalty_size),
             ctx.use_position,
         )
-        grad_query, grad_key = torch.matmul(grad, key), torch.matmul(grad.transpose(2, 3), query)
+        grad_query = torch.ops.spear.head_average(grad, key, False).transpose(1, 2)
+        grad_key = torch.ops.spear.head_average(grad, query, True).transpose(1, 2)
         if ctx.use_position:
-            grad_position_key = torch.ops.spear.attention_positions_gradient(grad, position_query).sum(dim=0)
+            by_utterance = torch.ops.spear.attention_positions_gradient(grad, position_query)
+            grad_position_key = by_utterance.sum(dim=0, dtype=ctx.position_dtype).transpose(0, 1)
         else:
-            grad_position_key = torch.zeros_like(positions)
-        grad_position_key = grad_position_key.to(ctx.position_dtype)
+            grad_position_key = torch.zeros_like(positions, dtype=ctx.position_dtype)
+        grad_position_query = grad_position_query.transpose(1, 2)
         return grad_query, grad_key, grad_position_query, grad_position_key, None, None, None
 
 
@@ -200,8 +167,9 @@ def attention_weights(
     mask: Tensor | None = None,
     use_position: bool = True,
     penalty: float = 0.0,
-) -> tuple[Tensor, Tensor]:
-    """softmax(q k' + relative positional term + mask), (B, H, T, T), and its first head, (B, T, T).
+) -> tuple[Tensor, Tensor, Tensor]:
+    """softmax(q k' + relative positional term + mask), (B, H, T, T), once for each of two consumers, and its
+    first head, (B, T, T).
 
     Args:
       query, key: (B, H, T, D).
@@ -211,14 +179,17 @@ def attention_weights(
       penalty: of ``score_penalty``, added to the scores' gradients (0: none).
     """
     fits = query.numel() > 0 and query.shape[3] <= _WIDEST_HEAD and (mask is None or mask.shape[1] == 1)
-    function = _FusedWeightsFunction if fits and fused("attention", query) else _AttentionWeightsFunction
-    return function.apply(query, key, position_query, position_key, mask, use_position, penalty)
+    arguments = query, key, position_query, position_key, mask, use_position, penalty
+    if fits and fused("attention", query):
+        return _FusedWeightsFunction.apply(*arguments)
+    weights, first = _AttentionWeightsFunction.apply(*arguments)
+    return weights, weights, first
 
 
 def _recorded_weights(
     query: Tensor, key: Tensor, position_query: Tensor, position_key: Tensor, mask: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """What ``_AttentionWeightsFunction`` computes, without buffers and views of memory, for a graph."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What ``attention_weights`` computes, without buffers and views of memory, for a graph."""
     batch, heads, num_frames, _ = query.shape
     by_offset = torch.matmul(position_query, position_key.transpose(1, 2))  # (B, H, T, 2 T - 1)
     # With one more column a row is 2 T long: read in rows of 2 T - 1, each begins one offset earlier.
@@ -226,7 +197,7 @@ def _recorded_weights(
     relative = rows.reshape(batch, heads, num_frames, 2 * num_frames - 1)[..., :num_frames]
     scores = torch.matmul(query, key.transpose(2, 3)) + relative
     weights = torch.softmax(scores if mask is None else scores + mask, dim=-1)
-    return weights, weights[:, 0]
+    return weights, weights, weights[:, 0]
 
 
 class RelPositionMultiheadAttentionWeights(nn.Module):
@@ -262,8 +233,9 @@ class RelPositionMultiheadAttentionWeights(nn.Module):
         self.skip_coin = context.new_coin()
         self.penalty_coin = context.new_coin()
 
-    def forward(self, x: Tensor, table: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Weights of all heads (B, H, T, T) and of the first head (B, T, T); rows are targets.
+    def forward(self, x: Tensor, table: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Weights of all heads (B, H, T, T), for each of two consumers, and of the first head (B, T, T); rows
+        are targets.
 
         Args:
           x: (B, T, D).
@@ -289,7 +261,8 @@ class RelPositionMultiheadAttentionWeights(nn.Module):
         query = query.reshape(batch, num_frames, heads, -1).transpose(1, 2)
         key = key.reshape(batch, num_frames, heads, -1).transpose(1, 2)
         position_query = position_query.reshape(batch, num_frames, heads, -1).transpose(1, 2)
-        mask = mask.to(query.dtype) if mask is not None else None
+        if mask is not None and not fused("attention", query):
+            mask = mask.to(query.dtype)
         if recording():
             return _recorded_weights(query, key, position_query, position_key, mask)
         return attention_weights(query, key, position_query, position_key, mask, use_position, penalty)
@@ -318,6 +291,30 @@ class _AverageFunction(torch.autograd.Function):
         return grad_weights.to(weights.dtype), grad_values.to(values.dtype)
 
 
+class _FusedAverageFunction(torch.autograd.Function):
+    """weights @ values by kernels that read and write rows of frames, all heads side by side."""
+
+    @staticmethod
+    def forward(ctx, weights, values):
+        weights, values = weights.contiguous(), _adjacent(values)
+        ctx.save_for_backward(weights, values)
+        return torch.ops.spear.head_average(weights, values, False).transpose(1, 2)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        (weights, values), grad = ctx.saved_tensors, _adjacent(grad)
+        grad_values = torch.ops.spear.head_average(weights, grad, True).transpose(1, 2)
+        return torch.ops.spear.head_products(grad, values), grad_values
+
+
+def average(weights: Tensor, values: Tensor) -> Tensor:
+    """weights (B, H, T, T) @ values (B, H, T, D)."""
+    alike = weights.dtype == values.dtype and values.numel() > 0 and values.shape[3] <= _WIDEST_HEAD
+    function = _FusedAverageFunction if alike and fused("attention", values) else _AverageFunction
+    return function.apply(weights, values)
+
+
 class SelfAttention(nn.Module):
     """Values averaged with given attention weights (Zipformer)."""
 
@@ -333,8 +330,33 @@ class SelfAttention(nn.Module):
         """x (B, T, D), weights (B, H, T, T) -> (B, T, D)."""
         batch, num_frames, _ = x.shape
         values = self.in_proj(x).view(batch, num_frames, self.num_heads, -1).transpose(1, 2)
-        averaged = _AverageFunction.apply(weights, values).transpose(1, 2).reshape(batch, num_frames, -1)
+        averaged = average(weights, values).transpose(1, 2).reshape(batch, num_frames, -1)
         return self.whiten(self.out_proj(averaged))
+
+
+class _ProductFunction(torch.autograd.Function):
+    """values x gates or values x tanh(gates), whose two gradients are one kernel."""
+
+    @staticmethod
+    def forward(ctx, values, gates, tanh):
+        rows = [_adjacent(each.reshape(-1, each.shape[-1])) for each in (values, gates)]
+        ctx.save_for_backward(*rows)
+        ctx.tanh = tanh
+        return torch.ops.spear.tanh_gated(*rows).view(values.shape) if tanh else values * gates
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        flat = grad.reshape(-1, grad.shape[-1]).contiguous()
+        found = torch.ops.spear.product_gradients(*ctx.saved_tensors, flat, ctx.tanh)
+        return *(each.view(grad.shape) for each in found), None
+
+
+def product(values: Tensor, gates: Tensor, tanh: bool = False) -> Tensor:
+    """values x gates, or values x tanh(gates); (B, T, C)."""
+    if values.numel() > 0 and values.dtype == gates.dtype and fused("gated", values):
+        return _ProductFunction.apply(values, gates, tanh)
+    return values * (gates.tanh() if tanh else gates)
 
 
 class NonlinAttention(nn.Module):
@@ -359,5 +381,5 @@ class NonlinAttention(nn.Module):
     def forward(self, x: Tensor, weights: Tensor) -> Tensor:
         """x (B, T, D), weights of one head (B, T, T) -> (B, T, D)."""
         gate, values, output_gate = self.in_proj(x).chunk(3, dim=-1)
-        values = self.whiten1(values) * self.balancer(gate).tanh()
-        return self.whiten2(self.out_proj(torch.matmul(weights, values) * output_gate))
+        values = product(self.whiten1(values), self.balancer(gate), tanh=True)
+        return self.whiten2(self.out_proj(product(torch.matmul(weights, values), output_gate)))

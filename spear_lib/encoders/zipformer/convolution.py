@@ -12,13 +12,8 @@ from spear_lib.encoders.step_context import Schedule, StepContext
 from spear_lib.encoders.zipformer.activations import swoosh_linear
 from spear_lib.encoders.zipformer.cpu_convolutions import depthwise_conv1d
 from spear_lib.encoders.zipformer.modules import scaled_linear
-from spear_lib.encoders.zipformer.regularisers import (
-    Balancer,
-    BalancerLimits,
-    ChannelMoments,
-    Whiten,
-    apply_limits,
-)
+from spear_lib.encoders.zipformer.regularisers import Balancer, BalancerLimits, ChannelMoments, apply_limits
+from spear_lib.encoders.zipformer.whitening import Whiten
 from spear_lib.kernels import fused
 
 
@@ -119,6 +114,30 @@ def gated(projected: Tensor, valid: Tensor | None = None, limits: BalancerLimits
     return values if valid is None else values * valid.to(values.dtype)
 
 
+class _DepthwiseFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, bias):
+        x, weight = x.contiguous(), weight.contiguous()
+        ctx.save_for_backward(x, weight)
+        return torch.ops.spear.depthwise(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        x, weight = ctx.saved_tensors
+        grad = grad.contiguous()
+        sums = torch.ops.spear.depthwise_weights_gradient(x, grad, weight.shape[2]).sum(0, dtype=weight.dtype)
+        grad_weight, grad_bias = sums.split([weight.numel(), weight.shape[0]])
+        return torch.ops.spear.depthwise_gradient(grad, weight), grad_weight.view(weight.shape), grad_bias
+
+
+def convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Depthwise convolution over time with zero padding K // 2; x (B, T, C), weight (C, 1, K), bias (C,)."""
+    if x.numel() > 0 and fused("depthwise", x):
+        return _DepthwiseFunction.apply(x, weight, bias)
+    return depthwise_conv1d(x, weight, bias)
+
+
 class ConvolutionModule(nn.Module):
     """Convolution module (Zipformer)."""
 
@@ -160,6 +179,6 @@ class ConvolutionModule(nn.Module):
         if self.causal:
             values = self.depthwise_conv(values, chunk_size)
         else:
-            values = depthwise_conv1d(values, self.depthwise_conv.weight, self.depthwise_conv.bias)
+            values = convolve(values, self.depthwise_conv.weight, self.depthwise_conv.bias)
         values = self.whiten(self.balancer2(values))
         return swoosh_linear(values, self.out_proj.weight, self.out_proj.bias, "R")

@@ -24,6 +24,7 @@ from spear_lib.encoders.zipformer.stack import Zipformer
 from spear_lib.features.backends import create_fbank
 from spear_lib.features.fbank import fbank_length
 from spear_lib.features.masking import student_mask
+from spear_lib.kernels.weights import on_working_copies
 from spear_lib.runtime.devices import on_host
 
 MIN_SAMPLES = 1360  # 9 fbank frames at 16 kHz
@@ -152,7 +153,7 @@ class SpearEncoder(nn.Module):
             fbank = fbank.masked_fill(channel_mask.unsqueeze(1), 0.0)
         if time_mask is not None:
             fbank = torch.where(time_mask.unsqueeze(2), self.mask_emb.to(fbank.dtype), fbank)
-        x, lengths = self.encoder_embed(fbank, lengths)
+        x, lengths = on_working_copies(self.encoder_embed, fbank, lengths)
         if self.training and time_mask is None and self.mask_emb.requires_grad:
             x = x + 0.0 * self.mask_emb.sum()  # every parameter gets a gradient in every step, as DDP needs
         x, lengths, hidden_states, _ = self.encoder(x, lengths)

@@ -11,7 +11,8 @@ from spear_lib.encoders.zipformer.activations import pointwise_network, swoosh
 from spear_lib.encoders.zipformer.config import ZipformerConfig
 from spear_lib.encoders.zipformer.cpu_convolutions import first_conv2d
 from spear_lib.encoders.zipformer.modules import BiasNorm, scale_initialisation
-from spear_lib.encoders.zipformer.regularisers import Balancer, ScaleGrad, Whiten
+from spear_lib.encoders.zipformer.regularisers import Balancer, ScaleGrad
+from spear_lib.encoders.zipformer.whitening import Whiten
 
 MIN_FBANK_FRAMES = 9
 
@@ -43,7 +44,7 @@ class ConvNeXt(nn.Module):
         self.out_balancer = Balancer(context, -1, 0.4, 0.6, 1.0, 6.0, enabled=config.balancer)
         self.out_whiten = Whiten(context, 5.0, 0.01, enabled=config.whiten)
         self.layerdrop_rate = Schedule((0, 0.2), (20000, 0.015))
-        self.draw = context.new_draws()
+        self.draw = context.new_draws(rate=self.layerdrop_rate)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, T, W, C) -> (B, T, W, C)."""
@@ -95,7 +96,7 @@ class ConvolutionalFrontEnd(nn.Module):
         self.out_whiten = Whiten(context, limit, 0.02, enabled=config.whiten)
         self.out_norm = BiasNorm(context, dim, config.limit_gradients)
         self.dropout = Schedule((0, 0.3), (20000, 0.1))
-        self.draws = context.new_draws(dim)
+        self.draws = context.new_draws(dim, self.dropout, scaled=True)
 
     def convolve(self, fbank: Tensor) -> Tensor:
         """fbank (B, F, M) -> output of the three convolutions (B, T, W, C)."""
@@ -120,5 +121,5 @@ class ConvolutionalFrontEnd(nn.Module):
         x = self.out_norm(self.out_whiten(self.project(self.convnext(x))))
         if self.training and self.config.stochastic:
             rate = self.dropout(self.context.batch_count)
-            x = x * self.context.keep(self.draws, rate).div_(1.0 - rate).unsqueeze(1)
+            x = x * self.context.dropout(self.draws, rate).unsqueeze(1)
         return x, lengths

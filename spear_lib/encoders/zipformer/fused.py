@@ -10,13 +10,17 @@ import torch
 from torch import Tensor
 
 from spear_lib.encoders.base import MASKED_SCORE
+from spear_lib.encoders.step_context import Schedule, StepContext
 from spear_lib.encoders.zipformer.activations import pointwise_network, swoosh, swoosh_linear
-from spear_lib.encoders.zipformer.attention import attention_weights
+from spear_lib.encoders.zipformer.attention import attention_weights, average, product
 from spear_lib.encoders.zipformer.config import ZipformerConfig
-from spear_lib.encoders.zipformer.convolution import gated
-from spear_lib.encoders.zipformer.modules import add, bias_norm, interpolate
+from spear_lib.encoders.zipformer.convolution import convolve, gated
+from spear_lib.encoders.zipformer.modules import add, bias_norm, fork, interpolate
+from spear_lib.encoders.zipformer.positions import PositionalEncoding
 from spear_lib.encoders.zipformer.regularisers import BalancerLimits, apply_limits
+from spear_lib.encoders.zipformer.whitening import whiten
 from spear_lib.kernels import Kernel
+from spear_lib.runtime import keyed_random
 
 _FRAMES = 75  # of two utterances; no multiple of any block
 
@@ -38,6 +42,11 @@ class _Inputs:
         """A tensor whose gradient is compared."""
         self.leaves.append(self.constant(*shape, scale=scale, shift=shift).requires_grad_())
         return self.leaves[-1]
+
+    def autocast(self) -> torch.autocast:
+        """As in a run that computes in a half format; otherwise off."""
+        half = self.computed in (torch.bfloat16, torch.float16)
+        return torch.autocast(self.device.type, dtype=self.computed if half else torch.bfloat16, enabled=half)
 
     def results(self, *outputs: Tensor) -> list[Tensor]:
         """The outputs, and the gradients of the leaves where those of the outputs are random."""
@@ -71,6 +80,20 @@ def _sample_balancer(config: ZipformerConfig, inputs: _Inputs) -> list[Tensor]:
     return inputs.results(apply_limits(x[..., dim:], -1, limits), whole)
 
 
+def _sample_whiten(config: ZipformerConfig, inputs: _Inputs) -> list[Tensor]:
+    """Correlated channels far from zero, in one group and, as a slice of wider rows, in one for each head;
+    with the metric above the limit and below it."""
+    dim, heads = max(config.per_stack("encoder_dim")), max(config.per_stack("num_heads"))
+    width = heads * max(config.per_stack("query_head_dim"))
+    mixing = inputs.constant(dim, dim, scale=0.5 * dim**-0.5) + torch.eye(dim, device=inputs.device)
+    x = torch.matmul(inputs.constant(3, 3 * _FRAMES, dim), mixing.to(inputs.computed)) + 2.0
+    x = x.to(inputs.values).to(inputs.computed).requires_grad_()
+    keys = inputs.leaf(2, _FRAMES, 2 * width, shift=-1.0)
+    inputs.leaves.append(x)
+    apart = whiten(keys[..., width:], heads, 1.0, 0.5)
+    return inputs.results(whiten(x, 1, 1.0, 0.5), apart, whiten(keys[..., :width], heads, 1e6, 0.5))
+
+
 def _sample_attention(config: ZipformerConfig, inputs: _Inputs) -> list[Tensor]:
     """Padding and scores beyond the penalty's limit, as slices of wider rows; then without positions."""
     heads, dim = max(config.per_stack("num_heads")), max(config.per_stack("query_head_dim"))
@@ -84,16 +107,29 @@ def _sample_attention(config: ZipformerConfig, inputs: _Inputs) -> list[Tensor]:
     hidden = torch.arange(_FRAMES, device=rows.device) >= torch.tensor([[_FRAMES], [50]], device=rows.device)
     mask = hidden[:, None, None].to(rows.dtype) * MASKED_SCORE
     both = attention_weights(query, key, by_position, positions, mask, penalty=0.5)
-    return inputs.results(*both, *attention_weights(query, key, by_position, positions, use_position=False))
+    values = inputs.leaf(2, _FRAMES, heads * 12).view(2, _FRAMES, heads, 12).transpose(1, 2)
+    averaged = average(inputs.leaf(2, heads, _FRAMES, _FRAMES, scale=1 / _FRAMES), values)
+    plain = attention_weights(query, key, by_position, positions, use_position=False)
+    return inputs.results(*both, *plain, averaged)
 
 
 def _sample_gated(config: ZipformerConfig, inputs: _Inputs) -> list[Tensor]:
-    """With padding and a Balancer on some of the gates, and without either."""
+    """With padding and a Balancer on some of the gates, and without either; slices of wider rows."""
     dim = max(config.per_stack("encoder_dim"))
     projected, plain = inputs.leaf(2, _FRAMES, 2 * dim), inputs.leaf(2, _FRAMES, 2 * dim, scale=3.0)
     valid = torch.arange(_FRAMES, device=plain.device) < torch.tensor([[_FRAMES], [50]], device=plain.device)
     limits = BalancerLimits.of((0.5, 1.0), (1.1, 4.0), 0.5)
-    return inputs.results(gated(projected, valid.unsqueeze(-1), limits), gated(plain))
+    values, gates = inputs.leaf(2, _FRAMES, 2 * dim).chunk(2, dim=-1)
+    products = product(values, gates), product(values, gates, tanh=True)
+    return inputs.results(gated(projected, valid.unsqueeze(-1), limits), gated(plain), *products)
+
+
+def _sample_depthwise(config: ZipformerConfig, inputs: _Inputs) -> list[Tensor]:
+    """More frames than one tile has, and fewer than the kernel is long."""
+    dim, kernel = max(config.per_stack("encoder_dim")), max(config.per_stack("cnn_module_kernel"))
+    weight, bias = inputs.leaf(dim, 1, kernel, scale=kernel**-0.5), inputs.leaf(dim)
+    long, short = inputs.leaf(2, 2 * _FRAMES, dim), inputs.leaf(3, 4, dim)
+    return inputs.results(convolve(long, weight, bias), convolve(short, weight, bias))
 
 
 def _sample_residual(config: ZipformerConfig, inputs: _Inputs) -> list[Tensor]:
@@ -101,11 +137,12 @@ def _sample_residual(config: ZipformerConfig, inputs: _Inputs) -> list[Tensor]:
     dim, wide = max(config.per_stack("encoder_dim")), torch.promote_types(inputs.computed, torch.float32)
     x, branch = inputs.leaf(2, _FRAMES, dim), inputs.leaf(2, _FRAMES, dim)
     mask = torch.tensor([1.0, 0.0], device=x.device).view(2, 1, 1)
-    half = inputs.computed if inputs.computed in (torch.bfloat16, torch.float16) else torch.bfloat16
-    with torch.autocast(x.device.type, dtype=half, enabled=half == inputs.computed):
-        h, read = add(x.to(wide), branch, mask.to(wide))
+    with inputs.autocast():
+        first, *others, read, also = fork(x.to(wide))
+        h, sum_read = add(first, branch, mask.to(wide))
         last, _ = add(h, branch, is_read=False)
-    return inputs.results(last, read.to(inputs.computed))
+    total = sum(others, last) + read.to(wide) * 0.5
+    return inputs.results(total, *(each.to(inputs.computed) for each in (sum_read, also)))
 
 
 def _sample_bypass(config: ZipformerConfig, inputs: _Inputs) -> list[Tensor]:
@@ -114,8 +151,10 @@ def _sample_bypass(config: ZipformerConfig, inputs: _Inputs) -> list[Tensor]:
     wide = torch.promote_types(inputs.computed, torch.float32)
     x, h = inputs.leaf(2, _FRAMES, dim), inputs.leaf(2, _FRAMES, dim)
     common, own = inputs.leaf(dim, scale=0.3, shift=0.5), inputs.leaf(2, 1, dim, scale=0.3, shift=0.5)
-    first = interpolate(x.to(wide), h, common.to(wide))
-    return inputs.results(first, interpolate(x, h, own.to(wide)))
+    with inputs.autocast():
+        kept = torch.tensor([[1.0], [0.0]], device=x.device, dtype=wide)
+        first, read = interpolate(x.to(wide), h, common.to(wide), kept, is_read=True)
+    return inputs.results(first, read.to(inputs.computed), interpolate(x, h, own.to(wide))[0])
 
 
 def _sample_bias_norm(config: ZipformerConfig, inputs: _Inputs) -> list[Tensor]:
@@ -127,14 +166,30 @@ def _sample_bias_norm(config: ZipformerConfig, inputs: _Inputs) -> list[Tensor]:
     return inputs.results(*outputs)
 
 
+def _sample_draws(config: ZipformerConfig, inputs: _Inputs) -> list[Tensor]:
+    """Draws of utterances, masks of some of them, and positions of which some are dropped."""
+    context = StepContext()
+    context.new_draws(5)
+    where, scaled = context.new_draws(67, Schedule(0.3)), context.new_draws(13, Schedule(0.2), scaled=True)
+    positions = PositionalEncoding(context, config.pos_dim).train()
+    context.begin(0.0, 1 << 61, keyed_random.keys("draws", ids=["a", "b", "c"], device=inputs.device))
+    context.prepare(inputs.device)
+    table = positions(inputs.constant(2, _FRAMES, 3))
+    masks = context.keep(where, 0.3), context.dropout(scaled, 0.2), context.keep(where, 0.1)
+    return [each.to(inputs.computed) for each in (context.draws(where), *masks, table)]
+
+
 _SAMPLES: dict[str, Callable[[ZipformerConfig, _Inputs], list[Tensor]]] = {
     "swoosh": _sample_swoosh,
     "balancer": _sample_balancer,
+    "whiten": _sample_whiten,
     "attention": _sample_attention,
     "gated": _sample_gated,
+    "depthwise": _sample_depthwise,
     "residual": _sample_residual,
     "bypass": _sample_bypass,
     "bias_norm": _sample_bias_norm,
+    "draws": _sample_draws,
 }
 
 

@@ -15,8 +15,9 @@ from spear_lib.encoders.zipformer.attention import (
     constant_attention,
 )
 from spear_lib.encoders.zipformer.convolution import ConvolutionModule
-from spear_lib.encoders.zipformer.modules import BiasNorm, Bypass, add, scaled_linear
-from spear_lib.encoders.zipformer.regularisers import Balancer, Whiten
+from spear_lib.encoders.zipformer.modules import BiasNorm, Bypass, add, fork, scaled_linear
+from spear_lib.encoders.zipformer.regularisers import Balancer
+from spear_lib.encoders.zipformer.whitening import Whiten
 
 
 class FeedForward(nn.Module):
@@ -35,14 +36,14 @@ class FeedForward(nn.Module):
             context, Schedule((0, 7.5), (20000, 15.0), default=7.5), 0.01, enabled=whiten
         )
         self.dropout = Schedule((0, 0.3), (20000, 0.1))
-        self.draws = context.new_draws(hidden)
+        self.draws = context.new_draws(hidden, self.dropout, scaled=True)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, T, D) -> (B, T, D)."""
         multiplier = None
         if self.training and self.stochastic:
             rate = self.dropout(self.context.batch_count)
-            multiplier = self.context.keep(self.draws, rate).div_(1.0 - rate).unsqueeze(1)
+            multiplier = self.context.dropout(self.draws, rate).unsqueeze(1)
         hidden = self.hidden_balancer(self.in_proj(x))
         return self.out_whiten(
             swoosh_linear(hidden, self.out_proj.weight, self.out_proj.bias, "L", multiplier)
@@ -119,9 +120,12 @@ class ZipformerLayer(nn.Module):
         self.constant_attention_rate = Schedule((0, 0.25), (4000, 0.025))
         # The test that the SPEAR copy inverts, see ZipformerConfig.constant_attention.
         self.constant_coin = context.new_coin() if constant_attention and stochastic else None
-        self.attention_draw = context.new_draws()
-        self.conv_draws = (context.new_draws(), context.new_draws())
-        self.feedforward_draws = (context.new_draws(), context.new_draws())
+        self.attention_draw = context.new_draws(rate=self.attention_skip_rate)
+        self.conv_draws = tuple(context.new_draws(rate=self.conv_skip_rate) for _ in range(2))
+        self.feedforward_draws = (
+            context.new_draws(rate=self.ff2_skip_rate),
+            context.new_draws(rate=self.ff3_skip_rate),
+        )
 
     def _mask(self, rate: Schedule, draw: slice) -> Tensor | None:
         """0/1 mask (B, 1, 1) of one branch, or None where nothing is dropped."""
@@ -150,13 +154,14 @@ class ZipformerLayer(nn.Module):
         Returns:
           (B, T, D).
         """
-        weights, first_head = self.self_attn_weights(x, table, mask)
+        x, middle, last, read, also = fork(x)
+        weights, again, first_head = self.self_attn_weights(read, table, mask)
         if self.training and self.constant_coin is not None:
             rate = self.constant_attention_rate(self.context.batch_count)
             if self.context.coin(self.constant_coin) < rate:
                 first_head = constant_attention(first_head)
         attention_mask = self._mask(self.attention_skip_rate, self.attention_draw)
-        h, read = add(x, self.feed_forward1(x))
+        h, read = add(x, self.feed_forward1(also))
         branch = self.balancer_na(self.nonlin_attention(read, first_head))
         h, read = add(h, branch, attention_mask)
         h, read = add(h, self.self_attn1(read, weights), attention_mask)
@@ -164,11 +169,11 @@ class ZipformerLayer(nn.Module):
         h, read = add(h, branch, self._mask(self.conv_skip_rate, self.conv_draws[0]))
         branch = self.balancer_ff2(self.feed_forward2(read))
         h, _ = add(h, branch, self._mask(self.ff2_skip_rate, self.feedforward_draws[0]), is_read=False)
-        h = self.bypass_mid(x, h)
-        h, read = add(h, self.self_attn2(h, weights), attention_mask)
+        h, read = self.bypass_mid.both(middle, h)
+        h, read = add(h, self.self_attn2(read, again), attention_mask)
         branch = self.conv_module2(read, valid, chunk_size)
         h, read = add(h, branch, self._mask(self.conv_skip_rate, self.conv_draws[1]))
         branch = self.balancer_ff3(self.feed_forward3(read))
         h, _ = add(h, branch, self._mask(self.ff3_skip_rate, self.feedforward_draws[1]), is_read=False)
         h = self.norm(self.balancer1(h))
-        return self.whiten(self.balancer2(self.bypass(x, h)))
+        return self.whiten(self.balancer2(self.bypass(last, h)))

@@ -11,6 +11,7 @@ from spear_lib.encoders.step_context import Schedule, StepContext, as_schedule
 from spear_lib.encoders.zipformer.regularisers import Limiter
 from spear_lib.kernels import fused
 from spear_lib.kernels.choice import FORMATS
+from spear_lib.kernels.operations import MOST_GRADIENTS
 from spear_lib.runtime.devices import recording
 
 _WIDEST_NORM = 8192  # channels, that a kernel holds at once
@@ -91,6 +92,12 @@ class BiasNorm(nn.Module):
         return bias_norm(x, self.bias, self.log_scale).to(self.bias.dtype)
 
 
+def _half(x: Tensor) -> torch.dtype | None:
+    """What autocast would make of x, where that is another format."""
+    dtype = product_dtype(x)
+    return dtype if dtype != x.dtype and dtype in FORMATS else None
+
+
 class _ResidualFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, branch, mask, dtype):
@@ -119,9 +126,7 @@ def add(x: Tensor, branch: Tensor, mask: Tensor | None = None, is_read: bool = T
       is_read: whether a branch reads the sum.
     """
     if x.numel() > 0 and branch.dtype in FORMATS and fused("residual", x):
-        dtype = product_dtype(x)
-        half = dtype if is_read and dtype != x.dtype and dtype in FORMATS else None
-        y, rounded = _ResidualFunction.apply(x, branch, mask, half)
+        y, rounded = _ResidualFunction.apply(x, branch, mask, _half(x) if is_read else None)
         return y, y if rounded is None else rounded
     y = x + branch if mask is None else x + branch * mask
     return y, y
@@ -129,30 +134,70 @@ def add(x: Tensor, branch: Tensor, mask: Tensor | None = None, is_read: bool = T
 
 class _InterpolationFunction(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, h, scale):
+    def forward(ctx, x, h, scale, mask, dtype):
         x, h = x.contiguous(), h.contiguous()
         scales = scale.reshape(-1, scale.shape[-1]).float()
-        ctx.save_for_backward(x, h, scales)
-        ctx.scale_like = scale.shape, scale.dtype
-        return torch.ops.spear.bypass(x, h, scales)
+        mask = None if mask is None else mask.reshape(-1).float()
+        ctx.save_for_backward(x, h, scales, mask)
+        ctx.scale_like, ctx.is_read = (scale.shape, scale.dtype), dtype is not None
+        y, rounded = torch.ops.spear.bypass(x, h, scales, mask, dtype)
+        return (y, rounded) if ctx.is_read else (y, None)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad):
-        x, h, scales = ctx.saved_tensors
-        grad_x, grad_h, sums = torch.ops.spear.bypass_gradient(x, h, scales, grad.contiguous())
+    def backward(ctx, grad, grad_rounded):
+        x, h, scales, mask = ctx.saved_tensors
+        given = grad.contiguous(), grad_rounded.contiguous() if ctx.is_read else None
+        grad_x, grad_h, sums = torch.ops.spear.bypass_gradient(x, h, scales, mask, *given)
         shape, dtype = ctx.scale_like
         sums = sums.sum(dim=(0, 1) if scales.shape[0] == 1 else 1)
-        return grad_x, grad_h, sums.view(shape).to(dtype)
+        return grad_x, grad_h, sums.view(shape).to(dtype), None, None
 
 
-def interpolate(x: Tensor, h: Tensor, scale: Tensor) -> Tensor:
-    """x + (h - x) scale in the format of x; x, h (B, T, D), scale (D,) or (B, 1, D)."""
+def interpolate(
+    x: Tensor, h: Tensor, scale: Tensor, mask: Tensor | None = None, is_read: bool = False
+) -> tuple[Tensor, Tensor]:
+    """x + (h - x) scale in the format of x, twice, as ``add``.
+
+    Args:
+      x, h: (B, T, D). scale: (D,) or (B, 1, D).
+      mask: 0/1 mask (B, 1), or None where nothing is dropped; the scale of a whole utterance.
+      is_read: whether a branch reads the result.
+    """
     if x.numel() > 0 and h.dtype in FORMATS and fused("bypass", x):
-        return _InterpolationFunction.apply(x, h, scale)
+        y, rounded = _InterpolationFunction.apply(x, h, scale, mask, _half(x) if is_read else None)
+        return y, y if rounded is None else rounded
+    if mask is not None:
+        scale = scale * mask.unsqueeze(-1)
     if h.dtype != x.dtype:
         h = h.to(x.dtype)
-    return torch.lerp(x, h, scale.to(x.dtype).expand(1, 1, -1) if scale.dim() == 1 else scale.to(x.dtype))
+    y = torch.lerp(x, h, scale.to(x.dtype).expand(1, 1, -1) if scale.dim() == 1 else scale.to(x.dtype))
+    return y, y
+
+
+class _ForkFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, dtype):
+        ctx.set_materialize_grads(False)
+        ctx.dtype = x.dtype
+        read = x.view_as(x) if dtype is None else x.to(dtype)
+        return *(x.view_as(x) for _ in range(MOST_GRADIENTS - 2)), read, read.view_as(read)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *grads):
+        grads = [grad.contiguous() for grad in grads if grad is not None]
+        if len(grads) < 2:
+            return (grads[0].to(ctx.dtype) if grads else None), None
+        return torch.ops.spear.sum_of_gradients(grads, ctx.dtype), None
+
+
+def fork(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """x five times, so that the gradients of its consumers are added up at once: three times as it is, for
+    sums and bypasses, and twice as branches read it, rounded already to what autocast would make of it."""
+    if x.numel() > 0 and fused("residual", x):
+        return _ForkFunction.apply(x, _half(x))
+    return x, x, x, x, x
 
 
 class Bypass(nn.Module):
@@ -176,16 +221,19 @@ class Bypass(nn.Module):
         self.limiter = limiter if limit_gradients else None
         self.skip_rate = skip_rate
         self.stochastic = stochastic
-        self.draw = context.new_draws() if skip_rate is not None else None
+        self.draw = context.new_draws(rate=skip_rate) if skip_rate is not None else None
 
     def forward(self, x: Tensor, h: Tensor) -> Tensor:
         """x, h (B, T, D) -> (B, T, D)."""
-        scale = self.bypass_scale
+        return self.both(x, h, is_read=False)[0]
+
+    def both(self, x: Tensor, h: Tensor, is_read: bool = True) -> tuple[Tensor, Tensor]:
+        """What the next sum takes, and what the next branch reads, as ``add``."""
+        mask = None
         if self.training and self.stochastic and self.skip_rate is not None:
             skip_rate = self.skip_rate(self.context.batch_count)
-            if skip_rate > 0.0:
-                scale = scale * self.context.keep(self.draw, skip_rate).unsqueeze(-1)
-        return interpolate(x, h, scale)
+            mask = self.context.keep(self.draw, skip_rate) if skip_rate > 0.0 else None
+        return interpolate(x, h, self.bypass_scale, mask, is_read)
 
 
 class Downsample(nn.Module):

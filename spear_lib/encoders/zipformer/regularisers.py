@@ -1,4 +1,5 @@
-"""What shapes gradients beside the loss: Balancer, Whiten, score penalty, scale, limiter of parameters.
+"""What shapes gradients beside the loss: Balancer, score penalty, scale, limiter of parameters; not Whiten,
+which has a page of its own.
 
 All of them act in training only, and all but the limiter are identities with a backward pass of their own.
 The gradients are closed forms of the Zipformer definitions; statistics are computed in the forward pass in
@@ -14,13 +15,9 @@ from torch.autograd.function import once_differentiable
 
 from spear_lib.encoders.step_context import Schedule, StepContext, as_schedule
 from spear_lib.kernels import fused
-from spear_lib.runtime.devices import on_host
 
 _FLOOR = 1.0e-20
 _RMS_OF_ABS = 1.25331413732  # RMS / mean absolute value of a Gaussian: sqrt(pi / 2)
-# Whiten looks at its input in this share of the calls. The reference lowers the share to 0.025 while the
-# metric is below the limit; that only saves time and is state that a resumed run would have to restore.
-WHITEN_PROBABILITY = 0.25
 PENALTY_LIMIT = 25.0  # of attention scores
 
 
@@ -209,103 +206,6 @@ def balance(
 ) -> Tensor:
     """Identity on x; the backward pass applies the Balancer with these limits."""
     return apply_limits(x, channel_dim, BalancerLimits.of(positive, absolute, grad_scale))
-
-
-def _centred_covariance(x: Tensor, num_groups: int) -> tuple[Tensor, Tensor]:
-    """Group means (G, 1, d) and unnormalised group covariances (G, d, d) of x (n, C) float32."""
-    mean = x.mean(dim=0)
-    grouped = x.reshape(x.shape[0], num_groups, -1).transpose(0, 1)
-    group_mean = mean.reshape(num_groups, 1, -1)
-    centred = grouped - group_mean
-    return group_mean, torch.matmul(centred.transpose(1, 2), centred)
-
-
-def _whitening_metric(covariance: Tensor) -> tuple[Tensor, Tensor]:
-    """The metric (>= 1, equal for white data) and the mean diagonal entry of (G, d, d) covariances."""
-    num_channels = covariance.shape[0] * covariance.shape[1]
-    mean_diagonal = covariance.diagonal(dim1=1, dim2=2).mean()
-    metric = covariance.square().sum() / num_channels / (mean_diagonal.square() + _FLOOR)
-    return metric, mean_diagonal
-
-
-def whitening_metric(x: Tensor, num_groups: int = 1) -> Tensor:
-    """How far the channels (last axis) of x are from white, per group: 1 is white, larger is less so."""
-    x32 = x.detach().float().reshape(-1, x.shape[-1])
-    return _whitening_metric(_centred_covariance(x32, num_groups)[1])[0]
-
-
-class _WhitenFunction(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, num_groups, limit, grad_scale):
-        with torch.autocast(x.device.type, enabled=False):
-            x32 = x.float().reshape(-1, x.shape[-1])
-            mean, covariance = _centred_covariance(x32, num_groups)
-            metric, mean_diagonal = _whitening_metric(covariance)
-            ctx.active = True
-            # On a CPU the branch is free; on a device and in a compiled graph the scale below is 0 instead.
-            if on_host(x) and not torch.compiler.is_compiling() and metric.item() < limit:
-                ctx.active = False
-                return x.view_as(x)
-            direction = covariance - torch.eye(covariance.shape[1], device=x.device) * (
-                metric * mean_diagonal
-            )
-            ctx.num_groups = num_groups
-            ctx.save_for_backward(
-                x, direction, torch.matmul(mean, direction), torch.where(metric < limit, 0.0, grad_scale)
-            )
-        return x.view_as(x)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):
-        if not ctx.active:
-            return grad, None, None, None
-        x, direction, offset, grad_scale = ctx.saved_tensors
-        grad32 = grad.float()
-        x32 = x.float().reshape(-1, x.shape[-1])
-        with torch.autocast(x.device.type, enabled=False):
-            if ctx.num_groups == 1:
-                change = torch.addmm(offset[0], x32, direction[0], beta=-1)
-            else:
-                grouped = x32.reshape(x32.shape[0], ctx.num_groups, -1).transpose(0, 1)
-                change = (torch.matmul(grouped, direction) - offset).transpose(0, 1).reshape(x32.shape)
-            # The norm of the product itself: a closed form of it costs a product of d x d matrices.
-            size = grad_scale * torch.linalg.vector_norm(grad32)
-            change = change.mul_(size / (torch.linalg.vector_norm(change) + _FLOOR)).reshape(x.shape)
-            return change.add_(grad32).to(grad.dtype), None, None, None
-
-
-def whiten(x: Tensor, num_groups: int, limit: float, grad_scale: float) -> Tensor:
-    """Identity on x (..., C); the backward pass applies Whiten with this limit."""
-    return _WhitenFunction.apply(x, num_groups, limit, grad_scale)
-
-
-class Whiten(nn.Module):
-    """Stops the covariance of the channels (last axis) from collapsing onto few directions (Zipformer)."""
-
-    def __init__(
-        self,
-        context: StepContext,
-        limit: Schedule | float,
-        grad_scale: float,
-        num_groups: int = 1,
-        enabled: bool = True,
-    ):
-        super().__init__()
-        self.context = context
-        self.limit = as_schedule(limit)
-        self.grad_scale = grad_scale
-        self.num_groups = num_groups
-        self.enabled = self.measures_share = enabled
-        self.coin = context.new_coin()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Identity on x (..., C)."""
-        if not (self.training and self.enabled and x.requires_grad):
-            return x
-        if self.context.coin(self.coin) >= WHITEN_PROBABILITY:
-            return x
-        return whiten(x, self.num_groups, self.limit(self.context.batch_count), self.grad_scale)
 
 
 def limit_gradient(value: Tensor, grad: Tensor, minimum: float, maximum: float) -> Tensor:

@@ -12,10 +12,11 @@ from torch.utils.checkpoint import checkpoint
 
 from spear_lib.encoders.base import MASKED_SCORE
 from spear_lib.encoders.step_context import Schedule, StepContext
-from spear_lib.encoders.zipformer.attention import PositionalEncoding
 from spear_lib.encoders.zipformer.config import ZipformerConfig
 from spear_lib.encoders.zipformer.layer import ZipformerLayer
 from spear_lib.encoders.zipformer.modules import Bypass, Downsample, upsample
+from spear_lib.encoders.zipformer.positions import PositionalEncoding
+from spear_lib.kernels.weights import on_working_copies
 from spear_lib.runtime.devices import on_host
 
 
@@ -48,6 +49,7 @@ class _FrameMasks:
         # Without padding there is nothing to mask; only knowable without a device synchronisation on a CPU.
         full = on_host(lengths) and int(lengths.min()) == num_frames
         self.valid = None if full else frames < lengths.unsqueeze(1)
+        self._attention: dict[int, Tensor | None] = {}
         self.chunk_mask = None
         if chunk_size > 0:
             left_chunks = 1_000_000 if left_context < 0 else max(1, left_context // chunk_size)
@@ -61,6 +63,11 @@ class _FrameMasks:
 
     def attention(self, factor: int) -> Tensor | None:
         """What is added to scores, broadcastable to (B, H, T / factor, T / factor), or None."""
+        if factor not in self._attention:
+            self._attention[factor] = self._make_attention(factor)
+        return self._attention[factor]
+
+    def _make_attention(self, factor: int) -> Tensor | None:
         unseen = None if self.valid is None else ~self.valid[:, None, None, ::factor]
         if self.chunk_mask is not None:
             chunks = self.chunk_mask[None, None, ::factor, ::factor]
@@ -84,6 +91,31 @@ class _FrameMasks:
         if not self.exact or self.valid is None:
             return {}
         return {"valid": self.valid.unsqueeze(-1), "last": self.lengths - 1}
+
+
+class _FeatureMasks:
+    """Masks of channels, built once per forward for the stacks that have the same. draws: (B, 2) 0/1."""
+
+    def __init__(self, draws: Tensor | None):
+        self.draws = draws
+        self._made: dict[tuple[int, int], Tensor] = {}
+
+    def of(self, unmasked: int, dim: int) -> Tensor | None:
+        """Channels kept for each utterance, (B, 1, D) 0/1 float32, or None."""
+        if self.draws is None or unmasked == dim:
+            return None
+        if (unmasked, dim) not in self._made:
+            middle = unmasked + (dim - unmasked) // 2
+            first = self.draws[:, :1]
+            both = first * self.draws[:, 1:]
+            ones = torch.ones_like(first)
+            parts = [
+                ones.expand(-1, unmasked),
+                first.expand(-1, middle - unmasked),
+                both.expand(-1, dim - middle),
+            ]
+            self._made[unmasked, dim] = torch.cat(parts, dim=1).unsqueeze(1)
+        return self._made[unmasked, dim]
 
 
 class Stack(nn.Module):
@@ -132,25 +164,10 @@ class Stack(nn.Module):
             layers.append(layer)
         self.layers = nn.ModuleList(layers)
 
-    def _feature_mask(self, draws: Tensor | None, dim: int) -> Tensor | None:
-        """Channels kept for each utterance, (B, 1, D) 0/1 float32, or None. draws: (B, 2) 0/1."""
-        if draws is None or self.unmasked == dim:
-            return None
-        middle = self.unmasked + (dim - self.unmasked) // 2
-        first = draws[:, :1]
-        both = first * draws[:, 1:]
-        ones = torch.ones_like(first)
-        parts = [
-            ones.expand(-1, self.unmasked),
-            first.expand(-1, middle - self.unmasked),
-            both.expand(-1, dim - middle),
-        ]
-        return torch.cat(parts, dim=1).unsqueeze(1)
-
     def _compute(self, layer: ZipformerLayer, x: Tensor, *arguments) -> Tensor:
         """``layer(x, *arguments)``, which with ``checkpoint_activations`` keeps nothing but its input."""
         if not (self.checkpoint_activations and self.training and torch.is_grad_enabled()):
-            return layer(x, *arguments)
+            return on_working_copies(layer, x, *arguments)
         step = self.context.step_key
 
         def compute(x: Tensor) -> Tensor:
@@ -159,20 +176,24 @@ class Stack(nn.Module):
                     "checkpoint_activations: begin_step was called between a forward pass and its backward "
                     "pass, so that the layers cannot be computed again; call backward first"
                 )
-            return layer(x, *arguments)
+            return on_working_copies(layer, x, *arguments)
 
         # Random draws are functions of the step: the second pass repeats them without a generator's state.
         return checkpoint(compute, x, use_reentrant=False, preserve_rng_state=False)
 
     def forward(
-        self, x: Tensor, masks: _FrameMasks, draws: Tensor | None, hidden_states: list[tuple[Tensor, int]]
+        self,
+        x: Tensor,
+        masks: _FrameMasks,
+        features: _FeatureMasks,
+        hidden_states: list[tuple[Tensor, int]],
     ) -> Tensor:
         """x (B, T', D) -> (B, T', D); appends every layer's output to ``hidden_states``."""
-        table = self.encoder_pos(x.shape[1], x.device).to(torch.promote_types(x.dtype, torch.float32))
+        table = self.encoder_pos(x)
         attention_mask = masks.attention(self.factor)
         valid = masks.valid_frames(self.factor)
         chunk_size = masks.chunk(self.factor) if self.config.causal else -1
-        feature_mask = self._feature_mask(draws, x.shape[2])
+        feature_mask = features.of(self.unmasked, x.shape[2])
         if feature_mask is not None:
             x = x * feature_mask
         for layer in self.layers:
@@ -195,11 +216,15 @@ class DownsampledStack(nn.Module):
         self.out_combiner = Bypass(context, dim, None, config.limit_gradients, config.stochastic)
 
     def forward(
-        self, x: Tensor, masks: _FrameMasks, draws: Tensor | None, hidden_states: list[tuple[Tensor, int]]
+        self,
+        x: Tensor,
+        masks: _FrameMasks,
+        features: _FeatureMasks,
+        hidden_states: list[tuple[Tensor, int]],
     ) -> Tensor:
         """x (B, T, D) -> (B, T, D)."""
         low = self.downsample(x, **masks.replicate())
-        low = self.encoder(low, masks, draws, hidden_states)
+        low = self.encoder(low, masks, features, hidden_states)
         return self.out_combiner(x, upsample(low, self.factor, x.shape[1]))
 
 
@@ -268,10 +293,11 @@ class Zipformer(nn.Module):
         draws = None
         if self.training and self.config.stochastic:
             draws = (self.context.draws(self.feature_draws) < 0.875).to(torch.float32)
+        features = _FeatureMasks(draws)
         hidden_states: list[tuple[Tensor, int]] = []
         outputs: list[Tensor] = []
         for stack, dim in zip(self.encoders, self.config.per_stack("encoder_dim")):
-            x = stack(adapt_width(x, dim), masks, draws, hidden_states)
+            x = stack(adapt_width(x, dim), masks, features, hidden_states)
             outputs.append(x)
         x = assemble(outputs)
         if self.config.output_downsampling_factor == 2:

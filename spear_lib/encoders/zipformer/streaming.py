@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from spear_lib.encoders.base import MASKED_SCORE, EncoderOutput
 from spear_lib.encoders.zipformer.activations import swoosh
-from spear_lib.encoders.zipformer.attention import positional_table
 from spear_lib.encoders.zipformer.encoder import SpearEncoder
 from spear_lib.encoders.zipformer.front_end import MIN_FBANK_FRAMES
 from spear_lib.encoders.zipformer.layer import ZipformerLayer
 from spear_lib.encoders.zipformer.modules import upsample
+from spear_lib.encoders.zipformer.positions import positional_table
 from spear_lib.encoders.zipformer.stack import DownsampledStack, HiddenStates, adapt_width, assemble
 
 _CONVOLUTION_FRAMES = 7  # fbank frames that the three front-end convolutions use up

@@ -102,7 +102,7 @@ def kernel_work(operator: Any, args: tuple, kwargs: dict[str, Any], result: Any)
     count: Callable | None = flop_registry.get(packet)
     flops = float(count(*args, **kwargs, out_val=result)) if count else 0.0
     if packet is _aten.convolution_backward:
-        size, kernels = _convolution_backward(args, result)
+        flops, size, kernels = _convolution_backward(args, result)
     else:
         # What is given twice (x * x) comes from memory once.
         once = {id(tensor): tensor for tensor in read}.values()
@@ -111,15 +111,20 @@ def kernel_work(operator: Any, args: tuple, kwargs: dict[str, Any], result: Any)
     return Work(flops, size, kernels, packet._qualified_op_name)
 
 
-def _convolution_backward(args: tuple, result: tuple[Tensor | None, ...]) -> tuple[int, int]:
-    """Bytes and number of the kernels: one for each gradient asked for, of input, weight and bias."""
+def _convolution_backward(args: tuple, result: tuple[Tensor | None, ...]) -> tuple[float, int, int]:
+    """Arithmetic, bytes and number of the kernels: one for each gradient asked for (input, weight, bias).
+
+    torch's own count of the arithmetic takes every group for a whole convolution.
+    """
     grad, x, weight = args[:3]
+    product = 2.0 * (x if args[7] else grad).numel() * weight[0].numel()  # args[7]: transposed
+    flops = product * sum(written is not None for written in result[:2])
     size = kernels = 0
     for read, written in zip(((grad, weight), (grad, x), (grad,)), result):
         if written is not None:
             kernels += 1
             size += sum(map(touched_bytes, (*read, written)))
-    return size, kernels
+    return flops, size, kernels
 
 
 def _launches(operator: Any, args: tuple, read: list[Tensor], written: list[Tensor]) -> int:

@@ -19,6 +19,9 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from spear_lib.kernels import fused
+from spear_lib.kernels.weights import NAME as WEIGHTS
+from spear_lib.kernels.weights import zero_gradients
 from spear_lib.runtime.devices import plan_for_accelerator
 from spear_lib.training.planning.kernels import Work, kernel_work, tensors
 from spear_lib.training.task import StepClock, Task
@@ -203,6 +206,8 @@ def count_step(
         before, peaks = counter.live, []
         task.begin_step(batch, clock)  # on the host
         counter.work = []
+        if gradients_stay and fused(WEIGHTS, parameters[0]):
+            zero_gradients(parameters)
         counter.restart()
         with torch.autocast("cpu", dtype=autocast_dtype, enabled=autocast_dtype is not None):
             loss = task.compute(batch).loss_sum

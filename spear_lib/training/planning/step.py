@@ -43,7 +43,8 @@ def count_task(
     """
     task.model.train()
     # That they agree and compile is found out where they run.
-    kernels = fused_kernels(training, task.model.encoder.config) if training.kernels != "eager" else []
+    eager = training.kernels == "eager"
+    kernels = [] if eager else fused_kernels(training, task.model.encoder.config, task.kernels)
     with running(kernel.name for kernel in kernels if for_accelerator):
         return count_step(
             task,
