@@ -56,7 +56,22 @@ class _OptionParser(ArgumentParser):
     """Errors in one line, with the nearest valid key."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise ValueError(message)
+        raise ValueError(_plain(message))
+
+
+def _plain(message: str) -> str:
+    """The parser's words for a value that fits none of several types, in ours."""
+    found = re.match(
+        r'Parser key "([^"]+)":\s+Does not validate against any of the Union subtypes\s+'
+        r"Subtypes: [\[(](.*?)[\])]\s+Errors:.*Given value: (.*)",
+        message,
+        re.DOTALL,
+    )
+    if not found:
+        return message
+    key, kinds, value = found.groups()
+    kinds = re.sub(r"<class '([\w.]+)'>", r"\1", kinds).replace("NoneType", "null")
+    return f"option {key}: {value} is none of these: {kinds}"
 
 
 def _parser(cls: type, prog: str | None = None, description: str | None = None) -> _OptionParser:

@@ -130,7 +130,9 @@ def load_audio(
     except Exception as error:
         raise _audio_error(cut, path, error) from error
     if samples is None or samples.shape[-1] == 0:
-        raise AudioError(EMPTY, f"{path} (cut {cut.id}) holds no samples: remove it or make it again")
+        raise AudioError(
+            EMPTY, f"{path} (cut {cut.id}) holds no samples at {sample_rate} Hz: remove it or make it again"
+        )
     _check_level(samples, f"{path} (cut {cut.id})")
     mono, said = to_mono(samples, channels)
     notes += said

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from spear_lib.bin import pretrain
 from spear_lib.config import load, parse, positional, save, to_dict
 from spear_lib.training.metrics import describe_batch, describe_length
 from spear_lib.training.options import TrainingConfig
@@ -120,3 +121,9 @@ def test_the_length_of_a_run_in_steps_and_epochs():
     )
     assert describe_batch(4800.0, 8) == "4800 s of audio, 600 s on each of 8 processes"
     assert describe_batch(12.0, 1) == "12 s of audio"
+
+
+def test_a_value_that_fits_none_of_several_types_is_one_plain_line(capsys):
+    with pytest.raises(SystemExit):
+        pretrain.main(["--experiment_dir", "never", "--data.max_cuts", "a"])
+    assert "option data.max_cuts: a is none of these: int, null" in capsys.readouterr().err

@@ -188,7 +188,8 @@ class Workplace:
         )
         for path, file in zip(paths, case["files"]):
             made = (out / f"{path.with_suffix('').name}.json").is_file()
-            whole = not file["patches"] and file["keep"] is None and file["samples"] > 0
+            # One sample of 44.1 kHz is none at 16 kHz.
+            whole = not file["patches"] and file["keep"] is None and file["samples"] * 16000 >= file["rate"]
             if whole and file["content"] in ("noise", "zeros") and not made:
                 raise Broken(f"{path.name} is good and has no result: {seen.err[-300:]}")
             if not made and path.name.encode("ascii", "backslashreplace").decode() not in _ascii(seen.err):
