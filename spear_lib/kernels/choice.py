@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 CHOICES = ("auto", "eager", "fused")
 FORMATS = (torch.float32, torch.bfloat16, torch.float16)
+HALVES = FORMATS[1:]
 _ROOM = 2.0
 """A kernel's error may be so many times the eager path's..."""
 _ROUNDINGS = 4.0
@@ -67,6 +68,12 @@ def running(names: Iterable[str]) -> Iterator[None]:
         yield
     finally:
         _running = before
+
+
+def autocast_of(device: torch.device, computed: torch.dtype) -> torch.autocast:
+    """For samples: autocast as in a run that computes in a half format; off for other formats."""
+    half = computed in HALVES
+    return torch.autocast(device.type, dtype=computed if half else torch.bfloat16, enabled=half)
 
 
 def _obstacle(device: torch.device) -> str:

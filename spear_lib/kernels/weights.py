@@ -17,10 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from spear_lib.kernels.choice import Kernel, fused
+from spear_lib.kernels.choice import Kernel, autocast_of, fused
 
 NAME = "weights"
-_HALVES = (torch.bfloat16, torch.float16)
 _CONVERTED = (nn.Linear, nn.Conv1d, nn.Conv2d)
 """Modules whose parameters autocast converts; others are used as they are."""
 
@@ -126,7 +125,7 @@ def _sample(device: torch.device, values: torch.dtype, computed: torch.dtype) ->
     network.to(device, wide)
     inputs = torch.randn(50, 24, generator=generator).to(values).to(device, wide)
     outputs = []
-    with torch.enable_grad(), torch.autocast(device.type, computed, enabled=computed in _HALVES):
+    with torch.enable_grad(), autocast_of(device, computed):
         for _ in range(2):
             outputs.append(on_working_copies(network, inputs).to(wide))
             outputs[-1].square().sum().backward()

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from spear_lib.kernels import Kernel, fused
+from spear_lib.kernels.choice import autocast_of
 from spear_lib.runtime.devices import on_host
 
 # Logits held at once: 8 MB in float32 stay near a CPU's cache, a GPU is kept busy by 128 MB.
@@ -207,7 +208,6 @@ class MaskedPredictionHead(nn.Module):
 def _sample(device: torch.device, values: torch.dtype, computed: torch.dtype) -> list[Tensor]:
     """Frames of which some have no target, with different weights; few and many classes."""
     generator, found = torch.Generator().manual_seed(1), []
-    half = computed in (torch.bfloat16, torch.float16)
     wide = torch.promote_types(computed, torch.float32)
     for frames, size in ((70, 256), (3, 5)):
         head = MaskedPredictionHead(24, 3, size)
@@ -217,7 +217,7 @@ def _sample(device: torch.device, values: torch.dtype, computed: torch.dtype) ->
         targets = torch.randint(size, (frames, 3), generator=generator)
         targets[::7] = -100
         weights = torch.rand(frames, generator=generator).to(device, wide)
-        with torch.enable_grad(), torch.autocast(device.type, computed if half else None, enabled=half):
+        with torch.enable_grad(), autocast_of(device, computed):
             out = head.to(device)(hidden, targets.to(device), weights)
             out.total.backward()
         grads = [hidden.grad, *(each.grad for each in head.parameters())]

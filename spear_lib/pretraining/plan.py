@@ -101,10 +101,10 @@ def count_pretraining_step(
       shape: of the batch.
       others: as for ``count_task``.
     """
-    pretence, fields = Pretence(), list(fields)
-    model = pretence.module(lambda: PretrainingModel(build_encoder(encoder), fields))
+    pretence = Pretence()
+    task = pretence.task(lambda: task_of(encoder, fields, objective))
     memory = count_task(
-        PretrainingTask(model, fields, objective),
+        task,
         pretend_batch(pretence, shape, fields, masking, objective.strategy),
         training,
         precision,
@@ -112,5 +112,20 @@ def count_pretraining_step(
         for_accelerator,
         batch_count,
     )
-    sizes = [sum(p.numel() for p in part.parameters()) for part in (model.encoder, model.heads)]
-    return memory, *sizes
+    return memory, *part_sizes(task)
+
+
+def task_of(
+    encoder: EncoderConfig, fields: Sequence[TokenField], objective: ObjectiveConfig
+) -> PretrainingTask:
+    """A task with a new model."""
+    fields = list(fields)
+    return PretrainingTask(PretrainingModel(build_encoder(encoder), fields), fields, objective)
+
+
+def part_sizes(task: PretrainingTask) -> tuple[int, int]:
+    """Parameters of the encoder and of the heads."""
+    encoder, heads = (
+        sum(p.numel() for p in part.parameters()) for part in (task.model.encoder, task.model.heads)
+    )
+    return encoder, heads

@@ -1,6 +1,9 @@
 """The lines of a dry run: what a pre-training run will take on given machines (ours)."""
 
+from functools import partial
 from typing import Any, NamedTuple
+
+import torch
 
 from spear_lib.data.manifests import Manifest
 from spear_lib.encoders.kinds import EncoderConfig
@@ -8,10 +11,10 @@ from spear_lib.pretraining import TokenField
 from spear_lib.pretraining.alignment import frames_per_student_frame
 from spear_lib.pretraining.heads import GPU_CHUNK_ELEMENTS
 from spear_lib.pretraining.paper_runs import PAPER_GPU, paper_runs
-from spear_lib.pretraining.plan import assumed_fields, count_pretraining_step
+from spear_lib.pretraining.plan import assumed_fields, part_sizes, pretend_batch, task_of
 from spear_lib.training.planning.machines import PlanConfig
-from spear_lib.training.planning.memory import StepMemory
-from spear_lib.training.planning.report import Run, cost_lines, gigabytes
+from spear_lib.training.planning.memory import Pretence, StepMemory
+from spear_lib.training.planning.report import Run, gigabytes, task_costs
 from spear_lib.training.planning.step import Shape, step_seconds, worst_shape
 
 _CUTS_LOOKED_AT = 100
@@ -71,25 +74,11 @@ def plan_lines(options: Any) -> dict[str, object]:
         corpus.hours if corpus else plan.hours,
         worst_shape(data.batch_seconds, longest, max(plan.gpus, data.shares)),
     )
-    sizes: list[int] = []
-
-    def count(config: EncoderConfig, batch_count: float) -> StepMemory:
-        memory, *sizes[:] = count_pretraining_step(
-            config,
-            fields,
-            options.objective,
-            data.masking,
-            options.training,
-            run.worst,
-            run.precision,
-            plan.gpus,
-            for_accelerator=plan.device == "gpu",
-            batch_count=batch_count,
-        )
-        return memory
-
-    costs, late = cost_lines(run, count)
-    encoder_size, head_size = sizes
+    batch = pretend_batch(Pretence(), run.worst, fields, data.masking, options.objective.strategy)
+    make_task = partial(task_of, fields=fields, objective=options.objective)
+    costs, late = task_costs(run, batch, make_task)
+    with torch.device("meta"):
+        encoder_size, head_size = part_sizes(make_task(run.encoder))
     return {
         "encoder": f"{encoder_size:,} parameters",
         "heads": f"{head_size:,} parameters: " + ", ".join(_describe(field) for field in fields),

@@ -31,10 +31,11 @@ def recording() -> bool:
 
 
 @contextmanager
-def plan_for_accelerator() -> Iterator[None]:
-    """While inside, ``on_host`` says no: the code that runs is that of a GPU, wherever its tensors are."""
+def plan_for_accelerator(wanted: bool = True) -> Iterator[None]:
+    """While inside, ``on_host`` says no: the code that runs is that of a GPU, wherever its tensors are.
+    Without ``wanted`` nothing changes."""
     global _planning
-    before, _planning = _planning, True
+    before, _planning = _planning, _planning or wanted
     try:
         yield
     finally:

@@ -7,6 +7,7 @@ from spear_lib.encoders.kinds import KINDS, EncoderConfig, build_encoder
 from spear_lib.features.masking import MaskingConfig
 from spear_lib.pretraining import TokenField, token_fields
 from spear_lib.pretraining.plan import assumed_fields, pretend_batch
+from spear_lib.runtime.devices import plan_for_accelerator
 from spear_lib.self_distillation.data import SelfDistillationData, hide_frames
 from spear_lib.self_distillation.options import SelfDistillOptions
 from spear_lib.self_distillation.task import SelfDistillationTask
@@ -39,7 +40,7 @@ def plan_lines(options: SelfDistillOptions) -> dict[str, object]:
         return new_task(build_encoder(encoder), options.objective, fields, options.tokens)
 
     costs, _ = task_costs(run, batch, task_of)
-    with torch.device("meta"), run.place():
+    with torch.device("meta"), plan_for_accelerator(plan.for_accelerator):
         return {**task_of(config).facts(), **costs}
 
 

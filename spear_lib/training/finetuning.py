@@ -16,6 +16,7 @@ from spear_lib.encoders import load_encoder
 from spear_lib.encoders.kinds import EncoderConfig
 from spear_lib.encoders.zipformer import SpearEncoder, ZipformerConfig
 from spear_lib.runtime import keyed_random
+from spear_lib.runtime.devices import plan_for_accelerator
 from spear_lib.runtime.log import first_screen
 from spear_lib.runtime.task_file import TaskDescription
 from spear_lib.runtime.world import world as open_world
@@ -100,9 +101,9 @@ def finetune(
         kernels = use_kernels(training, world.device, encoder, task.kernels)
         if world.is_main:
             keep(Path(options.experiment_dir))
-            lines = run_facts(options, training, task, train_data, world.world_size)
-            lines |= {"kernels": kernels, **facts(train_data), "validation": describe_audio(valid_data)}
-            first_screen(description.title, lines | {"experiment": options.experiment_dir})
+            lines = run_facts(options, training, task, train_data, valid_data, world.world_size)
+            lines |= {"kernels": kernels, **facts(train_data), "experiment": options.experiment_dir}
+            first_screen(description.title, lines)
         return train(
             task,
             train_data,
@@ -116,7 +117,12 @@ def finetune(
 
 
 def run_facts(
-    options: FinetuningOptions, training: TrainingConfig, task: Task, data: CutData, processes: int
+    options: FinetuningOptions,
+    training: TrainingConfig,
+    task: Task,
+    data: CutData,
+    valid_data: CutData,
+    processes: int,
 ) -> dict[str, object]:
     """What training starts from, what it is about, and how long it is."""
     seconds = options.data.batch_seconds * training.accumulate_batches
@@ -124,6 +130,7 @@ def run_facts(
         **start_facts(options, training),
         **task.facts(),
         "training audio": describe_audio(data),
+        "validation": describe_audio(valid_data),
         "batch": describe_batch(seconds, processes),
         "length": describe_length(training, data.num_batches(0)),
     }
@@ -141,6 +148,7 @@ def plan_facts(
     counted, as the first of these processes gets it, with all weights trained."""
     plan = options.plan
     data = make_data(seed=training.seed, rank=0, world_size=plan.gpus)
+    valid_data = make_data(seed=training.seed, rank=0, world_size=1, training=False, cuts=options.dev_cuts)
     batch = data.largest_batch(0)
     run = Run(
         plan,
@@ -158,8 +166,8 @@ def plan_facts(
         return make_task(model)
 
     costs, _ = task_costs(run, batch, task_of)
-    with torch.device("meta"), run.place():
-        known = run_facts(options, training, task_of(encoder), data, plan.gpus)
+    with torch.device("meta"), plan_for_accelerator(plan.for_accelerator):
+        known = run_facts(options, training, task_of(encoder), data, valid_data, plan.gpus)
     return {**known, **facts(data), **{name: line for name, line in costs.items() if name not in known}}
 
 

@@ -338,4 +338,5 @@ def test_published_configurations_dry_run(corpus, tmp_path, caplog, name, length
     assert re.search(rf"length +{length}", caplog.text) and re.search(r"batch +\d+ s of audio", caplog.text)
     assert "losses by triton (planned)" in caplog.text or name.endswith("ctc")
     assert "GB at the highest" in caplog.text or "MB at the highest" in caplog.text
+    assert re.search(r"validation +\d+\.\d min in 6 cuts", caplog.text)
     assert "GPU-hours" in caplog.text and not list(tmp_path.iterdir())

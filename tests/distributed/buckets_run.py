@@ -2,7 +2,6 @@
 working copies of the weights, in the file that is given."""
 
 import sys
-from contextlib import nullcontext
 from types import SimpleNamespace
 
 import torch
@@ -39,7 +38,7 @@ def gradients(processes, kernels):
     optimizer = torch.optim.SGD(trained, lr=0.1)
     generator = torch.Generator().manual_seed(processes.rank)
     found = []
-    with choice.running(kernels), plan_for_accelerator() if kernels else nullcontext():
+    with choice.running(kernels), plan_for_accelerator(bool(kernels)):
         module = distributed.wrap(task, processes)
         for _ in range(3):
             distributed.clear_gradients(module, optimizer)

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_encoder import TINY
 from torch import nn
 from toy_task import SumTask
 
 from spear_lib.config import load
-from spear_lib.encoders.zipformer import ZipformerConfig
 from spear_lib.features.masking import MaskingConfig
 from spear_lib.optim import ScaledAdam, parameter_groups
 from spear_lib.pretraining import ObjectiveConfig
@@ -33,17 +33,6 @@ from spear_lib.training.planning.step import Shape, step_seconds, with_checkpoin
 from spear_lib.training.task import StepClock
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-TINY = ZipformerConfig(
-    frontend_channels=(2, 4, 8),
-    downsampling_factor=(2,),
-    num_encoder_layers=(1,),
-    encoder_dim=(32,),
-    feedforward_dim=(64,),
-    encoder_unmasked_dim=(24,),
-    num_heads=(2,),
-    query_head_dim=(8,),
-    cnn_module_kernel=(15,),
-)
 
 
 SHORT = Shape(2, 3.0)

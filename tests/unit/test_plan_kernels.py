@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from tiny_encoder import TINY
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 from toy_task import SumTask
@@ -26,17 +27,6 @@ from spear_lib.training.planning.step import Shape, step_seconds
 from spear_lib.training.task import StepClock
 
 aten = torch.ops.aten
-TINY = ZipformerConfig(
-    frontend_channels=(2, 4, 8),
-    downsampling_factor=(2,),
-    num_encoder_layers=(1,),
-    encoder_dim=(32,),
-    feedforward_dim=(64,),
-    encoder_unmasked_dim=(24,),
-    num_heads=(2,),
-    query_head_dim=(8,),
-    cnn_module_kernel=(15,),
-)
 
 
 def test_two_layers_by_hand():

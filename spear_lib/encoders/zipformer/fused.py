@@ -20,6 +20,7 @@ from spear_lib.encoders.zipformer.positions import PositionalEncoding
 from spear_lib.encoders.zipformer.regularisers import BalancerLimits, apply_limits
 from spear_lib.encoders.zipformer.whitening import whiten
 from spear_lib.kernels import Kernel
+from spear_lib.kernels.choice import autocast_of
 from spear_lib.runtime import keyed_random
 
 _FRAMES = 75  # of two utterances; no multiple of any block
@@ -44,9 +45,8 @@ class _Inputs:
         return self.leaves[-1]
 
     def autocast(self) -> torch.autocast:
-        """As in a run that computes in a half format; otherwise off."""
-        half = self.computed in (torch.bfloat16, torch.float16)
-        return torch.autocast(self.device.type, dtype=self.computed if half else torch.bfloat16, enabled=half)
+        """That of a run."""
+        return autocast_of(self.device, self.computed)
 
     def results(self, *outputs: Tensor) -> list[Tensor]:
         """The outputs, and the gradients of the leaves where those of the outputs are random."""

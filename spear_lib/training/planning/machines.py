@@ -72,6 +72,11 @@ class PlanConfig:
             raise ValueError(f"plan.efficiency is {self.efficiency}; use a share in (0, 1]")
 
     @property
+    def for_accelerator(self) -> bool:
+        """Whether the code of a GPU is counted."""
+        return self.device == "gpu"
+
+    @property
     def machine(self) -> Gpu:
         """The GPU that is planned for: that of ``gpu``, with what is given otherwise."""
         named = GPUS[self.gpu]

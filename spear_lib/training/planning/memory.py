@@ -9,7 +9,6 @@ Whole tensors of host numbers (lengths, keys, tokens) stay real: code may look a
 """
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 from weakref import ref
@@ -192,8 +191,7 @@ def count_step(
       for_accelerator: the code that runs on a GPU; False for that of a CPU.
     """
     parameters = [parameter for parameter in task.model.parameters() if parameter.requires_grad]
-    place = plan_for_accelerator() if for_accelerator else nullcontext()
-    with place, MemoryCounter() as counter:
+    with plan_for_accelerator(for_accelerator), MemoryCounter() as counter:
         for tensor in (*task.model.parameters(), *task.model.buffers()):
             counter.add(tensor)
         weights = counter.live

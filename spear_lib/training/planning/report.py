@@ -1,13 +1,11 @@
 """The lines of a dry run that every task has: length, memory, speed, hours (ours)."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import NamedTuple
 
 from spear_lib.data.batch import Batch
 from spear_lib.encoders.kinds import EncoderConfig
-from spear_lib.runtime.devices import plan_for_accelerator
 from spear_lib.training.kernels import fused_kernels
 from spear_lib.training.options import TrainingConfig
 from spear_lib.training.planning.machines import PlanConfig
@@ -39,10 +37,6 @@ class Run(NamedTuple):
     """The largest batch of one process."""
     epoch_batches: int = 0
     """Global batches of an epoch, where the data are there to count them."""
-
-    def place(self) -> AbstractContextManager:
-        """While inside, the code that is chosen is that of ``plan.device``."""
-        return plan_for_accelerator() if self.plan.device == "gpu" else nullcontext()
 
     @property
     def precision(self) -> str:
@@ -103,7 +97,7 @@ def task_costs(
             run.training,
             run.precision,
             run.plan.gpus,
-            for_accelerator=run.plan.device == "gpu",
+            for_accelerator=run.plan.for_accelerator,
             batch_count=batch_count,
         )
 
@@ -164,7 +158,7 @@ def time_lines(run: Run, memory: StepMemory) -> dict[str, str]:
     """Arithmetic, speed and hours of a run whose step on its worst batch was counted."""
     plan, gpu, audio = run.plan, run.plan.machine, run.worst.audio
     gflops = memory.flops / audio / 1e9
-    eager = run.training.kernels == "eager" or plan.device == "cpu"
+    eager = run.training.kernels == "eager" or not plan.for_accelerator
     kernels = "PyTorch's" if eager or not fused_kernels(run.training, run.encoder) else "fused"
     megabytes = sum(each.bytes for each in memory.work) / audio / 1e6
     lines = {
