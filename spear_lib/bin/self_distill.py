@@ -62,6 +62,8 @@ def self_distill(options: SelfDistillOptions, processes: World) -> None:
     )
     if options.start:
         read_published(task.model, options.start)
+    if options.compile:
+        task.model.view.compile()
     train_encoder("Self-distillation", options, processes, task, train_data, valid_data, run_facts)
 
 

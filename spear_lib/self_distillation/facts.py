@@ -25,7 +25,7 @@ def run_facts(
     masking, teacher = options.data.masking, options.objective.teacher
     lines = {
         "precision": f"{precision.name} ({precision.reason})",
-        "kernels": kernels,
+        "kernels": kernels + ("; blocks by torch.compile" if options.compile else ""),
         "processes": processes.world_size,
         **train_data.facts(),
         "epoch": f"about {steps} steps",

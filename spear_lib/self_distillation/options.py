@@ -33,6 +33,9 @@ class SelfDistillOptions(EncoderOptions):
     start: str = field(default="", metadata=MAY_CHANGE)
     """A published checkpoint of SpidR or DinoSR whose student, teacher and codebooks training starts from."""
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    compile: bool = field(default=False, metadata=MAY_CHANGE)
+    """Student and teacher by torch.compile; for encoder_type spidr. The first step waits minutes for it; a
+    run that was gone on with equals the unbroken one to rounding, not to the bit."""
     dry_run: bool = field(default=False, metadata=MAY_CHANGE)
     """Train nothing: print what the run would take (memory, steps, GPU-hours)."""
     plan: PlanConfig = field(default_factory=PlanConfig, metadata=MAY_CHANGE)
@@ -47,6 +50,11 @@ class SelfDistillOptions(EncoderOptions):
             raise ValueError(
                 f"data.min_duration is {self.data.min_duration} s, but audio shorter than {shortest} s gives "
                 f"the encoder no frame: set it to {shortest} or more"
+            )
+        if self.compile and self.encoder_type != "spidr":
+            raise ValueError(
+                "compile is for encoder_type spidr: the draws of a Zipformer would make new graphs in every "
+                "step, it has kernels of its own (training.kernels)"
             )
         if self.start and self.encoder_type != "spidr":
             raise ValueError("start is for encoder_type spidr: there is no published Zipformer of this kind")

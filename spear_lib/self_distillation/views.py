@@ -16,7 +16,7 @@ from spear_lib.data.batch import Batch
 from spear_lib.encoders.kinds import Encoder
 from spear_lib.encoders.spidr import SpidrEncoder
 from spear_lib.encoders.spidr.extractor import standardise
-from spear_lib.encoders.spidr.layers import SpidrTransformer
+from spear_lib.encoders.spidr.layers import SpidrTransformer, run_blocks
 from spear_lib.encoders.step_context import StepContext
 from spear_lib.encoders.zipformer import SpearEncoder
 from spear_lib.features.masking import student_mask
@@ -84,8 +84,16 @@ class SpidrView:
     def __init__(self, encoder: SpidrEncoder):
         config = encoder.config
         self.encoder = encoder
+        self.compiled = False
+        self.run_blocks = run_blocks
         self.names = [f"layer_{layer:02d}" for layer in config.head_layers]
         self.dims = [config.hidden_dim] * config.num_codebooks
+
+    def compile(self) -> None:
+        """From here on the blocks of both Transformers run as torch.compile makes them, as one graph for all
+        lengths. Not the positions: with convolutions inside, each length would have its own."""
+        self.compiled = True
+        self.run_blocks = torch.compile(run_blocks, dynamic=True)
 
     def student(self) -> nn.Module:
         return self.encoder.student
@@ -125,9 +133,11 @@ class SpidrView:
         masked = None
         if batch.time_mask is not None:
             masked = encoder.masked_frames(batch.time_mask, x.shape[1]) & all_valid
-        hidden_states, output = encoder.student(encoder.hide(x, masked), valid)
+        if self.compiled:  # a batch without padding needs no graph of its own
+            valid = all_valid
+        hidden_states, output = encoder.student(encoder.hide(x, masked), valid, self.run_blocks)
         with torch.no_grad():
-            targets, _ = teacher(x.detach(), valid)
+            targets, _ = teacher(x.detach(), valid, self.run_blocks)
         scored = all_valid if masked is None else masked
         inputs = encoder.head_inputs(hidden_states, output)
         pairs = [

@@ -202,3 +202,24 @@ def test_starting_from_a_published_checkpoint(corpus, unbroken, tmp_path):
     assert 0 < moved.norm() < published["codebooks.0.codebook"].norm()
     with pytest.raises(SystemExit):
         train(config, folder, "--start", path, "--objective.codebook_start", "data")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler on a CPU")
+def test_compiled_transformers_train_as_the_plain_ones(unbroken, config, corpus):
+    from torch._dynamo.utils import counters
+
+    folder = corpus[0] / "compiled"
+    counters.clear()
+    train(config, folder, "--compile", "true")
+    assert "blocks by torch.compile" in (folder / "log.txt").read_text()
+    # Of the student in training and in validation, and of the teacher: of many lengths, one each.
+    assert counters["stats"]["unique_graphs"] == 3
+    expected, found = reported(unbroken[0]), reported(folder)
+    assert found.keys() == expected.keys()
+    for key, values in found.items():
+        for name in ("loss", "loss_layer_03", "target_perplexity"):
+            assert values.get(name) == pytest.approx(expected[key].get(name), rel=1e-4), (key, name)
+    # The saved names are those of the plain modules: the run goes on without torch.compile.
+    train(config, folder, "--training.max_steps", "9")
+    assert load_encoder(folder / "checkpoints" / "last.pt").encoder_type == "spidr"

@@ -264,3 +264,8 @@ def test_masks_belong_to_cut_and_epoch_alone(corpus):
     common = masks[0].keys() & masks[1].keys()
     assert len(common) >= 5 and all(masks[0][name] == masks[1][name] for name in common)
     assert sum(masks[0][name] != masks[2][name] for name in common) >= len(common) - 1
+
+
+def test_torch_compile_is_for_spidr_alone():
+    with pytest.raises(ValueError, match="compile is for encoder_type spidr"):
+        SelfDistillOptions(experiment_dir="exp", encoder_type="zipformer", compile=True)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from spear_lib.evaluation.abx.distances import DISTANCES, angular, euclidean, warp
+from spear_lib.evaluation.abx.distances import DISTANCES, warp
 from spear_lib.evaluation.abx.rates import AbxConfig, abx, cut_segments, frame_range
 from spear_lib.evaluation.alignments import Phone, read_phones
 
@@ -90,16 +90,16 @@ def test_warping_against_a_plain_loop(ties):
     if ties:
         frames = np.round(frames)
     count = 300
-    places = []
-    for width in frames.shape:
-        lengths = random.integers(1, 12, count)
-        places.append(np.stack([random.integers(0, width - lengths + 1), lengths], 1))
-    found = warp(torch.from_numpy(frames), *map(torch.from_numpy, places))
-    for value, (a, n), (b, m) in zip(found.tolist(), *places):
+    rows, columns = (random.integers(1, 12, count) for _ in range(2))
+    i, j = (random.integers(0, width - n + 1) for width, n in zip(frames.shape, (rows, columns)))
+    places = (torch.from_numpy(each) for each in (70 * i + j, np.full(count, 70), rows, columns))
+    found = warp(torch.from_numpy(frames).flatten(), *places)
+    for value, a, n, b, m in zip(found.tolist(), i, rows, j, columns):
         assert value == pytest.approx(one_by_one(frames[a : a + n, b : b + m]), abs=1e-12)
 
 
 def test_distances_of_frames():
+    angular, euclidean = DISTANCES["angular"], DISTANCES["euclidean"]
     x, y = torch.randn(5, 8, dtype=torch.float64), torch.randn(7, 8, dtype=torch.float64)
     for i, j in ((0, 0), (4, 6), (2, 3)):
         cosine = float(x[i] @ y[j] / x[i].norm() / y[j].norm())

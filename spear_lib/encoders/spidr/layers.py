@@ -4,6 +4,7 @@ Shapes: B utterances, T frames at 50 Hz, D channels, H heads.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -94,6 +95,19 @@ class Block(nn.Module):
         return added, h
 
 
+Outputs = tuple[list[Tensor], Tensor]
+"""Of every block its feed-forward output, and the output of the last block."""
+
+
+def run_blocks(blocks: nn.ModuleList, x: Tensor, seen: Tensor | None) -> Outputs:
+    """x (B, T, D), seen (B, 1, 1, T) bool or None, through all ``blocks``."""
+    outputs = []
+    for block in blocks:
+        added, x = block(x, seen)
+        outputs.append(added)
+    return outputs, x
+
+
 class SpidrTransformer(nn.Module):
     """Positions and blocks: the student, and as a second one the teacher."""
 
@@ -119,12 +133,15 @@ class SpidrTransformer(nn.Module):
                 if linear.bias is not None:
                     nn.init.zeros_(linear.bias)
 
-    def forward(self, x: Tensor, valid: Tensor | None) -> tuple[list[Tensor], Tensor]:
-        """Run all blocks.
+    def forward(
+        self, x: Tensor, valid: Tensor | None, through_blocks: Callable[..., Outputs] = run_blocks
+    ) -> Outputs:
+        """Positions, then all blocks.
 
         Args:
           x: (B, T, D) projected frames.
           valid: (B, T) bool, or None without padding.
+          through_blocks: ``run_blocks`` as something else runs it (torch.compile).
 
         Returns:
           Feed-forward output of every block, before dropout, residual and norm (each (B, T, D)): what the
@@ -132,8 +149,4 @@ class SpidrTransformer(nn.Module):
         """
         seen = None if valid is None else valid[:, None, None]
         x = self.dropout(self.layer_norm(x + self.pos_conv_embed(x, valid)))
-        outputs = []
-        for block in self.layers:
-            added, x = block(x, seen)
-            outputs.append(added)
-        return outputs, x
+        return through_blocks(self.layers, x, seen)

@@ -3,11 +3,12 @@
 Cost of the cheapest path of steps (1,1), (1,0), (0,1), divided by the number of its cells; of equally cheap
 paths the one that, from the end, prefers the diagonal, then a step in the second segment (spec §5.1).
 
-Legend: F frames of a block, D channels, P pairs, L frames of a segment.
+Legend: F, G frames, D channels, P pairs.
 """
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,87 +17,104 @@ CHUNK = 4096
 """Pairs that are warped together: their costs stay in the cache of a CPU."""
 
 
-def angular(x: Tensor, y: Tensor) -> Tensor:
-    """(F, D), (G, D) -> (F, G): the angle between vectors over pi; a zero vector is at 1/2 from all."""
-    x, y = (z / z.norm(dim=1, keepdim=True).clamp(min=torch.finfo(z.dtype).tiny) for z in (x, y))
+@dataclass(frozen=True)
+class Distance:
+    """Of frames: ``between(prepare(x), prepare(y))``, where all frames are prepared once."""
+
+    between: Callable[[Tensor, Tensor], Tensor]
+    """(F, D), (G, D) -> (F, G) float."""
+    prepare: Callable[[Tensor], Tensor] = lambda x: x
+    """(F, D) -> (F, D)."""
+
+    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
+        """(F, D), (G, D) -> (F, G)."""
+        return self.between(self.prepare(x), self.prepare(y))
+
+
+def _unit_length(x: Tensor) -> Tensor:
+    return x / x.norm(dim=1, keepdim=True).clamp(min=torch.finfo(x.dtype).tiny)
+
+
+def _angles(x: Tensor, y: Tensor) -> Tensor:
     return (x @ y.T).clamp_(-1.0, 1.0).acos_().div_(math.pi)
 
 
-def euclidean(x: Tensor, y: Tensor) -> Tensor:
-    """(F, D), (G, D) -> (F, G)."""
+def _euclidean(x: Tensor, y: Tensor) -> Tensor:
     return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
 
 
-def differing(x: Tensor, y: Tensor) -> Tensor:
-    """Units of C codebooks (F, C), (G, C) -> (F, G): share of the codebooks that differ, 0 or 1 for one."""
+def _differing(x: Tensor, y: Tensor) -> Tensor:
     different = torch.zeros(len(x), len(y), device=x.device)
     for codebook in range(x.shape[1]):
         different += x[:, codebook, None] != y[None, :, codebook]
     return different / x.shape[1]
 
 
-DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "angular": angular,
-    "euclidean": euclidean,
-    "units": differing,
+DISTANCES = {
+    "angular": Distance(_angles, _unit_length),
+    "euclidean": Distance(_euclidean),
+    "units": Distance(_differing),
 }
+"""angular: the angle over pi, a zero vector is at 1/2 from all. units: of C codebooks (F, C), the share of
+those that differ."""
 
 
-def warp(frames: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+def warp(flat: Tensor, origins: Tensor, strides: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """Distances of pairs of segments.
 
     Args:
-      frames: (F, G) distances of frames.
-      rows, columns: (P, 2) int64: first frame and length of each pair's first segment, among the rows of
-        ``frames``, and of its second one, among the columns.
+      flat: (N,) distances of frames: blocks, one after the other.
+      origins: (P,) int64, where in ``flat`` the first frames of both segments meet.
+      strides: (P,) int64, from there to the second frame of the first segment.
+      rows, columns: (P,) int64, frames of the first and of the second segment; a row lies in one piece.
 
     Returns:
-      (P,) as ``frames``.
+      (P,) as ``flat``.
     """
-    result = frames.new_empty(len(rows))
+    result = flat.new_empty(len(origins))
+    # What lies beyond a shorter segment of a chunk is read too, and not used.
+    beyond = int(rows.max()) * int(strides.max()) + int(columns.max())
+    flat = torch.cat([flat, flat.new_zeros(beyond)])
     # Pairs of similar size together.
-    order = (rows[:, 1] * 1024 + columns[:, 1]).argsort()
+    order = (rows * 1024 + columns).argsort(stable=True)
     for start in range(0, len(order), CHUNK):
         chosen = order[start : start + CHUNK]
-        result[chosen] = _warp_chunk(frames, rows[chosen], columns[chosen])
+        result[chosen] = _warp_chunk(flat, *(each[chosen] for each in (origins, strides, rows, columns)))
     return result
 
 
-def _warp_chunk(frames: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+def _warp_chunk(flat: Tensor, origins: Tensor, strides: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """Diagonal by diagonal: cell (i, k - i) of all pairs at once."""
-    flat, width = frames.reshape(-1), frames.shape[1]
-    count = len(rows)
-    longest, broadest = int(rows[:, 1].max()), int(columns[:, 1].max())
-    origin = rows[:, 0] * width + columns[:, 0]
-    last = rows[:, 1] - 1
-    ends = last + columns[:, 1] - 1
-    result = frames.new_empty(count)
-    # Column i + 1 holds row i of a diagonal; column 0 and what a diagonal lacks are never on a path.
-    blank = frames.new_full((longest + 1, count), math.inf)
-    costs = [blank.clone(), blank.clone()]
-    sizes = [torch.zeros_like(blank), torch.zeros_like(blank)]
-    index = torch.arange(longest, device=frames.device).unsqueeze(1)
+    count, longest, broadest = len(rows), int(rows.max()), int(columns.max())
+    ends = rows + columns - 2
+    result = flat.new_empty(count)
+    index = torch.arange(longest, device=flat.device).unsqueeze(1)
+    places = origins + index * (strides - 1)
+    # Row i of a diagonal stands at i + 1. The three last diagonals take turns, and only what a diagonal has
+    # is written: the places before its first row and behind its last are still infinite when they are read.
+    costs = [flat.new_full((longest + 2, count), math.inf) for _ in range(3)]
+    sizes = [torch.zeros(longest + 2, count, dtype=torch.int16, device=flat.device) for _ in range(3)]
     for k in range(longest + broadest - 1):
         first, behind = max(0, k - broadest + 1), min(k, longest - 1) + 1
-        place = (origin + k + index[first:behind] * (width - 1)).clamp_(max=flat.numel() - 1)
-        local = flat[place]
-        cost, size = blank.clone(), torch.zeros_like(blank)
+        here, above = slice(first + 1, behind + 1), slice(first, behind)
+        at = places[first:behind] + k
+        local = flat.index_select(0, at.view(-1)).view(at.shape)
+        cost, size = costs[k % 3][here], sizes[k % 3][here]
         if k == 0:
-            cost[1], size[1] = local[0], 1.0
+            cost.copy_(local)
+            size.fill_(1)
         else:
-            diagonal = costs[0][first:behind]
-            second, one = costs[1][first + 1 : behind + 1], costs[1][first:behind]
+            diagonal, second, one = costs[k % 3 - 2][above], costs[k % 3 - 1][here], costs[k % 3 - 1][above]
             best = torch.minimum(torch.minimum(diagonal, second), one)
             steps = torch.where(
                 diagonal == best,
-                sizes[0][first:behind],
-                torch.where(second == best, sizes[1][first + 1 : behind + 1], sizes[1][first:behind]),
+                sizes[k % 3 - 2][above],
+                torch.where(second == best, sizes[k % 3 - 1][here], sizes[k % 3 - 1][above]),
             )
-            cost[first + 1 : behind + 1] = best + local
-            size[first + 1 : behind + 1] = steps + 1.0
+            torch.add(best, local, out=cost)
+            torch.add(steps, 1, out=size)
         done = (ends == k).nonzero().flatten()
         if len(done):
-            at = last[done] + 1
-            result[done] = cost[at, done] / size[at, done]
-        costs, sizes = [costs[1], cost], [sizes[1], size]
+            last = rows[done]
+            result[done] = costs[k % 3][last, done] / sizes[k % 3][last, done]
     return result

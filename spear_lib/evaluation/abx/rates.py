@@ -13,7 +13,7 @@ Legend: I items, F frames, D channels.
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from itertools import product
 from typing import Any
@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spear_lib.evaluation.abx.distances import DISTANCES, warp
+from spear_lib.evaluation.abx.distances import DISTANCES, Distance, warp
 from spear_lib.evaluation.alignments import Phone, is_silence
 from spear_lib.runtime.progress import progress
 
@@ -154,6 +154,7 @@ def abx(
     ):
         if value not in known:
             raise ValueError(f"{name} is {value!r}: use {' or '.join(known)}")
+    prepared = replace(segments, frames=DISTANCES[distance].prepare(segments.frames))
     groups = _groups(segments.phones, context, config)
     speakers = sorted(groups)
     pairs = (
@@ -166,7 +167,7 @@ def abx(
     for own, of_x in progress(
         pairs, len(pairs), f"ABX {speaker} speaker, context {context}", "speaker pairs"
     ):
-        cells += _block(segments, groups[own], groups[of_x], own, of_x, DISTANCES[distance], chosen)
+        cells += _block(prepared, groups[own], groups[of_x], own, of_x, DISTANCES[distance], chosen)
     if not cells:
         raise ValueError(
             f"no triplet fulfils speaker {speaker!r} with context {context!r}: there are {len(speakers)} "
@@ -224,7 +225,7 @@ def _block(
     of_x: dict[_Key, list[int]],
     speaker: str,
     x_speaker: str,
-    distance: Any,
+    distance: Distance,
     chosen: dict[tuple[str, _Key], dict[str, np.ndarray]] | None,
 ) -> list[dict[str, Any]]:
     """The cells whose a and b are of one speaker and x of another (or the same)."""
@@ -249,19 +250,22 @@ def _block(
     own_items = _Items(segments, [row for rows in own.values() for row in rows])
     x_items = own_items if same else _Items(segments, [row for rows in of_x.values() for row in rows])
     # x is the first segment: which of equally cheap paths is taken depends on the order.
-    frames = distance(x_items.frames, own_items.frames)
-    pairs = []
-    for number, among in asked:
-        firsts = [row for other in among for row in own[keys[other]]]
-        pairs.append(np.stack(np.meshgrid(firsts, of_x[keys[number]], indexing="ij"), -1).reshape(-1, 2))
-    joined = np.concatenate(pairs)
-    distances = warp(frames, x_items.places(joined[:, 1]), own_items.places(joined[:, 0])).cpu().numpy()
+    blocks = [
+        _Block(x_items, of_x[keys[number]], own_items, [row for other in among for row in own[keys[other]]])
+        for number, among in asked
+    ]
+    flat = torch.cat([distance.between(*block.frames()).flatten() for block in blocks])
+    begins = np.cumsum([0, *(block.size for block in blocks)])
+    pairs = [block.pairs(begin) for block, begin in zip(blocks, begins.tolist())]
+    places = torch.from_numpy(np.concatenate(pairs, axis=1)).to(flat.device)
+    distances = warp(flat, *places).cpu().numpy()
     cells, begin = [], 0
-    for (number, among), of_pairs in zip(asked, pairs):
+    for number, among in asked:
         key = keys[number]
         sizes = [len(own[keys[other]]) for other in among]
-        values = distances[begin : begin + len(of_pairs)].reshape(sum(sizes), -1)
-        begin += len(of_pairs)
+        count = sum(sizes) * len(of_x[key])
+        values = distances[begin : begin + count].reshape(sum(sizes), -1)
+        begin += count
         starts = np.cumsum(sizes) - sizes
         place = among.index(number)
         a = values[starts[place] : starts[place] + sizes[place]]
@@ -295,16 +299,42 @@ class _Items:
         self.rows = np.array(sorted(rows))
         self.lengths = segments.lengths[self.rows]
         self.begins = np.cumsum(self.lengths) - self.lengths
-        index = np.repeat(segments.starts[self.rows] - self.begins, self.lengths) + np.arange(
-            self.lengths.sum()
-        )
-        self.frames = segments.frames[torch.from_numpy(index).to(segments.frames.device)]
+        self.frames = segments.frames[_ranges(segments.starts[self.rows], self.lengths, segments.frames)]
 
-    def places(self, rows: np.ndarray) -> Tensor:
-        """(P, 2) int64: first frame and length of each of ``rows``."""
+    def of(self, rows: list[int]) -> tuple[Tensor, np.ndarray]:
+        """The frames of ``rows``, one item after the other (F, D), and how many each has (I,)."""
         index = np.searchsorted(self.rows, rows)
-        places = np.stack([self.begins[index], self.lengths[index]], axis=1)
-        return torch.from_numpy(places).to(self.frames.device)
+        lengths = self.lengths[index]
+        return self.frames[_ranges(self.begins[index], lengths, self.frames)], lengths
+
+
+def _ranges(starts: np.ndarray, lengths: np.ndarray, like: Tensor) -> Tensor:
+    """(I,) first frames and lengths -> (F,) int64, all frames, where ``like`` is."""
+    before = np.cumsum(lengths) - lengths
+    index = np.repeat(starts - before, lengths) + np.arange(lengths.sum())
+    return torch.from_numpy(index).to(like.device)
+
+
+class _Block:
+    """Items x, which are all of one phone, beside the items a and b that they are compared with."""
+
+    def __init__(self, x_items: _Items, x: list[int], items: _Items, rows: list[int]) -> None:
+        self._x, self.x_lengths = x_items.of(x)
+        self._own, self.lengths = items.of(rows)
+        self.size = len(self._x) * len(self._own)
+
+    def frames(self) -> tuple[Tensor, Tensor]:
+        """(F, D) of x, (G, D) of the others."""
+        return self._x, self._own
+
+    def pairs(self, begin: int) -> np.ndarray:
+        """(4, P) int64, others by x: what ``warp`` wants to know of a pair, where the block begins at
+        ``begin``."""
+        stride, shape = int(self.lengths.sum()), (len(self.lengths), len(self.x_lengths))
+        first = np.cumsum(self.x_lengths) - self.x_lengths
+        origins = begin + (np.cumsum(self.lengths) - self.lengths)[:, None] + stride * first[None]
+        of_pairs = origins, stride, self.x_lengths[None], self.lengths[:, None]
+        return np.stack([np.broadcast_to(each, shape).ravel() for each in of_pairs])
 
 
 def average(cells: list[dict[str, Any]], context: str) -> float:
