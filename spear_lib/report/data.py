@@ -247,7 +247,10 @@ def _collect_experiment(
     files = description.results.files if description.results else None
     for path in sorted(folder.glob(f"**/{files}-*.json")) if files else ():
         result = {"set": path.stem.removeprefix(f"{files}-"), **read_json(path)}
-        data.results.append({**result, "kind": description.kind, "arm": name})
+        # One set measured twice (decode, decode_lm): the second one is named after its folder too.
+        again = any(each["set"] == result["set"] and each["arm"] == name for each in data.results)
+        arm = f"{name}, {path.parent.relative_to(folder)}" if again else name
+        data.results.append({**result, "kind": description.kind, "arm": arm})
 
 
 def _describe(

@@ -92,6 +92,18 @@ def test_missing_pieces_are_named(tmp_path):
     assert "Not found" in (tmp_path / "report" / "report.md").read_text()
 
 
+def test_one_set_decoded_twice_has_two_names(tmp_path):
+    make_everything(tmp_path)
+    run = tmp_path / "exp" / "finetune_pretrained"
+    plain = next(run.glob("**/wer-dev.json"))
+    second = run / f"{plain.parent.name}_lm" / plain.name
+    second.parent.mkdir()
+    second.write_text(json.dumps({**json.loads(plain.read_text()), "wer": 1.5}))
+    data = report_data.collect(tmp_path / "data", [run], tmp_path / "exp")
+    rates = {(each["arm"], each["set"]): each["wer"] for each in data.results}
+    assert rates[f"pretrained, {second.parent.name}", "dev"] == 1.5 and rates["pretrained", "dev"] > 1.5
+
+
 def test_runs_that_did_not_describe_themselves_yet_are_shown_the_same(tmp_path):
     """Experiments made before task.json: the command knows them by a metric."""
     make_everything(tmp_path)
