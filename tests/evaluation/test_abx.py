@@ -93,7 +93,7 @@ def test_warping_against_a_plain_loop(ties):
     rows, columns = (random.integers(1, 12, count) for _ in range(2))
     i, j = (random.integers(0, width - n + 1) for width, n in zip(frames.shape, (rows, columns)))
     places = (torch.from_numpy(each) for each in (70 * i + j, np.full(count, 70), rows, columns))
-    found = warp(torch.from_numpy(frames).flatten(), *places)
+    found = warp([torch.from_numpy(frames)], *places)
     for value, a, n, b, m in zip(found.tolist(), i, rows, j, columns):
         assert value == pytest.approx(one_by_one(frames[a : a + n, b : b + m]), abs=1e-12)
 

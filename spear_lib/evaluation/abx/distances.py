@@ -7,7 +7,7 @@ Legend: F, G frames, D channels, P pairs.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -59,22 +59,22 @@ DISTANCES = {
 those that differ."""
 
 
-def warp(flat: Tensor, origins: Tensor, strides: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+def warp(blocks: Sequence[Tensor], origins: Tensor, strides: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """Distances of pairs of segments.
 
     Args:
-      flat: (N,) distances of frames: blocks, one after the other.
-      origins: (P,) int64, where in ``flat`` the first frames of both segments meet.
+      blocks: (F, G) distances of frames, each.
+      origins: (P,) int64, where the first frames of both segments meet, in all blocks one after the other.
       strides: (P,) int64, from there to the second frame of the first segment.
       rows, columns: (P,) int64, frames of the first and of the second segment; a row lies in one piece.
 
     Returns:
-      (P,) as ``flat``.
+      (P,) as ``blocks``.
     """
-    result = flat.new_empty(len(origins))
     # What lies beyond a shorter segment of a chunk is read too, and not used.
     beyond = int(rows.max()) * int(strides.max()) + int(columns.max())
-    flat = torch.cat([flat, flat.new_zeros(beyond)])
+    flat = torch.cat([*(block.flatten() for block in blocks), blocks[0].new_zeros(beyond)])
+    result = flat.new_empty(len(origins))
     # Pairs of similar size together.
     order = (rows * 1024 + columns).argsort(stable=True)
     for start in range(0, len(order), CHUNK):

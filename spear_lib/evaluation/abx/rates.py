@@ -254,11 +254,10 @@ def _block(
         _Block(x_items, of_x[keys[number]], own_items, [row for other in among for row in own[keys[other]]])
         for number, among in asked
     ]
-    flat = torch.cat([distance.between(*block.frames()).flatten() for block in blocks])
     begins = np.cumsum([0, *(block.size for block in blocks)])
     pairs = [block.pairs(begin) for block, begin in zip(blocks, begins.tolist())]
-    places = torch.from_numpy(np.concatenate(pairs, axis=1)).to(flat.device)
-    distances = warp(flat, *places).cpu().numpy()
+    places = torch.from_numpy(np.concatenate(pairs, axis=1)).to(segments.frames.device)
+    distances = warp([distance.between(block.x, block.own) for block in blocks], *places).cpu().numpy()
     cells, begin = [], 0
     for number, among in asked:
         key = keys[number]
@@ -316,16 +315,13 @@ def _ranges(starts: np.ndarray, lengths: np.ndarray, like: Tensor) -> Tensor:
 
 
 class _Block:
-    """Items x, which are all of one phone, beside the items a and b that they are compared with."""
+    """Items x, which are all of one phone, beside the items a and b that they are compared with: their frames
+    (F, D) and (G, D)."""
 
     def __init__(self, x_items: _Items, x: list[int], items: _Items, rows: list[int]) -> None:
-        self._x, self.x_lengths = x_items.of(x)
-        self._own, self.lengths = items.of(rows)
-        self.size = len(self._x) * len(self._own)
-
-    def frames(self) -> tuple[Tensor, Tensor]:
-        """(F, D) of x, (G, D) of the others."""
-        return self._x, self._own
+        self.x, self.x_lengths = x_items.of(x)
+        self.own, self.lengths = items.of(rows)
+        self.size = len(self.x) * len(self.own)
 
     def pairs(self, begin: int) -> np.ndarray:
         """(4, P) int64, others by x: what ``warp`` wants to know of a pair, where the block begins at
