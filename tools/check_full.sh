@@ -23,12 +23,23 @@ if [[ ${1:-} == --help || ${1:-} == -h ]]; then
   printf 'parts: %s\n' "${parts[*]}"
   exit 0
 fi
+# means NAME PART: does the name mean this part.
+means() { [[ $2 == "$1" || $2 == "$1"-* ]]; }
 wanted=()
-for name in "$@"; do
-  for part in "${parts[@]}"; do
-    if [[ $part == "$name" || $part == "$name"-* ]]; then wanted+=("$part"); fi
+for part in "${parts[@]}"; do
+  for name in "$@"; do
+    if means "$name" "$part"; then
+      wanted+=("$part")
+      break
+    fi
   done
-  if [[ " ${wanted[*]} " != *" $name"* ]]; then fail "unexpected argument '$name': the parts are ${parts[*]}"; fi
+done
+for name in "$@"; do
+  known=false
+  for part in "${wanted[@]}"; do
+    if means "$name" "$part"; then known=true; fi
+  done
+  if [[ $known == false ]]; then fail "unexpected argument '$name': the parts are ${parts[*]}"; fi
 done
 if ((${#wanted[@]} == 0)); then wanted=("${parts[@]}"); fi
 
