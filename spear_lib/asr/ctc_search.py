@@ -6,6 +6,7 @@ Nothing loops over utterances or hypotheses inside a frame.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from spear_lib.asr.hypothesis import Hypothesis
@@ -198,6 +199,28 @@ class _PrefixSearch:
             # Every spelling was a forbidden one: an empty transcript.
             results.append(sorted(found, key=lambda item: -item.score) or [Hypothesis([], [], _MINUS_INF)])
         return results
+
+
+def ctc_log_probabilities(log_probs: Tensor, targets: list[list[int]]) -> list[float]:
+    """log P_CTC of transcripts of one utterance, summed over all alignments, nats; -inf where none fits.
+
+    Args:
+      log_probs: (T, V).
+      targets: unit ids.
+    """
+    count, frames = len(targets), len(log_probs)
+    sizes = torch.tensor([len(target) for target in targets], dtype=torch.int64)
+    padded = torch.nn.utils.rnn.pad_sequence(
+        [torch.tensor(target, dtype=torch.int64) for target in targets], batch_first=True
+    )
+    losses = F.ctc_loss(
+        log_probs[:, None].expand(-1, count, -1),
+        padded.to(log_probs.device),
+        torch.full((count,), frames, dtype=torch.int64),
+        sizes,
+        reduction="none",
+    )
+    return (-losses).tolist()
 
 
 @torch.no_grad()

@@ -36,7 +36,7 @@ def check_batch(frames: Tensor, lengths: Tensor) -> tuple[list[int], list[int]]:
     return order, [sum(size > t for size in sizes) for t in range(max(sizes, default=0))]
 
 
-def _prepare(model: AsrModel, encoder_out: Tensor, lengths: Tensor) -> tuple[Tensor, list[int], list[int]]:
+def prepare(model: AsrModel, encoder_out: Tensor, lengths: Tensor) -> tuple[Tensor, list[int], list[int]]:
     """Projected frames (B, T, J) sorted by falling length, the order and the active rows per frame."""
     order, active = check_batch(encoder_out, lengths)
     if encoder_out.isnan().any():
@@ -45,12 +45,12 @@ def _prepare(model: AsrModel, encoder_out: Tensor, lengths: Tensor) -> tuple[Ten
     return model.joiner.encoder_proj(encoder_out[rows].float()), order, active
 
 
-def _decode_context(model: AsrModel, context: Tensor) -> Tensor:
+def decode_context(model: AsrModel, context: Tensor) -> Tensor:
     """(N, C) last units -> (N, J) projected decoder output."""
     return model.joiner.decoder_proj(model.decoder(context, pad=False)[:, 0])
 
 
-def _decoded_again(
+def decoded_again(
     model: AsrModel, context: Tensor, decoded: Tensor, parent: Tensor, changed: Tensor
 ) -> Tensor:
     """Decoder output (B, K, J) for the contexts (B, K, C) after a frame.
@@ -58,14 +58,15 @@ def _decoded_again(
     Most hypotheses emit nothing: on a CPU only the contexts that changed are computed.
     """
     if not on_host(context):
-        return _decode_context(model, context.flatten(0, 1)).unflatten(0, context.shape[:2])
+        return decode_context(model, context.flatten(0, 1)).unflatten(0, context.shape[:2])
     kept = decoded.gather(1, parent[..., None].expand_as(decoded))
     if bool(changed.any()):
-        kept[changed] = _decode_context(model, context[changed])
+        kept[changed] = decode_context(model, context[changed])
     return kept
 
 
-def _start_context(model: AsrModel, rows: int, device: torch.device) -> Tensor:
+def start_context(model: AsrModel, rows: int, device: torch.device) -> Tensor:
+    """(rows, C) units before the first one."""
     context = torch.full((rows, model.decoder.context_size), -1, dtype=torch.int64, device=device)
     context[:, -1] = model.blank_id
     return context
@@ -98,10 +99,10 @@ def greedy_search_batch(
     Returns:
       One hypothesis per utterance, in the order of the batch.
     """
-    frames, order, active = _prepare(model, encoder_out, lengths)
+    frames, order, active = prepare(model, encoder_out, lengths)
     batch, device = len(order), encoder_out.device
-    context = _start_context(model, batch, device)
-    decoded = _decode_context(model, context)
+    context = start_context(model, batch, device)
+    decoded = decode_context(model, context)
     scores = torch.zeros(batch, device=device)
     emitted: list[Tensor] = []  # per (frame, symbol): (B,) unit or -1
     times: list[int] = []
@@ -122,7 +123,7 @@ def greedy_search_batch(
             times.append(t)
             shifted = torch.cat([context[:rows, 1:], best.indices[:, None]], dim=1)
             context[:rows] = torch.where(going[:, None], shifted, context[:rows])
-            decoded[:rows] = _decode_context(model, context[:rows])
+            decoded[:rows] = decode_context(model, context[:rows])
     table = torch.stack(emitted, dim=1).tolist() if emitted else [[] for _ in order]
     results: list[Hypothesis | None] = [None] * batch
     for row, (utterance, score) in enumerate(zip(order, scores.tolist())):
@@ -163,10 +164,10 @@ def modified_beam_search(
     """
     if beam < 1 or temperature <= 0:
         raise ValueError(f"beam is {beam} and temperature {temperature}; both must be positive.")
-    frames, order, active = _prepare(model, encoder_out, lengths)
+    frames, order, active = prepare(model, encoder_out, lengths)
     batch, device, num_frames = len(order), encoder_out.device, len(active)
-    context = _start_context(model, batch * beam, device).reshape(batch, beam, model.decoder.context_size)
-    decoded = _decode_context(model, context[:, 0])[:, None].expand(-1, beam, -1).contiguous()
+    context = start_context(model, batch * beam, device).reshape(batch, beam, model.decoder.context_size)
+    decoded = decode_context(model, context[:, 0])[:, None].expand(-1, beam, -1).contiguous()
     lm = scorer.start((batch, beam), device) if scorer else None
     scores = torch.full((batch, beam), -torch.inf, device=device)  # -inf marks an unused place of the beam
     scores[:, 0] = 0.0
@@ -213,7 +214,7 @@ def modified_beam_search(
         old_context = context[:rows].gather(1, parent[..., None].expand(-1, -1, context.shape[2]))
         shifted = torch.cat([old_context[..., 1:], token[..., None]], dim=2)
         context[:rows] = torch.where(silent[..., None], old_context, shifted)
-        decoded[:rows] = _decoded_again(
+        decoded[:rows] = decoded_again(
             model, context[:rows], decoded[:rows], parent, ~silent & (scores[:rows] > -torch.inf)
         )
     if lm is not None:

@@ -8,8 +8,13 @@ import torch
 from torch import Tensor
 
 from spear_lib.asr.arpa import load_ngram_model
-from spear_lib.asr.ctc_search import ctc_greedy_search, ctc_prefix_beam_search
+from spear_lib.asr.ctc_search import (
+    ctc_greedy_search,
+    ctc_log_probabilities,
+    ctc_prefix_beam_search,
+)
 from spear_lib.asr.hypothesis import Hypothesis
+from spear_lib.asr.lattice_search import lattice_beam_search
 from spear_lib.asr.model import AsrModel
 from spear_lib.asr.ngram import NgramModel
 from spear_lib.asr.search import greedy_search_batch, modified_beam_search
@@ -29,6 +34,13 @@ class SearchConfig:
     and more, published tools 500 to 1500)."""
     head: str = "auto"
     """transducer or ctc; auto: the transducer where the model has one."""
+    max_units_per_frame: int = 1
+    """Units that a frame may emit in the transducer's searches. 1: a unit takes its frame (icefall's modified
+    beam search). More: only blank takes a frame, as in the regular loss; better where frames are long and
+    units short, such as letters at 25 Hz (ours)."""
+    ctc_weight: float = 0.0
+    """Weight of the CTC head's log-probability beside the transducer's, in choosing from the final beam; for
+    models with both heads (choose it on dev; ours)."""
     blank_penalty: float = 0.0
     """Nats taken from the blank before the search; above 0 fewer words are deleted (choose it on dev)."""
     lm: str = ""
@@ -43,13 +55,25 @@ class SearchConfig:
             raise ValueError(f"search.head must be auto, transducer or ctc, it is {self.head!r}")
         if self.beam < 1:
             raise ValueError(f"search.beam must be at least 1, it is {self.beam}")
+        if self.max_units_per_frame < 1:
+            raise ValueError(
+                f"search.max_units_per_frame must be at least 1, it is {self.max_units_per_frame}"
+            )
+        if self.ctc_weight < 0:
+            raise ValueError(f"search.ctc_weight must not be negative, it is {self.ctc_weight:g}")
         if self.lm and self.method == "greedy":
             raise ValueError("greedy search cannot use a language model: set search.method to beam")
+        if self.ctc_weight and self.method == "greedy":
+            raise ValueError("greedy search cannot use search.ctc_weight: set search.method to beam")
 
     def __str__(self) -> str:
         words = "greedy" if self.method == "greedy" else f"beam {self.beam}"
         if self.head != "auto":
             words += f", {self.head}"
+        if self.max_units_per_frame > 1:
+            words += f", {self.max_units_per_frame} units per frame"
+        if self.ctc_weight:
+            words += f", CTC x {self.ctc_weight:g}"
         if self.blank_penalty:
             words += f", blank penalty {self.blank_penalty:g}"
         if self.lm:
@@ -79,6 +103,16 @@ class Searcher:
             raise ValueError(
                 f"search.head is {config.head}, but this model was trained with: {', '.join(model.heads)}"
             )
+        if config.ctc_weight and model.heads != ["transducer", "ctc"]:
+            raise ValueError(
+                f"search.ctc_weight is {config.ctc_weight:g}, but this model was trained with one head: "
+                f"{', '.join(model.heads)}"
+            )
+        if self.head == "ctc" and (config.ctc_weight or config.max_units_per_frame > 1):
+            raise ValueError(
+                "search.ctc_weight and search.max_units_per_frame are for the search of the transducer, and "
+                "search.head is ctc"
+            )
         self.scorer = None
         if config.lm:
             scorer = WordScorer(lm or load_ngram_model(config.lm), units, config.lm_scores)
@@ -95,11 +129,32 @@ class Searcher:
         if config.method == "greedy":
             if self.head == "ctc":
                 return ctc_greedy_search(scores, lengths, **options)
+            options["max_symbols_per_frame"] = config.max_units_per_frame
             return greedy_search_batch(self.model, scores, lengths, **options)
         options |= {"beam": config.beam, "scorer": self.scorer}
         if self.head == "ctc":
             return ctc_prefix_beam_search(scores, lengths, **options)
-        return modified_beam_search(self.model, scores, lengths, **options)
+        if config.max_units_per_frame > 1:
+            options["max_units_per_frame"] = config.max_units_per_frame
+            found = lattice_beam_search(self.model, scores, lengths, **options)
+        else:
+            found = modified_beam_search(self.model, scores, lengths, **options)
+        return self._chosen_with_ctc(found, scores, lengths) if config.ctc_weight else found
+
+    def _chosen_with_ctc(
+        self, found: list[Hypothesis], encoder_out: Tensor, lengths: Tensor
+    ) -> list[Hypothesis]:
+        """The best of each final beam by its score and the weighted log-probability of the CTC head."""
+        log_probs = self.model.ctc_log_probs(encoder_out)
+        results = []
+        for hypothesis, of_frames, length in zip(found, log_probs, lengths.tolist()):
+            nbest = hypothesis.nbest or [hypothesis]
+            for entry, added in zip(nbest, ctc_log_probabilities(of_frames[:length], [e.ids for e in nbest])):
+                entry.score += self.config.ctc_weight * added
+            nbest.sort(key=lambda entry: -entry.score)
+            nbest[0].nbest = nbest
+            results.append(nbest[0])
+        return results
 
     @torch.no_grad()
     def __call__(self, encoder_out: Tensor, lengths: Tensor) -> list[Hypothesis]:

@@ -21,14 +21,17 @@ class TuneConfig:
     """On which set, and what is tried."""
 
     dev_set: str = ""
-    """Name of one of the sets: its word error rate chooses search.lm_scores and search.blank_penalty, with
-    which all sets are then recognised; empty: the values of search hold. Never a test set."""
+    """Name of one of the sets: its word error rate chooses search.lm_scores, search.ctc_weight and
+    search.blank_penalty, with which all sets are then recognised; empty: the values of search hold. Never a
+    test set."""
     weights: list[float] = field(default_factory=lambda: [0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0])
     """Weights of the language model, w1 (published tools: 0 to 5; without a language model not used)."""
     word_scores: list[float] = field(default_factory=lambda: [-1.0, 0.0, 1.0, 2.0])
     """Scores per word, w2, nats (published tools: -5 to 5; without a language model not used)."""
     blank_penalties: list[float] = field(default_factory=lambda: [0.0])
     """Penalties on blank, nats (ours)."""
+    ctc_weights: list[float] = field(default_factory=list)
+    """Weights of the CTC head beside the transducer (ours); empty: that of search."""
     beam: int = 0
     """Beam while choosing; 0: that of search."""
 
@@ -42,16 +45,19 @@ class TuneConfig:
 
 
 def grid(search: SearchConfig, tune: TuneConfig) -> list[SearchConfig]:
-    """Every combination, in a fixed order; without a language model only the penalties on blank."""
+    """Every combination, in a fixed order; without a language model none of its weights."""
     weights = tune.weights if search.lm else [search.lm_scores.weight]
     word_scores = tune.word_scores if search.lm else [search.lm_scores.word_score]
     return [
         dataclasses.replace(
             search,
             blank_penalty=penalty,
+            ctc_weight=ctc_weight,
             lm_scores=dataclasses.replace(search.lm_scores, weight=weight, word_score=word_score),
         )
-        for weight, word_score, penalty in itertools.product(weights, word_scores, tune.blank_penalties)
+        for weight, word_score, penalty, ctc_weight in itertools.product(
+            weights, word_scores, tune.blank_penalties, tune.ctc_weights or [search.ctc_weight]
+        )
     ]
 
 
@@ -97,12 +103,13 @@ def choose_search(
                 "weight": candidate.lm_scores.weight,
                 "word_score": candidate.lm_scores.word_score,
                 "blank_penalty": candidate.blank_penalty,
+                "ctc_weight": candidate.ctc_weight,
                 "wer": round(score(references, texts, tune.dev_set).wer, 2),
             }
         )
     best = min(range(len(tried)), key=lambda number: tried[number]["wer"])
     logger.info("chosen on %s: %s (WER %.2f %%)", tune.dev_set, candidates[best], tried[best]["wer"])
-    for name in ("weight", "word_score", "blank_penalty"):
+    for name in ("weight", "word_score", "blank_penalty", "ctc_weight"):
         values = sorted({entry[name] for entry in tried})
         # At 0 a weight or penalty is off: there is nothing beyond.
         if len(values) > 1 and (tried[best][name] == values[-1] or tried[best][name] == values[0] != 0):

@@ -340,3 +340,23 @@ def test_published_configurations_dry_run(corpus, tmp_path, caplog, name, length
     assert "GB at the highest" in caplog.text or "MB at the highest" in caplog.text
     assert re.search(r"validation +\d+\.\d min in 6 cuts", caplog.text)
     assert "GPU-hours" in caplog.text and not list(tmp_path.iterdir())
+
+
+def test_the_ctc_heads_weight_is_chosen_on_dev(trained_toy, tmp_path):
+    arguments = ["--experiment_dir", str(trained_toy["experiment"]), "--average", "0", "--device", "cpu"]
+    arguments += ["--cuts", f"[dev={trained_toy['cuts']}]", "--search.max_units_per_frame", "3"]
+    call(
+        decode,
+        *arguments,
+        "--output_dir",
+        str(tmp_path),
+        "--tune.dev_set",
+        "dev",
+        "--tune.ctc_weights",
+        "[0, 1]",
+    )
+    tuning = json.loads((tmp_path / "tuning.json").read_text())
+    assert [entry["ctc_weight"] for entry in tuning["tried"]] == [0, 1]
+    result = json.loads((tmp_path / "wer-dev.json").read_text())
+    assert result["wer"] == min(entry["wer"] for entry in tuning["tried"])
+    assert result["search"]["max_units_per_frame"] == 3 and "3 units per frame" in result["method"]

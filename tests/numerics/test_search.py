@@ -8,11 +8,14 @@ import torch
 from torch import nn
 
 from spear_lib.asr.arpa import load_ngram_model
+from spear_lib.asr.lattice_search import lattice_beam_search
 from spear_lib.asr.model import AsrModel, TransducerConfig
 from spear_lib.asr.ngram_training import train_ngram
 from spear_lib.asr.search import greedy_search_batch, modified_beam_search
+from spear_lib.asr.searcher import SearchConfig, Searcher
 from spear_lib.asr.units import CharacterUnits
 from spear_lib.asr.word_scores import WordScoreConfig, WordScorer
+from spear_lib.transducer import rnnt_loss
 
 
 class TableModel(nn.Module):
@@ -110,7 +113,7 @@ def test_beam_of_one_is_greedy(blank_penalty):
         assert first.timestamps == sorted(set(first.timestamps))  # at most one unit per frame
 
 
-@pytest.mark.parametrize("search", [greedy_search_batch, modified_beam_search])
+@pytest.mark.parametrize("search", [greedy_search_batch, modified_beam_search, lattice_beam_search])
 def test_batch_order_and_padding_change_nothing(search):
     model = _model(seed=2)
     encoder_out, lengths = _batch([12, 25, 3, 0, 18])
@@ -167,6 +170,8 @@ def test_errors():
         modified_beam_search(model, encoder_out, lengths[:1])
     with pytest.raises(ValueError, match="beam is 0"):
         modified_beam_search(model, encoder_out, lengths, beam=0)
+    with pytest.raises(ValueError, match="max_units_per_frame 0; both must be positive"):
+        lattice_beam_search(model, encoder_out, lengths, max_units_per_frame=0)
 
 
 @pytest.mark.parametrize("weights", [(1.0, 0.0, 2.0), (0.6, 1.2, -1.0)], ids=["open", "closed"])
@@ -203,10 +208,153 @@ def test_shallow_fusion_is_the_sum_over_all_paths_with_equation_11(tmp_path, wei
     assert tuple(found.ids) == max(expected, key=expected.get)
 
 
+def lattice_paths(vocab_size, num_frames, max_units):
+    """Every way through the lattice: per frame its units, then blank."""
+    of_frame = [
+        units
+        for count in range(max_units + 1)
+        for units in itertools.product(range(1, vocab_size), repeat=count)
+    ]
+    return itertools.product(of_frame, repeat=num_frames)
+
+
+def lattice_totals(frames, by_last, max_units):
+    """Units -> log-probability, all ways through the lattice summed."""
+    totals: dict[tuple, list[float]] = {}
+    for path in lattice_paths(len(by_last), len(frames), max_units):
+        last, score = 0, 0.0
+        for frame, units in zip(frames, path):
+            for unit in (*units, 0):
+                score += float((frame + by_last[last]).log_softmax(0)[unit])
+                last = unit or last
+        totals.setdefault(tuple(unit for units in path for unit in units), []).append(score)
+    return {ids: float(torch.tensor(scores).double().logsumexp(0)) for ids, scores in totals.items()}
+
+
+@pytest.mark.parametrize("max_units", [1, 2, 3])
+def test_a_wide_lattice_beam_is_the_sum_over_the_lattice(max_units):
+    generator = torch.Generator().manual_seed(7)
+    by_last, frames = torch.randn(3, 3, generator=generator), torch.randn(1, 3, 3, generator=generator)
+    model, lengths = TableModel(by_last), torch.tensor([3])
+    found = lattice_beam_search(model, frames, lengths, 2000, max_units)[0]
+    expected = lattice_totals(frames[0], by_last, max_units)
+    assert {tuple(h.ids): h.score for h in found.nbest} == pytest.approx(expected, abs=1e-4)
+    assert len(expected) > 10 and tuple(found.ids) == max(expected, key=expected.get)
+    assert len(found.timestamps) == len(found.ids) and found.timestamps == sorted(found.timestamps)
+    assert max(map(found.timestamps.count, found.timestamps), default=0) <= max_units
+    # A penalty on blank is taken before the softmax.
+    cheaper = frames.clone()
+    cheaper[..., 0] -= 1.5
+    penalised = lattice_beam_search(model, frames, lengths, 2000, max_units, blank_penalty=1.5)[0]
+    assert penalised.score == pytest.approx(
+        lattice_beam_search(model, cheaper, lengths, 2000, max_units)[0].score, abs=1e-5
+    )
+
+
+def test_a_lattice_beam_scores_transcripts_as_the_training_loss_does():
+    model = _model(5)
+    encoder_out, lengths = _batch([4, 3])
+    found = lattice_beam_search(model, encoder_out, lengths, beam=3000, max_units_per_frame=2)
+    for row, length in enumerate(lengths.tolist()):
+        # Nothing was left out of those whose units all fit into one frame.
+        short = [h for h in found[row].nbest if len(h.ids) <= 2]
+        assert len(short) == 1 + 4 + 16
+        for hypothesis in short:
+            labels = torch.tensor([hypothesis.ids], dtype=torch.int64).reshape(1, -1)
+            decoder_out = model.decoder(torch.cat([torch.zeros(1, 1, dtype=torch.int64), labels], 1))
+            logits = model.joiner(encoder_out[row, None, :length, None], decoder_out[:, None])
+            boundary = torch.tensor([[0, 0, labels.shape[1], length]])
+            loss = rnnt_loss(logits, labels, 0, boundary=boundary, reduction="none")
+            assert hypothesis.score == pytest.approx(-loss.item(), abs=1e-4)
+
+
+def test_a_frame_of_several_units_is_what_the_modified_search_cannot_write():
+    frames = torch.full((1, 2, 3), -5.0)
+    by_last = torch.full((3, 3), -5.0)
+    by_last[0, 1] = by_last[1, 2] = by_last[2, 0] = 5.0  # 1, then 2, then nothing more
+    model, lengths = TableModel(by_last), torch.tensor([1])
+    assert modified_beam_search(model, frames, lengths)[0].ids == [1]
+    found = lattice_beam_search(model, frames, lengths, max_units_per_frame=2)[0]
+    assert found.ids == [1, 2] and found.timestamps == [0, 0]
+
+
+def test_fusion_in_the_lattice_is_the_sum_with_equation_11(tmp_path):
+    units = CharacterUnits(" AB")
+    train_ngram([sentence.split() for sentence in ("A B", "B A B", "AA")], 2, tmp_path / "lm.arpa")
+    lm, config = load_ngram_model(tmp_path / "lm.arpa"), WordScoreConfig(0.6, 1.2, -1.0)
+    generator = torch.Generator().manual_seed(8)
+    by_last, frames = torch.randn(4, 4, generator=generator), torch.randn(1, 2, 4, generator=generator)
+    found = lattice_beam_search(
+        TableModel(by_last), frames, torch.tensor([2]), 3000, 2, scorer=WordScorer(lm, units, config)
+    )[0]
+    expected = {}
+    for ids, score in lattice_totals(frames[0], by_last, 2).items():
+        words = "".join(units.unit(unit) for unit in ids).split(" ")
+        words = words[:-1] if words[-1] == "" else words  # a space at the end
+        if "" not in words and all(word in lm.word_ids for word in words):
+            expected[ids] = score + 0.6 * lm.log_prob(words) + 1.2 * len(words)
+    assert len(expected) > 3 and tuple(found.ids) == max(expected, key=expected.get)
+    scores = {tuple(h.ids): h.score for h in found.nbest}
+    assert {ids: scores[ids] for ids in expected} == pytest.approx(expected, abs=1e-3)
+
+
+def two_heads(seed=4):
+    torch.manual_seed(seed)
+    config = TransducerConfig(decoder_dim=16, joiner_dim=16, ctc_loss_scale=1.0)
+    model = AsrModel(None, config, 4, encoder_dim=8)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3.0)
+    return model.eval()
+
+
+@pytest.mark.parametrize("max_units", [1, 2])
+def test_the_ctc_head_chooses_from_the_final_beam(max_units):
+    model, units = two_heads(), CharacterUnits(" AB")
+    encoder_out, lengths = _batch([4, 3])
+    plain = SearchConfig(beam=30, max_units_per_frame=max_units)
+    without = Searcher(model, units, plain)(encoder_out, lengths)
+    found = Searcher(model, units, SearchConfig(beam=30, max_units_per_frame=max_units, ctc_weight=0.7))(
+        encoder_out, lengths
+    )
+    log_probs = model.ctc_log_probs(encoder_out).double()
+    for row, length in enumerate(lengths.tolist()):
+        of_ctc: dict[tuple, list[float]] = {}
+        for path in itertools.product(range(4), repeat=length):
+            ids = tuple(unit for unit, _ in itertools.groupby(path) if unit)
+            of_ctc.setdefault(ids, []).append(sum(log_probs[row, t, u].item() for t, u in enumerate(path)))
+        expected = {
+            tuple(h.ids): h.score + 0.7 * float(torch.tensor(of_ctc[tuple(h.ids)]).logsumexp(0))
+            for h in without[row].nbest
+            if tuple(h.ids) in of_ctc
+        }
+        scores = {tuple(h.ids): h.score for h in found[row].nbest}
+        assert {ids: scores[ids] for ids in expected} == pytest.approx(expected, abs=1e-3)
+        # CTC cannot write more units than frames.
+        assert all(scores[ids] == -math.inf for ids in scores.keys() - expected.keys())
+        assert tuple(found[row].ids) == max(expected, key=expected.get)
+
+
+def test_what_does_not_go_together_is_said():
+    units = CharacterUnits(" AB")
+    with pytest.raises(ValueError, match=r"trained with one head: transducer"):
+        Searcher(_model(4), units, SearchConfig(ctc_weight=0.5))
+    with pytest.raises(ValueError, match=r"search.head is ctc"):
+        Searcher(two_heads(), units, SearchConfig(head="ctc", ctc_weight=0.5))
+    with pytest.raises(ValueError, match=r"search.head is ctc"):
+        Searcher(two_heads(), units, SearchConfig(head="ctc", max_units_per_frame=2))
+    with pytest.raises(ValueError, match=r"max_units_per_frame must be at least 1, it is 0"):
+        SearchConfig(max_units_per_frame=0)
+    with pytest.raises(ValueError, match=r"ctc_weight must not be negative, it is -1"):
+        SearchConfig(ctc_weight=-1.0)
+    with pytest.raises(ValueError, match=r"greedy search cannot use search.ctc_weight"):
+        SearchConfig("greedy", ctc_weight=1.0)
+
+
 def test_broken_numbers_are_refused():
     model = _model()
     encoder_out, lengths = _batch([5, 4])
     encoder_out[1, 2, 3] = math.nan
-    for search in (greedy_search_batch, modified_beam_search):
+    for search in (greedy_search_batch, modified_beam_search, lattice_beam_search):
         with pytest.raises(ValueError, match="holds NaN: the model or its input is broken"):
             search(model, encoder_out, lengths)
