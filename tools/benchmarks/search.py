@@ -22,6 +22,7 @@ import torch
 from recording import recorded
 
 from spear_lib.asr.ctc_search import ctc_prefix_beam_search
+from spear_lib.asr.lattice_search import lattice_beam_search
 from spear_lib.asr.model import AsrModel, TransducerConfig
 from spear_lib.asr.search import modified_beam_search
 
@@ -55,6 +56,30 @@ def simple_transducer_search(
                 prefix = prefixes[place] if unit == 0 else (*prefixes[place], unit)
                 hypotheses[prefix] = _logadd(hypotheses.get(prefix, -math.inf), score)
         results.append(list(max(hypotheses, key=lambda prefix: hypotheses[prefix] / (len(prefix) + 2))))
+    return results
+
+
+@torch.no_grad()
+def simple_lattice_search(model, encoder_out, lengths, beam: int, max_units: int) -> list[list[int]]:
+    """Beam search in which only blank takes a frame, one utterance after the other -> unit ids."""
+    results = []
+    for frames, length in zip(encoder_out, lengths.tolist()):
+        hypotheses: dict[tuple[int, ...], float] = {(): 0.0}
+        for frame in frames[:length]:
+            emitting, ended = list(hypotheses.items()), {}
+            for _ in range(max_units + 1):
+                grown = []
+                for prefix, score in emitting:
+                    context = torch.tensor([([-1, 0, *prefix])[-2:]], device=frame.device)
+                    row = (_logits(model, frame, context)[0].float().log_softmax(0) + score).tolist()
+                    ended[prefix] = _logadd(ended.get(prefix, -math.inf), row[0])
+                    grown += [((*prefix, unit), row[unit]) for unit in range(1, len(row))]
+                ended = dict(sorted(ended.items(), key=lambda item: -item[1])[:beam])
+                worst = min(ended.values()) if len(ended) == beam else -math.inf
+                grown = sorted(grown, key=lambda item: -item[1])[:beam]
+                emitting = [item for item in grown if item[1] > worst]
+            hypotheses = ended
+        results.append(list(max(hypotheses, key=lambda prefix: hypotheses[prefix])))
     return results
 
 
@@ -153,6 +178,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--utterances", type=int, default=32)
     parser.add_argument("--seconds", type=float, default=8.0, help="of the longest utterance")
     parser.add_argument("--beam", type=int, default=4, help="of the transducer")
+    parser.add_argument("--units-per-frame", type=int, default=3, help="of the transducer's lattice search")
     parser.add_argument("--ctc-beam", type=int, default=20)
     parser.add_argument("--units", type=int, default=500, help="of the transducer; CTC has 29 characters")
     parser.add_argument("--width", type=int, default=512, help="channels of encoder, decoder and joiner")
@@ -178,6 +204,18 @@ def main(argv: list[str] | None = None) -> None:
             arguments.rounds,
             arguments.device,
         )
+    compare(
+        f"lattice {arguments.beam}",
+        lambda: simple_lattice_search(model, encoder_out, lengths, arguments.beam, arguments.units_per_frame),
+        lambda: [
+            h.ids
+            for h in lattice_beam_search(
+                model, encoder_out, lengths, arguments.beam, arguments.units_per_frame
+            )
+        ],
+        arguments.rounds,
+        arguments.device,
+    )
     log_probs = make_model(29, arguments.width).to(arguments.device).ctc_log_probs(encoder_out).detach()
     compare(
         f"CTC {arguments.ctc_beam}",
