@@ -98,34 +98,36 @@ class _LatticeSearch:
     def frame(self, t: int, rows: int) -> None:
         """One frame of the first ``rows`` utterances."""
         first = t * self.steps_per_frame
+        emitting = active = torch.arange(rows, device=self.frames.device)
         for emitted in range(self.max_units + 1):
-            if not self._step(first + emitted, t, rows, last=emitted == self.max_units):
+            alive = self._step(first + emitted, t, emitting, last=emitted == self.max_units)
+            emitting = emitting[alive]
+            if not len(emitting):
                 break
         turn = self.swapped.expand(rows, -1)
-        self._move(first + self.max_units + 1, rows, turn, torch.full_like(turn, -1))
+        self._move(first + self.max_units + 1, active, turn, torch.full_like(turn, -1))
         self.scores[:rows, self.beam :] = _MINUS_INF
 
-    def _step(self, step: int, t: int, rows: int, last: bool) -> bool:
-        """Open hypotheses end the frame, and but in the last step emit one more unit; whether any did."""
+    def _step(self, step: int, t: int, rows: Tensor, last: bool) -> Tensor:
+        """Open hypotheses of the utterances ``rows`` (R,) end the frame, and but in the last step emit one
+        more unit; (R,) which utterances have some that are not behind all that have ended."""
         beam, model = self.beam, self.model
-        logits = model.joiner(self.frames[:rows, t, None], self.decoded[:rows, :beam], project_input=False)
+        old, old_hashes = self.scores[rows], self.hashes[rows]
+        logits = model.joiner(self.frames[rows, t, None], self.decoded[rows, :beam], project_input=False)
         logits = logits.float()
         if self.blank_penalty:
             logits[..., model.blank_id] -= self.blank_penalty
-        total = torch.log_softmax(logits, dim=-1) + self.scores[:rows, :beam, None]
+        total = torch.log_softmax(logits, dim=-1) + old[:, :beam, None]
         # The same units, ended after another number of units in this frame: one hypothesis.
-        ended = torch.cat([self.scores[:rows, beam:], total[..., model.blank_id]], dim=1)
-        ended = self._merged(ended, self.hashes[:rows, self.swapped])
-        ranked = ended if self.lm is None else ended + self.lm.first(rows).scores[:, self.swapped]
-        best_ended = ranked.topk(beam, dim=1)
+        ended = torch.cat([old[:, beam:], total[..., model.blank_id]], dim=1)
+        ended = self._merged(ended, old_hashes[:, self.swapped])
+        lm = self.lm.at(rows) if self.lm is not None else None
+        best_ended = (ended if lm is None else ended + lm.scores[:, self.swapped]).topk(beam, dim=1)
         ended_parent = self.swapped[best_ended.indices]
         ended_scores = ended.gather(1, best_ended.indices)
         total[..., model.blank_id] = _MINUS_INF
-        ranked = total
-        if self.lm is not None:
-            extended = self.scorer.extended_scores(self.lm.first(rows))
-            ranked = total + extended[:, :beam]
-        best = ranked.flatten(1).topk(beam, dim=1)
+        gains = self.scorer.extended_scores(lm)[:, :beam] if lm is not None else None
+        best = (total if gains is None else total + gains).flatten(1).topk(beam, dim=1)
         # What is behind all that have ended here cannot catch up, as blank is still to come.
         alive = (best.values > best_ended.values[:, -1:]) & (best.values > FORBIDDEN / 2) & (not last)
         parent = torch.where(
@@ -134,20 +136,15 @@ class _LatticeSearch:
             torch.arange(beam, device=alive.device),
         )
         token = torch.where(alive, best.indices % total.shape[2], -1)
-        open_scores = total.flatten(1).gather(1, best.indices).masked_fill(~alive, _MINUS_INF)
         chosen = None
-        if self.lm is not None:
-            kept = extended[:, :beam].flatten(1).gather(1, best.indices)
+        if gains is not None:
+            kept = gains.flatten(1).gather(1, best.indices)
             chosen = torch.cat([kept, torch.zeros_like(kept)], dim=1)
-        self._move(
-            step,
-            rows,
-            torch.cat([parent, ended_parent], dim=1),
-            torch.cat([token, torch.full_like(ended_parent, -1)], dim=1),
-            chosen,
-        )
-        self.scores[:rows] = torch.cat([open_scores, ended_scores], dim=1)
-        return bool(alive.any())
+        parents = torch.cat([parent, ended_parent], dim=1)
+        self._move(step, rows, parents, torch.cat([token, torch.full_like(ended_parent, -1)], dim=1), chosen)
+        open_scores = total.flatten(1).gather(1, best.indices).masked_fill(~alive, _MINUS_INF)
+        self.scores[rows] = torch.cat([open_scores, ended_scores], dim=1)
+        return alive.any(dim=1)
 
     def _merged(self, scores: Tensor, hashes: Tensor) -> Tensor:
         """The first of equal hypotheses gets the sum, the others -inf."""
@@ -157,23 +154,22 @@ class _LatticeSearch:
         return merged.masked_fill((same & self.earlier).any(dim=2) | ~used, _MINUS_INF)
 
     def _move(
-        self, step: int, rows: int, parent: Tensor, token: Tensor, chosen: Tensor | None = None
+        self, step: int, rows: Tensor, parent: Tensor, token: Tensor, chosen: Tensor | None = None
     ) -> None:
-        """Hypotheses of places ``parent`` (rows, 2 K), with one more unit where ``token`` is not negative."""
+        """Hypotheses of places ``parent`` (R, 2 K), with one more unit where ``token`` is not negative."""
         silent = token < 0
-        old_hash = self.hashes[:rows].gather(1, parent)
-        old_context = self.context[:rows].gather(1, parent[..., None].expand(-1, -1, self.context.shape[2]))
+        old_hash = self.hashes[rows].gather(1, parent)
+        old_context = self.context[rows].gather(1, parent[..., None].expand(-1, -1, self.context.shape[2]))
         shifted = torch.cat([old_context[..., 1:], token[..., None]], dim=2)
-        self.scores[:rows] = self.scores[:rows].gather(1, parent)
-        self.hashes[:rows] = torch.where(silent, old_hash, append_to_hash(old_hash, token))
-        self.context[:rows] = torch.where(silent[..., None], old_context, shifted)
-        self.decoded[:rows] = decoded_again(
-            self.model, self.context[:rows], self.decoded[:rows], parent, ~silent
-        )
+        context = torch.where(silent[..., None], old_context, shifted)
+        self.decoded[rows] = decoded_again(self.model, context, self.decoded[rows], parent, ~silent)
+        self.scores[rows] = self.scores[rows].gather(1, parent)
+        self.hashes[rows] = torch.where(silent, old_hash, append_to_hash(old_hash, token))
+        self.context[rows] = context
         if self.lm is not None:
-            lm = self.lm.first(rows).gather(parent)
-            self.lm.write(lm if chosen is None else self.scorer.extended(lm, token, chosen))
-        self.parents[step, :rows], self.tokens[step, :rows] = parent, token
+            lm = self.lm.at(rows).gather(parent)
+            self.lm.write(lm if chosen is None else self.scorer.extended(lm, token, chosen), rows)
+        self.parents[step, rows], self.tokens[step, rows] = parent, token
 
     def results(self) -> list[list[Hypothesis]]:
         """Per utterance its final beam by falling score, never empty."""

@@ -63,10 +63,14 @@ class LmState:
         """(B, K) -> the hypotheses at ``places`` (B, K) of each utterance's beam."""
         return LmState(*(tensor.gather(1, places) for tensor in vars(self).values()))
 
-    def write(self, new: "LmState") -> None:
-        """Overwrites the first utterances with ``new``."""
+    def at(self, utterances: Tensor) -> "LmState":
+        """(B, K) -> those of the utterances with these numbers."""
+        return LmState(*(tensor[utterances] for tensor in vars(self).values()))
+
+    def write(self, new: "LmState", utterances: Tensor | None = None) -> None:
+        """Overwrites the first utterances with ``new``, or those with these numbers."""
         for old, tensor in zip(vars(self).values(), vars(new).values()):
-            old[: len(tensor)] = tensor
+            old[slice(len(tensor)) if utterances is None else utterances] = tensor
 
 
 class WordScorer:
