@@ -78,10 +78,27 @@ def run_task(task: SuiteTask, options: BenchmarkOptions) -> None:
         raise type(error)(f"task {task.name} ({task.command}): {error}") from error
 
 
+def write_status(
+    output: Path, options: BenchmarkOptions, ready: list[SuiteTask], left_out: dict[str, str]
+) -> None:
+    """Names and order of the tasks, for the page; with --tasks, those of earlier runs stay."""
+    from spear_lib.report.benchmarks import STATUS_NAME  # see main
+
+    now = {
+        task.folder_name: {"name": task.name, "folder": task.folder_name, "paper": task.paper_column}
+        for task in ready
+    }
+    output.mkdir(parents=True, exist_ok=True)
+    path = output / STATUS_NAME
+    before = {entry["folder"]: entry for entry in read_json(path)["tasks"]} if path.exists() else {}
+    content = {"suite": options.suite, "tasks": list((before | now).values()), "left_out": left_out}
+    write_json(path, content | {"code": commit()})
+
+
 def main(argv: list[str] | None = None) -> None:
     options = parse(BenchmarkOptions, argv, prog="python -m spear_lib.bin.benchmark", description=__doc__)
     # Imported here: matplotlib takes a second, and --help should not.
-    from spear_lib.report.benchmarks import STATUS_NAME, write_page
+    from spear_lib.report.benchmarks import write_page
     from spear_lib.report.paper_rows import paper_values
 
     tasks = options.read()
@@ -105,20 +122,12 @@ def main(argv: list[str] | None = None) -> None:
             "result": Path(options.output_dir) / "report.html",
         },
     )
+    output = Path(options.output_dir)
+    # Before the work: what a killed suite has measured keeps its name and its place.
+    write_status(output, options, ready, {task.name: task.missing for task in tasks if task.missing})
     for number, task in enumerate(ready, 1):
         logger.info("task %d of %d: %s (%s)", number, len(ready), task.name, task.command)
         run_task(task, options)
-    output = Path(options.output_dir)
-    now = {
-        task.folder_name: {"name": task.name, "folder": task.folder_name, "paper": task.paper_column}
-        for task in ready
-    }
-    # With --tasks, what was measured before keeps its name and its place.
-    path = output / STATUS_NAME
-    before = {entry["folder"]: entry for entry in read_json(path)["tasks"]} if path.exists() else {}
-    left_out = {task.name: task.missing for task in tasks if task.missing}
-    content = {"suite": options.suite, "tasks": list((before | now).values()), "left_out": left_out}
-    write_json(path, content | {"code": commit()})
     write_page(output, options.title, commit())
     for task in tasks:
         if task.missing:

@@ -30,6 +30,13 @@ class Measured:
     """Column of the paper with the same task and measure on its own data."""
 
 
+def _amount(name: str, count: Any) -> str:
+    """ "80 train", or "48 clips, 4,800 rows train" where a part is counted in several things."""
+    if isinstance(count, dict):
+        count = ", ".join(f"{number:,} {of_what}" for of_what, number in count.items())
+    return f"{count} {name}"
+
+
 def collect_benchmarks(folder: Path) -> list[Measured]:
     """All that lies in FOLDER/*/results.json, tasks in order of the folders' suite where it is known."""
     status = read_json(folder / STATUS_NAME) if (folder / STATUS_NAME).exists() else {}
@@ -93,7 +100,7 @@ def benchmark_section(measured: list[Measured]) -> Section | None:
     for one in measured:
         best = _best(one)
         cells = [_cell(one, encoder, encoder in best) for encoder in encoders]
-        data = ", ".join(f"{count} {name}" for name, count in one.counts.items())
+        data = ", ".join(_amount(name, count) for name, count in one.counts.items())
         rows.append(
             [one.task, f"{one.metric}, {'higher' if one.higher_is_better else 'lower'}", *cells, data]
         )

@@ -159,6 +159,28 @@ def test_mixtures_are_the_sum_of_their_sources(tmp_path):
         make(tmp_path / "x", {"kind": "two_speakers", "cuts": str(tmp_path)}, "task")
 
 
+def test_what_a_killed_suite_has_measured_keeps_its_name(tmp_path, monkeypatch):
+    text = """
+tasks:
+  Onsets, F:
+    {command: evaluate_hear, make: {kind: events, num_clips: 5}, paper: D16, options: {tasks: ["{made}"]}}
+"""
+    given = [
+        f"--suite={write(tmp_path / 's.yaml', text)}",
+        "--encoders=[e]",
+        f"--output_dir={tmp_path / 'out'}",
+    ]
+
+    def killed(task, options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(benchmark, "run_task", killed)
+    with pytest.raises(KeyboardInterrupt):
+        benchmark.main(given)
+    status = json.loads((tmp_path / "out" / "benchmarks.json").read_text())
+    assert [(entry["name"], entry["paper"]) for entry in status["tasks"]] == [("Onsets, F", "D16")]
+
+
 def test_the_command_goes_on_and_writes_a_page(tmp_path, caplog):
     encoder = write_encoder(tmp_path / "encoder")
     text = """
@@ -180,6 +202,7 @@ tasks:
     assert "left out: ESC, as {corpora} is not given" in caplog.text
     assert "| Onsets | event_onset_200ms_fms (%), higher |" in page
     assert "SPEAR_s+a Large" in page and "93.8" in page
+    assert " clips, " in page and " rows train" in page and "{" not in page.split("![")[0]
     assert (tmp_path / "out" / "pictures" / "benchmarks-0.png").stat().st_size > 5000
     assert "data:image/png;base64" in (tmp_path / "out" / "report.html").read_text()
     (one,) = collect_benchmarks(tmp_path / "out")
