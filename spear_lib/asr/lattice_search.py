@@ -15,8 +15,10 @@ from spear_lib.asr.hypothesis import Hypothesis
 from spear_lib.asr.model import AsrModel
 from spear_lib.asr.search import (
     append_to_hash,
+    best_of_beam,
     decode_context,
     decoded_again,
+    merge_equal,
     prepare,
     start_context,
     trace_back,
@@ -60,10 +62,8 @@ def lattice_beam_search(
         search.frame(t, rows)
     found = search.results()
     results: list[Hypothesis | None] = [None] * len(order)
-    for place, utterance in enumerate(order):
-        best = found[place][0]
-        best.nbest = found[place]
-        results[utterance] = best
+    for utterance, hypothesis in zip(order, found):
+        results[utterance] = hypothesis
     return results
 
 
@@ -93,7 +93,6 @@ class _LatticeSearch:
         self.steps_per_frame = max_units + 2
         self.parents = places.repeat(num_frames * self.steps_per_frame, batch, 1)
         self.tokens = torch.full_like(self.parents, -1)
-        self.earlier = torch.ones(2 * beam, 2 * beam, dtype=torch.bool, device=device).tril(-1)
 
     def frame(self, t: int, rows: int) -> None:
         """One frame of the first ``rows`` utterances."""
@@ -106,6 +105,7 @@ class _LatticeSearch:
                 break
         turn = self.swapped.expand(rows, -1)
         self._move(first + self.max_units + 1, active, turn, torch.full_like(turn, -1))
+        self.scores[:rows, : self.beam] = self.scores[:rows, self.beam :]
         self.scores[:rows, self.beam :] = _MINUS_INF
 
     def _step(self, step: int, t: int, rows: Tensor, last: bool) -> Tensor:
@@ -120,20 +120,21 @@ class _LatticeSearch:
         total = torch.log_softmax(logits, dim=-1) + old[:, :beam, None]
         # The same units, ended after another number of units in this frame: one hypothesis.
         ended = torch.cat([old[:, beam:], total[..., model.blank_id]], dim=1)
-        ended = self._merged(ended, old_hashes[:, self.swapped])
+        ended = merge_equal(ended, old_hashes[:, self.swapped], ended > _MINUS_INF)
         lm = self.lm.at(rows) if self.lm is not None else None
         best_ended = (ended if lm is None else ended + lm.scores[:, self.swapped]).topk(beam, dim=1)
         ended_parent = self.swapped[best_ended.indices]
         ended_scores = ended.gather(1, best_ended.indices)
         total[..., model.blank_id] = _MINUS_INF
-        gains = self.scorer.extended_scores(lm)[:, :beam] if lm is not None else None
+        of_open = torch.arange(beam, device=total.device).expand(len(rows), -1)
+        gains = self.scorer.extended_scores(lm.gather(of_open)) if lm is not None else None
         best = (total if gains is None else total + gains).flatten(1).topk(beam, dim=1)
         # What is behind all that have ended here cannot catch up, as blank is still to come.
         alive = (best.values > best_ended.values[:, -1:]) & (best.values > FORBIDDEN / 2) & (not last)
         parent = torch.where(
             alive,
             torch.div(best.indices, total.shape[2], rounding_mode="floor"),
-            torch.arange(beam, device=alive.device),
+            of_open,
         )
         token = torch.where(alive, best.indices % total.shape[2], -1)
         chosen = None
@@ -146,24 +147,17 @@ class _LatticeSearch:
         self.scores[rows] = torch.cat([open_scores, ended_scores], dim=1)
         return alive.any(dim=1)
 
-    def _merged(self, scores: Tensor, hashes: Tensor) -> Tensor:
-        """The first of equal hypotheses gets the sum, the others -inf."""
-        used = scores > _MINUS_INF
-        same = (hashes[:, :, None] == hashes[:, None, :]) & used[:, :, None] & used[:, None, :]
-        merged = torch.logsumexp(torch.where(same, scores[:, None, :], _MINUS_INF), dim=2)
-        return merged.masked_fill((same & self.earlier).any(dim=2) | ~used, _MINUS_INF)
-
     def _move(
         self, step: int, rows: Tensor, parent: Tensor, token: Tensor, chosen: Tensor | None = None
     ) -> None:
-        """Hypotheses of places ``parent`` (R, 2 K), with one more unit where ``token`` is not negative."""
+        """Hypotheses of places ``parent`` (R, 2 K), with one more unit where ``token`` is not negative; their
+        scores are the caller's."""
         silent = token < 0
         old_hash = self.hashes[rows].gather(1, parent)
         old_context = self.context[rows].gather(1, parent[..., None].expand(-1, -1, self.context.shape[2]))
         shifted = torch.cat([old_context[..., 1:], token[..., None]], dim=2)
         context = torch.where(silent[..., None], old_context, shifted)
         self.decoded[rows] = decoded_again(self.model, context, self.decoded[rows], parent, ~silent)
-        self.scores[rows] = self.scores[rows].gather(1, parent)
         self.hashes[rows] = torch.where(silent, old_hash, append_to_hash(old_hash, token))
         self.context[rows] = context
         if self.lm is not None:
@@ -171,20 +165,13 @@ class _LatticeSearch:
             self.lm.write(lm if chosen is None else self.scorer.extended(lm, token, chosen), rows)
         self.parents[step, rows], self.tokens[step, rows] = parent, token
 
-    def results(self) -> list[list[Hypothesis]]:
-        """Per utterance its final beam by falling score, never empty."""
+    def results(self) -> list[Hypothesis]:
+        """Per utterance the best of its final beam."""
         scores = self.scores
         if self.lm is not None:
             scores = scores + self.scorer.final_scores(self.lm)
         emitted = trace_back(self.parents, self.tokens)
-        results = []
-        for of_beam, sequences in zip(scores[:, : self.beam].tolist(), emitted):
-            found = []
-            for score, sequence in zip(of_beam, sequences):
-                if score > FORBIDDEN / 2:
-                    steps = [step for step, unit in enumerate(sequence) if unit >= 0]
-                    times = [step // self.steps_per_frame for step in steps]
-                    found.append(Hypothesis([sequence[step] for step in steps], times, score))
-            # Every spelling was a forbidden one: an empty transcript.
-            results.append(sorted(found, key=lambda item: -item.score) or [Hypothesis([], [], _MINUS_INF)])
-        return results
+        return [
+            best_of_beam(of_beam, sequences, steps_per_frame=self.steps_per_frame)
+            for of_beam, sequences in zip(scores[:, : self.beam].tolist(), emitted)
+        ]

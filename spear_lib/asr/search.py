@@ -138,6 +138,13 @@ def append_to_hash(state: Tensor, token: Tensor) -> Tensor:
     return mixed ^ ((mixed >> 29) & ((1 << 35) - 1))
 
 
+def merge_equal(scores: Tensor, hashes: Tensor, alive: Tensor) -> Tensor:
+    """Hypotheses (B, K) with the same units are one: the first gets the sum, others and dead ones -inf."""
+    same = (hashes[:, :, None] == hashes[:, None, :]) & alive[:, :, None] & alive[:, None, :]
+    merged = torch.logsumexp(torch.where(same, scores[:, None, :], -torch.inf), dim=2)
+    return merged.masked_fill(same.tril(-1).any(dim=2) | ~alive, -torch.inf)
+
+
 @torch.no_grad()
 def modified_beam_search(
     model: AsrModel,
@@ -175,7 +182,6 @@ def modified_beam_search(
     # Traces instead of copied histories: where each hypothesis came from and what it emitted.
     parents = torch.arange(beam, device=device).repeat(num_frames, batch, 1)
     tokens = torch.full((num_frames, batch, beam), -1, dtype=torch.int64, device=device)
-    earlier = torch.ones(beam, beam, dtype=torch.bool, device=device).tril(-1)
     for t, rows in enumerate(active):
         logits = model.joiner(frames[:rows, t, None], decoded[:rows], project_input=False).float()
         if blank_penalty:
@@ -201,10 +207,7 @@ def modified_beam_search(
         new_hash = torch.where(silent, old_hash, append_to_hash(old_hash, token))
         values = total.reshape(rows, -1).gather(1, best.indices)
         alive = best.values > FORBIDDEN / 2
-        same = (new_hash[:, :, None] == new_hash[:, None, :]) & alive[:, :, None] & alive[:, None, :]
-        merged = torch.logsumexp(torch.where(same, values[:, None, :], -torch.inf), dim=2)
-        duplicate = (same & earlier).any(dim=2)
-        scores[:rows] = merged.masked_fill(duplicate | ~alive, -torch.inf)
+        scores[:rows] = merge_equal(values, new_hash, alive)
         hashes[:rows] = new_hash
         parents[t, :rows] = parent
         tokens[t, :rows] = torch.where(silent, -1, token)
@@ -223,7 +226,7 @@ def modified_beam_search(
     emitted = trace_back(parents, tokens)
     results: list[Hypothesis | None] = [None] * batch
     for row, (utterance, beam_scores) in enumerate(zip(order, scores.tolist())):
-        results[utterance] = _best_of_beam(beam_scores, emitted[row], context_size)
+        results[utterance] = best_of_beam(beam_scores, emitted[row], context_size)
     return results
 
 
@@ -240,13 +243,16 @@ def trace_back(parents: Tensor, tokens: Tensor) -> list[list[list[int]]]:
     return torch.stack(steps[::-1], dim=2).tolist()
 
 
-def _best_of_beam(scores: list[float], emitted: list[list[int]], context_size: int | None) -> Hypothesis:
-    """The best by score / (units + context_size); by its score alone where that is None."""
+def best_of_beam(
+    scores: list[float], emitted: list[list[int]], context_size: int | None = None, steps_per_frame: int = 1
+) -> Hypothesis:
+    """The best by score / (units + context_size), where that is None by score; with the whole beam."""
     nbest = []
     for score, units in zip(scores, emitted):
         if score > FORBIDDEN / 2:
-            times = [time for time, unit in enumerate(units) if unit >= 0]
-            nbest.append(Hypothesis([units[time] for time in times], times, score))
+            steps = [step for step, unit in enumerate(units) if unit >= 0]
+            times = [step // steps_per_frame for step in steps]
+            nbest.append(Hypothesis([units[step] for step in steps], times, score))
     if not nbest:  # every spelling was a forbidden one
         return Hypothesis([], [], float("-inf"))
     nbest.sort(key=lambda item: -item.score)

@@ -31,7 +31,7 @@ class Measured:
 
 
 def _amount(name: str, count: Any) -> str:
-    """ "80 train", or "48 clips, 4,800 rows train" where a part is counted in several things."""
+    """Such as "80 train", or "48 clips, 4,800 rows train" where a part is counted in several things."""
     if isinstance(count, dict):
         count = ", ".join(f"{number:,} {of_what}" for of_what, number in count.items())
     return f"{count} {name}"
