@@ -1,7 +1,7 @@
 """Which search finds the transcript, as an option: head, method, beam, language model."""
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -108,11 +108,14 @@ class Searcher:
                 f"search.ctc_weight is {config.ctc_weight:g}, but this model was trained with one head: "
                 f"{', '.join(model.heads)}"
             )
-        if self.head == "ctc" and (config.ctc_weight or config.max_units_per_frame > 1):
-            raise ValueError(
-                "search.ctc_weight and search.max_units_per_frame are for the search of the transducer, and "
-                "search.head is ctc"
-            )
+        if self.head == "ctc":
+            if config.ctc_weight:
+                raise ValueError(
+                    "search.ctc_weight is for the search of the transducer, and search.head is ctc"
+                )
+            # A configuration serves models of either head: units per frame say nothing of CTC.
+            self.config = replace(config, max_units_per_frame=1)
+        self.ctc_may_vote = self.head == "transducer" and "ctc" in model.heads and config.method == "beam"
         self.scorer = None
         if config.lm:
             scorer = WordScorer(lm or load_ngram_model(config.lm), units, config.lm_scores)

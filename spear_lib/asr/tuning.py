@@ -31,7 +31,8 @@ class TuneConfig:
     blank_penalties: list[float] = field(default_factory=lambda: [0.0])
     """Penalties on blank, nats (ours)."""
     ctc_weights: list[float] = field(default_factory=list)
-    """Weights of the CTC head beside the transducer (ours); empty: that of search."""
+    """Weights of the CTC head beside the transducer (ours); empty, or where the search is not the
+    beam search of a transducer with a CTC head beside it: that of search."""
     beam: int = 0
     """Beam while choosing; 0: that of search."""
 
@@ -44,8 +45,10 @@ class TuneConfig:
             raise ValueError("tune.weights, tune.word_scores and tune.blank_penalties need one value each")
 
 
-def grid(search: SearchConfig, tune: TuneConfig) -> list[SearchConfig]:
-    """Every combination, in a fixed order; without a language model none of its weights."""
+def grid(search: SearchConfig, tune: TuneConfig, ctc_may_vote: bool) -> list[SearchConfig]:
+    """Every combination, in a fixed order. Without a language model none of its weights is varied, and where
+    the CTC head may not vote, not that one."""
+    ctc_weights = tune.ctc_weights if ctc_may_vote and tune.ctc_weights else [search.ctc_weight]
     weights = tune.weights if search.lm else [search.lm_scores.weight]
     word_scores = tune.word_scores if search.lm else [search.lm_scores.word_score]
     return [
@@ -56,7 +59,7 @@ def grid(search: SearchConfig, tune: TuneConfig) -> list[SearchConfig]:
             lm_scores=dataclasses.replace(search.lm_scores, weight=weight, word_score=word_score),
         )
         for weight, word_score, penalty, ctc_weight in itertools.product(
-            weights, word_scores, tune.blank_penalties, tune.ctc_weights or [search.ctc_weight]
+            weights, word_scores, tune.blank_penalties, ctc_weights
         )
     ]
 
@@ -89,7 +92,7 @@ def choose_search(
     ]
     device = next(searcher.model.parameters()).device
     lm = searcher.scorer.model if searcher.scorer else None
-    candidates = grid(config, tune)
+    candidates = grid(config, tune, searcher.ctc_may_vote)
     tried = []
     for candidate in progress(candidates, len(candidates), f"{tune.dev_set}: choosing weights", "searches"):
         narrow = dataclasses.replace(candidate, beam=tune.beam or candidate.beam)

@@ -13,6 +13,7 @@ from spear_lib.asr.model import AsrModel, TransducerConfig
 from spear_lib.asr.ngram_training import train_ngram
 from spear_lib.asr.search import greedy_search_batch, modified_beam_search
 from spear_lib.asr.searcher import SearchConfig, Searcher
+from spear_lib.asr.tuning import TuneConfig, grid
 from spear_lib.asr.units import CharacterUnits
 from spear_lib.asr.word_scores import WordScoreConfig, WordScorer
 from spear_lib.transducer import rnnt_loss
@@ -342,8 +343,6 @@ def test_what_does_not_go_together_is_said():
         Searcher(_model(4), units, SearchConfig(ctc_weight=0.5))
     with pytest.raises(ValueError, match=r"search.head is ctc"):
         Searcher(two_heads(), units, SearchConfig(head="ctc", ctc_weight=0.5))
-    with pytest.raises(ValueError, match=r"search.head is ctc"):
-        Searcher(two_heads(), units, SearchConfig(head="ctc", max_units_per_frame=2))
     with pytest.raises(ValueError, match=r"max_units_per_frame must be at least 1, it is 0"):
         SearchConfig(max_units_per_frame=0)
     with pytest.raises(ValueError, match=r"ctc_weight must not be negative, it is -1"):
@@ -359,3 +358,25 @@ def test_broken_numbers_are_refused():
     for search in (greedy_search_batch, modified_beam_search, lattice_beam_search):
         with pytest.raises(ValueError, match="holds NaN: the model or its input is broken"):
             search(model, encoder_out, lengths)
+
+
+@pytest.mark.parametrize(
+    ("heads", "options", "votes", "words"),
+    [
+        ("both", {}, True, "beam 4, 3 units per frame"),
+        ("both", {"head": "ctc"}, False, "beam 4, ctc"),
+        ("both", {"method": "greedy"}, False, "greedy, 3 units per frame"),
+        ("transducer", {}, False, "beam 4, 3 units per frame"),
+        ("ctc", {}, False, "beam 4"),
+    ],
+)
+def test_one_configuration_of_search_and_tuning_serves_every_model(heads, options, votes, words):
+    losses = {"both": {"ctc_loss_scale": 1.0}, "ctc": {"ctc_loss_scale": 1.0, "transducer_loss_scale": 0.0}}
+    config = TransducerConfig(decoder_dim=16, joiner_dim=16, **losses.get(heads, {}))
+    model = AsrModel(None, config, 4, encoder_dim=8).eval()
+    searcher = Searcher(model, CharacterUnits(" AB"), SearchConfig(max_units_per_frame=3, **options))
+    assert searcher.ctc_may_vote is votes and str(searcher.config) == words
+    tried = grid(searcher.config, TuneConfig("dev", ctc_weights=[0.0, 0.5]), searcher.ctc_may_vote)
+    assert [candidate.ctc_weight for candidate in tried] == ([0.0, 0.5] if votes else [0.0])
+    for candidate in tried:
+        Searcher(model, CharacterUnits(" AB"), candidate)(*_batch([4, 3]))
