@@ -13,6 +13,7 @@ the field). Code of this library therefore loads tokens with ``load_tokens`` and
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +59,7 @@ __all__ = [
 ]
 
 FRAME_TOLERANCE = 2
-"""Token frames by which a count may differ from duration x rate (edges of the teacher's windows,
-rounding)."""
+"""Token frames by which a count may differ from what the duration and the teacher's frames say (rounding)."""
 
 
 def attach_tokens(
@@ -110,11 +110,12 @@ def attach_tokens(
 
 
 def _check_frames(cut: Cut, entry: Entry, facts: TokenFacts) -> None:
-    expected = cut.duration * facts.frame_rate
+    expected = facts.num_frames(cut.duration)
     if abs(entry.num_frames - expected) > FRAME_TOLERANCE:
         raise ValueError(
             f"cut {cut.id} has {entry.num_frames} token frames, expected {expected:.1f} +- {FRAME_TOLERANCE} "
-            f"({cut.duration:.3f} s at {facts.frame_rate:g} Hz)"
+            f"({cut.duration:.3f} s at {facts.frame_rate:g} Hz, frame 0 centred at "
+            f"{facts.first_frame_center_ms:g} ms)"
         )
 
 
@@ -164,13 +165,32 @@ def load_tokens(cut: Cut, field: str) -> np.ndarray:
     to_the_end = abs(cut.end - manifest.end) < FRAME_TOLERANCE / rate
     tokens = manifest.load(start=cut.start, duration=None if to_the_end else cut.duration)
     expected = cut.duration * rate
-    if abs(tokens.shape[0] - expected) > FRAME_TOLERANCE:
+    excess = tokens.shape[0] - expected
+    if abs(excess) > FRAME_TOLERANCE and not -_lost_at_the_edges(cut, field, rate) <= excess <= 0:
         raise ValueError(
             f"cut {cut.id} has {tokens.shape[0]} frames of tokens {field!r}, expected {expected:.1f} +- "
             f"{FRAME_TOLERANCE} ({cut.duration:.3f} s at {rate:g} Hz). Padded, or its speed was changed, "
             "after the tokens were made?"
         )
     return tokens
+
+
+def _lost_at_the_edges(cut: Cut, field: str, rate: float) -> float:
+    """Frames by which a teacher's tokens may be fewer than duration x rate: what it lacks at the edges
+    of an utterance, of which a window of the cut may have both, one or none."""
+    facts = cut.custom.get(facts_key(field))
+    if facts is None:
+        facts = _facts_of(str(_store_of(cut.custom[field])))
+    return 2e-3 * facts.get("first_frame_center_ms", 0.0) * rate - 1.0 + FRAME_TOLERANCE
+
+
+def _store_of(manifest: TemporalArray) -> Path:
+    return Path(manifest.array.storage_path).parent.parent
+
+
+@lru_cache(maxsize=16)
+def _facts_of(store: str) -> dict[str, Any]:
+    return store_facts(store) if (Path(store) / STORE_FILE).is_file() else {}
 
 
 def token_files(cut: Cut, fields: Iterable[str]) -> list[str]:
@@ -262,7 +282,7 @@ def token_facts(cut: Cut, field: str) -> dict[str, Any]:
         "num_codebooks": manifest.shape[1],
         **cut.custom.get(facts_key(field), {}),
     }
-    store = Path(manifest.array.storage_path).parent.parent
+    store = _store_of(manifest)
     if manifest.array.storage_type == STORAGE_TYPE and (store / STORE_FILE).is_file():
         full = store_facts(store)
         if facts["quantizer_id"] != full["quantizer_id"]:

@@ -55,6 +55,11 @@ class TokenFacts:
         """Tokens of one second of audio, bytes."""
         return self.frame_rate * self.num_codebooks * np.dtype(self.dtype).itemsize
 
+    def num_frames(self, duration: float) -> float:
+        """Frames of an utterance of ``duration`` seconds, to within rounding: the last frame is as far from
+        its end as the first from its beginning. (A Zipformer has none within 45 ms of either.)"""
+        return max(0.0, (duration - 2e-3 * self.first_frame_center_ms) * self.frame_rate + 1.0)
+
 
 @dataclass(frozen=True)
 class ShardPlan:

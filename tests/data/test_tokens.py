@@ -24,6 +24,7 @@ from spear_lib.tokens.fields import (
     write_store,
     write_store_facts,
 )
+from spear_lib.tokens.shar import export_shar
 from spear_lib.tokens.store import store_facts
 
 
@@ -173,7 +174,7 @@ def test_attaching_refuses_other_audio(store):
 
 def test_attaching_refuses_wrong_frame_counts(tmp_path):
     write_store(tmp_path, FACTS, [cut_of("a", 1.0)], [codes_of(25)])
-    with pytest.raises(ValueError, match=r"cut a has 25 token frames, expected 50.0 \+- 2"):
+    with pytest.raises(ValueError, match=r"cut a has 25 token frames, expected 50.5 \+- 2"):
         list(attach_tokens([cut_of("a", 1.0)], tmp_path))
 
 
@@ -344,3 +345,37 @@ def test_histograms_count_every_code(store):
 def test_bad_keys_say_so():
     with pytest.raises(ValueError, match="token key '12:3' is not"):
         token_module.PackedTokenReader("x").read("12:3")
+
+
+def test_a_teacher_without_frames_at_the_edges(tmp_path):
+    """A Zipformer's first frame is centred at 45 ms, its last one 45 ms before the end: 46 in a second."""
+    facts = dataclasses.replace(FACTS, first_frame_center_ms=45.0)
+    cuts = [
+        cut_of("second", 1.0),
+        cut_of("long", 12.34),
+        cut_of("short", 0.13),
+        cut_of("part", 2.0, 3.0, 9.0),
+    ]
+    codes = [codes_of(number, number) for number in (46, 613, 3, 96)]
+    write_store(tmp_path, facts, cuts, codes)
+    write_store_facts(tmp_path, facts, {})
+    attached = list(attach_tokens(cuts, tmp_path))
+    assert validate(attached, "toy_cb4").num_frames == 46 + 613 + 3 + 96
+    assert all(np.array_equal(load_tokens(cut, "toy_cb4"), own) for cut, own in zip(attached, codes))
+    long = attached[1]
+    inside = load_tokens(long.truncate(offset=2.0, duration=4.0), "toy_cb4")
+    assert np.array_equal(inside, codes[1][100:300])
+    at_the_end = load_tokens(long.truncate(offset=10.0), "toy_cb4")
+    assert np.array_equal(at_the_end, codes[1][500:])
+    export_shar(attached, tmp_path / "shar", ["toy_cb4"])
+    again = CutSet.from_shar(in_dir=tmp_path / "shar")
+    assert [len(load_tokens(cut, "toy_cb4")) for cut in again] == [46, 613, 3, 96]
+    for number in (50, 42):
+        other = tmp_path / str(number)
+        write_store(other, facts, cuts[:1], [codes_of(number)])
+        write_store_facts(other, facts, {})
+        with pytest.raises(ValueError, match=f"has {number} token frames, expected 46.5 .*centred at 45 ms"):
+            list(attach_tokens(cuts[:1], other))
+    slower = attached[0].perturb_speed(0.9)
+    with pytest.raises(ValueError, match=r"46 frames of tokens 'toy_cb4', expected 55.6.*speed was changed"):
+        load_tokens(slower, "toy_cb4")

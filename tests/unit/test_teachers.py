@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -11,10 +12,18 @@ from spear_lib import encoders
 from spear_lib.encoders.kinds import build_encoder
 from spear_lib.encoders.transformer import TransformerConfig
 from spear_lib.encoders.zipformer import ZipformerConfig
-from spear_lib.teachers import create_teacher
+from spear_lib.teachers import (
+    AtstFrameTeacher,
+    DashengTeacher,
+    EncoderOutputTeacher,
+    ResemblyzerTeacher,
+    SpeechEmbeddingTeacher,
+    create_teacher,
+)
 from spear_lib.teachers.embedding import length_batches
 from spear_lib.teachers.options import SpectralOptions, TeacherOptions
 from spear_lib.teachers.spectral import cosine_basis
+from spear_lib.tokens.plan import TokenFacts
 
 
 def noise(*lengths: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -202,6 +211,34 @@ def test_a_real_encoder_does_not_see_batch_mates(monkeypatch, kind, expected):
     assert counts.tolist() == expected
     alone, _ = teacher.embed(waveforms[1:2, :5000], lengths[1:2])
     torch.testing.assert_close(together[1, : expected[1]], alone[0], atol=1e-4, rtol=1e-3)
+
+
+def every_geometry(monkeypatch):
+    """(name, frames of N samples, frames per second, centre of frame 0) of every kind of teacher."""
+    encoders_of = [
+        ZipformerConfig.mini(),
+        ZipformerConfig.mini(output_downsampling_factor=2),
+        TransformerConfig.mini(),
+    ]
+    made = [create_teacher("spectral", frame_rate=rate) for rate in (25, 50)]
+    for config in encoders_of:
+        encoder = build_encoder(config)
+        monkeypatch.setattr(encoders, "load_encoder", lambda path, encoder=encoder: encoder, raising=False)
+        made += [create_teacher("spear", "folder"), EncoderOutputTeacher("folder")]
+    for teacher in made:
+        yield teacher.name, teacher.num_frames, teacher.frame_rate, teacher.first_frame_center_ms
+    for kind in (DashengTeacher, AtstFrameTeacher, ResemblyzerTeacher, SpeechEmbeddingTeacher):
+        yield kind.name, partial(kind.num_frames, None), kind.frame_rate, kind.first_frame_center_ms
+
+
+def test_stage_6_expects_the_frames_that_every_teacher_has(monkeypatch):
+    for name, count, rate, center in every_geometry(monkeypatch):
+        facts = TokenFacts("x_cb1", name, "q", rate, center, 1, 256, "cuts")
+        for num_samples in [*range(1600, 3300, 37), 15999, 16000, 16001, 160_000, 479_999]:
+            assert abs(facts.num_frames(num_samples / 16000) - count(num_samples)) <= 1.01, (
+                name,
+                num_samples,
+            )
 
 
 @pytest.mark.parametrize(
