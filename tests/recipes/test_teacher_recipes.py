@@ -15,7 +15,8 @@ from teacher_fixtures import tiny_checkpoint
 from toy_recipe import REPOSITORY
 
 from spear_lib.data.manifests import Manifest
-from spear_lib.encoders import build_encoder, save_encoder
+from spear_lib.encoders import save_encoder
+from spear_lib.encoders.kinds import build_encoder
 from spear_lib.encoders.zipformer import ZipformerConfig
 from spear_lib.quantization import Quantizer
 from spear_lib.teachers import create_teacher
