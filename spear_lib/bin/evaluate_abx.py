@@ -34,7 +34,7 @@ class AbxOptions(PhoneOptions):
     """Encoders, token stores, phones and conditions."""
 
     layers: str = "output"
-    """output, the number of a layer, or all: every layer, the best one is named."""
+    """output, numbers of layers (3 or 3,6,9), or all: every one is measured, the best one is named."""
     speaker: list[str] = field(default_factory=lambda: list(SPEAKERS))
     """Conditions: within, across."""
     context: list[str] = field(default_factory=lambda: ["within"])
@@ -57,7 +57,7 @@ class AbxOptions(PhoneOptions):
             if not values or set(values) - set(known):
                 raise ValueError(f"{name} is {values}: use {' or '.join(known)}")
         if self.layers in ("concat", "weighted"):
-            raise ValueError(f"layers is {self.layers!r}: use output, all or the number of a layer")
+            raise ValueError(f"layers is {self.layers!r}: use output, all or numbers of layers (3 or 3,6,9)")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -90,8 +90,10 @@ def main(argv: list[str] | None = None) -> None:
         distance: str,
         rate: int,
         load: Callable[[], tuple[list[dict[str, Tensor]], float]],
+        label: Callable[[int], str],
     ) -> None:
-        """All conditions of an encoder or store; ``load`` is called where one of them is missing."""
+        """All conditions of an encoder or store; ``load`` is called where one of them is missing, and
+        ``label`` says which state was the best."""
         conditions = Conditions(
             phones, load, rate, distance, options.abx, options.max_too_short, options.without_last_frame
         )
@@ -105,7 +107,7 @@ def main(argv: list[str] | None = None) -> None:
                     facts | data | protocol | {"distance": distance},
                     lambda speaker=speaker, context=context: conditions(speaker, context),
                 )
-                table.setdefault(name, {})[task] = f"{result['mean']:.2f} (state {result['best_state']})"
+                table.setdefault(name, {})[task] = f"{result['mean']:.2f}{label(result['best_state'])}"
                 logger.info(
                     "%s, %s: %.2f %%, %d cells of %d phones, %d without a frame",
                     *(name, task, result["mean"], result["cells"], result["items"], result["too_short"]),
@@ -121,6 +123,7 @@ def main(argv: list[str] | None = None) -> None:
                 features_of(encoder, audio, names, f"features of {name}"),
                 encoder.first_center_ms,
             ),
+            encoder.state_label,
         )
     for name, path in options.named_stores().items():
         store = TokenStoreReader(path)
@@ -132,8 +135,9 @@ def main(argv: list[str] | None = None) -> None:
                 chosen = slice(None) if codebook is None else slice(codebook, codebook + 1)
                 return [{file: codes[:, chosen] for file, codes in tokens.items()}], first_ms
 
-            label = name if codebook is None else f"{name}, codebook {codebook}"
-            measure(label, of_store | {"codebook": codebook}, "units", round(store.facts.frame_rate), load)
+            part = name if codebook is None else f"{name}, codebook {codebook}"
+            facts = of_store | {"codebook": codebook}
+            measure(part, facts, "units", round(store.facts.frame_rate), load, lambda _: "")
     log_table(table)
 
 

@@ -41,7 +41,7 @@ class HearOptions(MeasureOptions):
 
 def main(argv: list[str] | None = None) -> None:
     options = parse(HearOptions, argv, prog="python -m spear_lib.bin.evaluate_hear", description=__doc__)
-    if options.layers in ("all", "weighted"):
+    if options.layers in ("all", "weighted") or "," in options.layers:
         raise ValueError(f"layers is {options.layers!r}: use output, concat or the number of a layer")
     tasks = [read_task(folder) for folder in find_tasks(options.tasks)]
     results = Results(options.output_dir, "hear", command_line("spear_lib.bin.evaluate_hear", argv))

@@ -31,7 +31,7 @@ class UnitOptions(PhoneOptions):
     """Encoders, token stores and phones."""
 
     layers: str = "output"
-    """Of encoders: output, the number of a layer, or all: every layer, the best one is named."""
+    """Of encoders: output, numbers of layers (3 or 3,6,9), or all: the best one is named."""
     num_clusters: int = 256
     """Clusters of an encoder's frames."""
     train_audio: list[str] | None = None
@@ -47,7 +47,7 @@ class UnitOptions(PhoneOptions):
                 "or more clusters, and at least as many frames"
             )
         if self.layers in ("concat", "weighted"):
-            raise ValueError(f"layers is {self.layers!r}: use output, all or the number of a layer")
+            raise ValueError(f"layers is {self.layers!r}: use output, all or numbers of layers (3 or 3,6,9)")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -98,14 +98,13 @@ def main(argv: list[str] | None = None) -> None:
                 encoder, clustering, phones, audio, names, seconds, name
             ),
         )
-        table[name] = _row(result)
+        table[name] = _row(result, encoder.state_label(result["best_state"]))
     log_table(table)
 
 
-def _row(result: dict[str, Any]) -> dict[str, str]:
+def _row(result: dict[str, Any], state: str = "") -> dict[str, str]:
     """What the table shows: PNMI, and the rest of the first codebook or seed of the best state."""
     first = result["quality"][0]
-    state = f" (state {result['best_state']})" if "best_state" in result else ""
     return {
         "PNMI": f"{result['mean']:.3f} ± {result['std']:.3f}{state}",
         "phone purity": f"{first['phone_purity']:.3f}",

@@ -54,7 +54,7 @@ class XaresOptions(MeasureOptions):
         super().__post_init__()
         if bool(self.clips) == bool(self.train and self.test):
             raise ValueError("give either clips, or train and test (and valid)")
-        if self.layers in ("all", "weighted"):
+        if self.layers in ("all", "weighted") or "," in self.layers:
             raise ValueError(f"layers is {self.layers!r}: use output, concat or the number of a layer")
 
     def read(self) -> list[Clip]:

@@ -66,22 +66,13 @@ class ExtractOptions:
         if self.format == "lhotse" and not self.field.isidentifier():
             raise ValueError(f"field is {self.field!r}: use a name of letters, digits and underscores")
 
-    def chosen(self) -> str | list[int]:
-        """What AlignedEncoder takes as layers."""
-        if "," not in self.layers:
-            return self.layers
-        try:
-            return [int(number) for number in self.layers.split(",")]
-        except ValueError as error:
-            raise ValueError(f"layers is {self.layers!r}: use numbers, 3,6,9") from error
-
 
 def main(argv: list[str] | None = None) -> None:
     options = parse(
         ExtractOptions, argv, prog="python -m spear_lib.bin.extract_features", description=__doc__
     )
     device = choose_device(options.device)
-    encoder = AlignedEncoder(load_upstream(options.encoder), options.chosen()).to(device)
+    encoder = AlignedEncoder(load_upstream(options.encoder), options.layers).to(device)
     if encoder.layers == "weighted":
         raise ValueError("layers is 'weighted': those weights are learned by a client; use all or concat")
     recordings = find_recordings(options.audio)

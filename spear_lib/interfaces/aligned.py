@@ -138,21 +138,28 @@ class AlignedEncoder(nn.Module):
 
     def _read_layers(self, layers: str | int | Sequence[int]) -> list[int] | None:
         """Numbers of the states, None for the output alone."""
-        if isinstance(layers, str) and layers.lstrip("-").isdecimal():
-            layers = int(layers)
         if layers == "output":
             return None
-        if isinstance(layers, str):
-            if layers not in LAYERS:
-                raise ValueError(f"layers is {layers!r}: use {', '.join(LAYERS)} or numbers of layers")
+        if layers in LAYERS:
             return list(range(self.num_states))
-        chosen = [layers] if isinstance(layers, int) else list(layers)
+        chosen = [layers] if isinstance(layers, int) else layers
+        if isinstance(layers, str):
+            try:
+                chosen = [int(number) for number in layers.split(",")]
+            except ValueError as error:
+                raise ValueError(
+                    f"layers is {layers!r}: use {', '.join(LAYERS)}, or numbers of layers (3 or 3,6,9)"
+                ) from error
         wrong = [index for index in chosen if not -self.num_states <= index < self.num_states]
         if wrong or not chosen:
             raise ValueError(
                 f"layers is {layers}: the encoder has states 0..{self.num_states - 1}, negative from the last"
             )
         return [index % self.num_states for index in chosen]
+
+    def state_label(self, number: int) -> str:
+        """What tables call the state of that place among those given out: " (state 3)"; an output nothing."""
+        return "" if self.indices is None else f" (state {self.indices[number]})"
 
     def train(self, mode: bool = True) -> "AlignedEncoder":
         """``mode`` is that of the layer weights; the encoder stays in evaluation mode."""

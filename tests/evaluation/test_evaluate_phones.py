@@ -108,3 +108,18 @@ def test_what_is_wrong_is_said(corpus, tmp_path):
     evaluate_units.main(options(corpus, tmp_path, encoders="[log-mel]", num_clusters=4))
     with pytest.raises(ValueError, match=r"holds results of 'units', not of 'abx'"):
         evaluate_abx.main(options(corpus, tmp_path, encoders="[log-mel]"))
+
+
+def test_numbers_of_layers(corpus, tmp_path, caplog):
+    """The best of those that were asked for, by the number that it has in the encoder."""
+    caplog.set_level(logging.INFO)
+    given = options(corpus, tmp_path, encoders=f"[ours={corpus / 'encoder'}]", baselines="false")
+    evaluate_abx.main([*given, "--layers", "all", "--output_dir", str(tmp_path / "all")])
+    evaluate_abx.main([*given, "--layers", "1,3", "--output_dir", str(tmp_path / "some")])
+    every = json.loads((tmp_path / "all" / "results.json").read_text())["results"]["ours"]
+    some = json.loads((tmp_path / "some" / "results.json").read_text())["results"]["ours"]
+    for task, result in some.items():
+        assert result["errors"] == [every[task]["errors"][state] for state in (1, 3)]
+        assert f"{result['mean']:.2f} (state {(1, 3)[result['best_state']]})" in caplog.text
+    with pytest.raises(ValueError, match=r"layers is '1,x': .* or numbers of layers \(3 or 3,6,9\)"):
+        evaluate_abx.main([*given, "--layers", "1,x", "--output_dir", str(tmp_path / "wrong")])

@@ -135,7 +135,7 @@ def test_options(corpus):
             run(corpus, wrong)
     for wrong, message in (
         ("--layers=9", "layers is 9"),
-        ("--layers=1,x", "use numbers"),
+        ("--layers=1,x", "numbers of layers"),
         ("--layers=weighted", "learned"),
     ):
         with pytest.raises(ValueError, match=message):
