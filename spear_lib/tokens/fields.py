@@ -26,7 +26,7 @@ from torch import Tensor
 from spear_lib.data.batch import PADDING
 from spear_lib.data.packed_arrays import STORAGE_TYPE, PackedTokenReader
 from spear_lib.runtime.files import read_json, write_json
-from spear_lib.tokens.plan import ShardPlan, TokenFacts
+from spear_lib.tokens.plan import ShardPlan, TokenFacts, frames_lost_at_the_edges
 from spear_lib.tokens.store import (
     STORE_FILE,
     Entry,
@@ -181,7 +181,7 @@ def _lost_at_the_edges(cut: Cut, field: str, rate: float) -> float:
     facts = cut.custom.get(facts_key(field))
     if facts is None:
         facts = _facts_of(str(_store_of(cut.custom[field])))
-    return 2e-3 * facts.get("first_frame_center_ms", 0.0) * rate - 1.0 + FRAME_TOLERANCE
+    return frames_lost_at_the_edges(facts.get("first_frame_center_ms", 0.0), rate) + FRAME_TOLERANCE
 
 
 def _store_of(manifest: TemporalArray) -> Path:

@@ -58,7 +58,13 @@ class TokenFacts:
     def num_frames(self, duration: float) -> float:
         """Frames of an utterance of ``duration`` seconds, to within rounding: the last frame is as far from
         its end as the first from its beginning. (A Zipformer has none within 45 ms of either.)"""
-        return max(0.0, (duration - 2e-3 * self.first_frame_center_ms) * self.frame_rate + 1.0)
+        lost = frames_lost_at_the_edges(self.first_frame_center_ms, self.frame_rate)
+        return max(0.0, duration * self.frame_rate - lost)
+
+
+def frames_lost_at_the_edges(first_frame_center_ms: float, frame_rate: float) -> float:
+    """Frames by which an utterance has fewer than duration x rate; -1 where frame 0 is at its start."""
+    return 2e-3 * first_frame_center_ms * frame_rate - 1.0
 
 
 @dataclass(frozen=True)
